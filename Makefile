@@ -1,0 +1,51 @@
+# `make` alone lists the targets. Everything runs in $(VENV), which is made on first use.
+
+VENV ?= .venv
+# The first interpreter that is new enough; set PYTHON=... to choose another.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+WORKERS ?= 2
+DEMO ?= demo-output
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+# One thread per test worker: the models are small, and threads that compete make them slower.
+ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: help install demo test slow lint format types clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 12
+
+install: $(INSTALLED) ## the virtual environment with the package and its tools
+
+$(INSTALLED): setup.cfg pyproject.toml
+	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 found: run 'make PYTHON=/path/to/python3'." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## explain the bundled pictures and a sentence; writes $(DEMO)/report.html
+	$(BIN)/captum-transformer-lrp demo --output $(DEMO)
+
+test: $(INSTALLED) ## the tests that take seconds
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+slow: $(INSTALLED) ## the sweeps that take minutes
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+lint: $(INSTALLED) ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED) ## let ruff fix what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(INSTALLED) ## mypy
+	$(BIN)/mypy
+
+clean: ## remove what the other targets made, the virtual environment included
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
