@@ -1,0 +1,174 @@
+"""From token mass on the tape to attributions: of inputs, of tokens, between tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer_lrp.engine.marks import Mark
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep, Phase
+from captum_transformer_lrp.errors import ExplanationError
+
+Granularity = Literal["input", "token", "matrix"]
+GRANULARITIES = ("input", "token", "matrix")
+
+
+def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+    """Carry mass from ``origin`` down to the inputs.
+
+    Returns:
+        A map for each input, shaped as it is: for images the mass of the patch grid, bilinearly
+        upsampled and spread evenly over the channels; for embeddings spread evenly over their
+        features; for token ids (N, S).
+    """
+    tape = recording.tape
+    tape.grids.clear()
+    wanted = [leaf for leaves in recording.leaves for leaf in leaves]
+    masses = iter(tape.backward(Phase.ROLLOUT, origin, seed, wanted))
+    found = []
+    for index, (leaves, shape) in enumerate(zip(recording.leaves, recording.shapes, strict=True)):
+        arrived = torch.stack(
+            [_at_input(next(masses), shape, tape.patch_features) for _ in leaves]
+        ).sum(0)
+        for grid, mark in tape.grids:
+            if mark.origins == 1 << index:
+                arrived = arrived + _upsampled(grid, mark, shape)
+            elif mark.origins & (1 << index):
+                raise ExplanationError(
+                    "a convolution mixes several inputs, so its tokens belong to no one of them: "
+                    'use granularity="token"'
+                )
+        found.append(arrived)
+    return tuple(found)
+
+
+def _at_input(mass: Tensor, shape: torch.Size, patch_features: int | None) -> Tensor:
+    """Mass on an input tensor, or on the embeddings (N, S, D) of token ids (N, S)."""
+    if len(shape) < mass.dim():
+        return mass.sum(-1)
+    if len(shape) == 4 and patch_features is not None:
+        side = math.isqrt(patch_features // shape[1])
+        if side * side * shape[1] == patch_features and not any(n % side for n in shape[2:]):
+            patches = F.avg_pool2d(mass.sum(1, keepdim=True), side, divisor_override=1)
+            return (
+                F.interpolate(patches, size=shape[2:], mode="bilinear", align_corners=False).expand(
+                    shape
+                )
+                / shape[1]
+            )
+    return mass
+
+
+def _upsampled(grid: Tensor, mark: Mark, shape: torch.Size) -> Tensor:
+    if grid.shape[0] != shape[0] or grid.dim() != len(shape) - 1:
+        raise ExplanationError(
+            f"the tokens lie on a grid of shape {tuple(grid.shape)}, which does not fit an input "
+            f'of shape {tuple(shape)}: use granularity="token"'
+        )
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[grid.dim() - 1]
+    pixels = F.interpolate(grid.unsqueeze(1), size=shape[2:], mode=mode, align_corners=False)
+    return pixels.expand(shape) / shape[1]
+
+
+def token_stream(recording: Recording) -> Tensor:
+    """The token sequence that the first attention's skip connection carries, (N, S, D)."""
+    if not recording.tape.streams:
+        raise ExplanationError(
+            "no skip connection leads around an attention of this model, so it has no sequence of "
+            'tokens to attribute to: use granularity="input"'
+        )
+    return recording.tape.streams[0]
+
+
+def token_mass(recording: Recording, seed: Tensor) -> Tensor:
+    """Mass that arrives at each token below the first attention, (N, S)."""
+    stream = token_stream(recording)
+    (mass,) = recording.tape.backward(Phase.ROLLOUT, recording.output, seed, [stream])
+    mark = recording.tape.mark(stream)
+    if (
+        mark is not None
+        and mark.examples.count > 1
+        and (mark.examples.axis != 0 or mark.examples.index is not None)
+    ):
+        if mark.examples.axis is None or mark.examples.index is not None:
+            raise ExplanationError(
+                "this model folds its examples and tokens into one dimension: explain one example "
+                'at a time, or use granularity="input"'
+            )
+        mass = mass.movedim(mark.examples.axis, 0)
+    return mass.sum(-1).flatten(1)
+
+
+def per_head(values: Tensor, step: AttentionStep) -> Tensor:
+    """An attention tensor as (N, heads, S, S), if the model has it so or folds heads into N."""
+    examples = step.mark.examples
+    if values.dim() == 3 and values.shape[0] % examples.count == 0:
+        heads = values.shape[0] // examples.count
+        consecutive = tuple(n for n in range(examples.count) for _ in range(heads))
+        if (
+            examples.count == 1
+            or examples.index == consecutive
+            or (heads == 1 and examples.index is None and examples.axis == 0)
+        ):
+            return values.unflatten(0, (examples.count, heads))
+    return values
+
+
+def attention_matrices(steps: Sequence[AttentionStep], count: int) -> list[Tensor]:
+    """E_h of each step's weighted map, (N, S, S) each.
+
+    Raises:
+        ExplanationError: if the model's attentions are not all between the same tokens.
+    """
+    matrices = []
+    for step in steps:
+        assert step.weighted is not None
+        maps = per_head(step.weighted, step)
+        if maps.dim() != 4 or maps.shape[0] != count or maps.shape[2] != maps.shape[3]:
+            raise ExplanationError(
+                f"{step.name} attends within windows or between different tokens (its map has "
+                f"shape {tuple(step.weighted.shape)}), so there is no one matrix over all tokens: "
+                'use granularity="input" or "token" without row_normalize'
+            )
+        matrices.append(maps.mean(1))
+    sizes = {matrix.shape[-1] for matrix in matrices}
+    if len(sizes) > 1:
+        raise ExplanationError(
+            f"the attentions are between {sorted(sizes)} tokens, so they have no product: use "
+            'granularity="input" or "token" without row_normalize'
+        )
+    return matrices
+
+
+def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor:
+    """C of eq. 14: the product of I + E_h(∇A ⊙ R)⁺ over the blocks.
+
+    The paper numbers blocks from the output; in its published code and here the matrix of the
+    block nearest the output stands on the left, so that row i says what token i of the output is
+    made from.
+
+    Args:
+        matrices: (N, S, S) for each block, the block nearest the input first.
+        row_normalize: whether each I + E_h(∇A ⊙ R)⁺ has its rows divided by their sums.
+
+    Example:
+        >>> half = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+        >>> rollout_matrix([half, half], row_normalize=False)
+        tensor([[[1., 2.],
+                 [0., 1.]]])
+    """
+    product: Tensor | None = None
+    for matrix in matrices:
+        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+        block = identity + matrix
+        if row_normalize:
+            block = block / block.sum(-1, keepdim=True)
+        product = block if product is None else block @ product
+    assert product is not None
+    return product

@@ -1,0 +1,1 @@
+"""The engine: a watched forward pass, and three backward phases over it."""

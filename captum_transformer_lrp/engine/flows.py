@@ -1,0 +1,128 @@
+"""The rollout phase: how token mass passes one operation, from its output back to its inputs.
+
+Eq. 13–14 multiply matrices Ā = I + E_h(∇A ⊙ R)⁺, one for each block.  A row of that product is
+what arrives when a unit of mass, put on that row's token, is carried backward through the model by
+these flows: attention passes it on by its weighted map, the skip connection around attention
+passes it whole (the I), and everything else keeps it on its token.  Mass is spread evenly over a
+token's features, which takes the mean over heads by itself: each head of the attention below gets
+an equal part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Protocol
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.rules import Call
+from captum_transformer_lrp.rules.call import sum_to_shape
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.engine.tape import Step
+
+NATIVE: Final = ()
+"""Returned by a flow that leaves the matter to the call's own derivative."""
+
+
+class Flow(Protocol):
+    """How mass passes an operation."""
+
+    def __call__(self, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+        """The mass of each input, None for none at all; or :data:`NATIVE`."""
+        ...
+
+
+def keep(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """Element by element: every element keeps its mass."""
+    return (sum_to_shape(mass, call.inputs[0].shape),)
+
+
+def native(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """Pooling: what the derivative does."""
+    return NATIVE
+
+
+def blocked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """Attention weights send no mass to the scores that they come from."""
+    return (None,)
+
+
+def masked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """Scaling by a constant keeps mass, but for what is multiplied by zero."""
+    assert call.constant is not None
+    kept = mass * (call.constant != 0)
+    return (sum_to_shape(kept, call.inputs[0].shape),)
+
+
+def spread_evenly(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A linear layer: each output's mass goes in equal parts to the inputs that it is made from."""
+    assert call.weight is not None
+    (x,) = call.inputs
+    ones, all_weights = torch.ones_like(x), torch.ones_like(call.weight)
+    count = call.forward(ones, weight=all_weights)
+    return call.vjp(mass / count.clamp(min=1), inputs=(ones,), weight=all_weights)
+
+
+def spread_over_features(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """``F.linear``: each token's mass, spread evenly over its input features."""
+    (x,) = call.inputs
+    return ((mass.sum(-1, keepdim=True) / x.shape[-1]).expand_as(x),)
+
+
+def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """The convolution that makes the tokens: mass has its spatial shape here, and stops.
+
+    Further down no attention follows that could move it.
+    """
+    step.tape.grids.append((mass.sum(1), step.mark))
+    return (None,)
+
+
+def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given."""
+    return tuple(
+        sum_to_shape(mass * factor, value.shape) if factor else None
+        for factor, value in zip(step.facts["mass"], call.inputs, strict=True)
+    )
+
+
+def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """``A @ V``: mass goes to the values by the weighted map."""
+    record = step.facts["attention"]
+    position: int = step.facts["position"]
+    if record.weighted is None:
+        return (None, None)
+    operands = list(call.inputs)
+    operands[position] = record.weighted
+    to_values = call.vjp(mass, inputs=operands)[1 - position]
+    return (None, to_values) if position == 0 else (to_values, None)
+
+
+def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A product of two activations that is no attention: by the size of what is multiplied."""
+    sizes = [value.abs() for value in call.inputs]
+    total = call.forward(*sizes)
+    share = mass / total.clamp(min=torch.finfo(total.dtype).tiny)
+    parts = call.vjp(share, inputs=sizes)
+    factors: Sequence[float] = step.facts.get("mass", (0.5, 0.5))
+    return tuple(
+        size * part * factor if factor else None
+        for size, part, factor in zip(sizes, parts, factors, strict=True)
+    )
+
+
+def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A module explained as a whole: tokens keep their mass if the shape says that they can."""
+    first, *others = call.inputs
+    if first.shape == mass.shape:
+        kept: Tensor = mass
+    elif first.shape[:-1] == mass.shape[:-1]:
+        kept = (mass.sum(-1, keepdim=True) / first.shape[-1]).expand_as(first)
+    else:
+        raise RuntimeError(
+            f"{step.name} turns {tuple(first.shape)} into {tuple(mass.shape)}, so its rule alone "
+            "does not say which token is which: explain it without a rule of its own"
+        )
+    return (kept, *(None for _ in others))

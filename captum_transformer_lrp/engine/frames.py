@@ -1,0 +1,33 @@
+"""Which module is calling: read from the interpreter's stack, so that no module is touched."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from types import FrameType
+
+from torch import nn
+
+_MODULE_CALL = nn.Module._call_impl.__code__
+
+
+def calling_modules() -> Iterator[tuple[FrameType, nn.Module]]:
+    """The modules whose call is under way in this thread, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _MODULE_CALL:
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                yield frame, module
+        frame = frame.f_back
+
+
+def module_name(names: dict[int, str]) -> str:
+    """The qualified name of the innermost calling module, e.g. ``blocks.0.attn``.
+
+    Args:
+        names: from ``id(module)`` to its name in the explained model.
+    """
+    for _, module in calling_modules():
+        return names.get(id(module)) or type(module).__name__
+    return "the forward function"

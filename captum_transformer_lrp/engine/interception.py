@@ -1,0 +1,656 @@
+"""Watching a model's forward pass: every PyTorch call that it makes comes by here.
+
+:class:`Interception` is a ``TorchFunctionMode``.  While it is active, in its own thread only,
+PyTorch offers it each call — ``nn.Linear`` and ``a + b`` alike, whoever wrote the module — and it
+makes the call, puts a switch behind it (see :mod:`captum_transformer_lrp.engine.tape`) and notes
+the provenance of the result.  The model is not touched.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.frames import calling_modules, module_name
+from captum_transformer_lrp.engine.marks import (
+    Mark,
+    broadcast_examples,
+    merged,
+    rearranged_examples,
+    unknown_examples,
+)
+from captum_transformer_lrp.engine.structure import CASTS, IGNORED, JOINS, REARRANGEMENTS
+from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
+from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
+from captum_transformer_lrp.rules import Rule, TaylorRule
+from captum_transformer_lrp.rules.call import AutogradKernel, Examples
+from captum_transformer_lrp.rules.registry import FUNCTION_RULES
+from captum_transformer_lrp.rules.spellings import in_place_spellings
+
+Function = Callable[..., Any]
+Handler = Callable[["Interception", Function, tuple[Any, ...], dict[str, Any]], Any]
+
+HANDLERS: dict[Function, Handler] = {}
+"""What to do with a call of a given function, for calls that take an activation."""
+
+IN_PLACE: dict[Function, Function] = dict(in_place_spellings())
+
+
+def handles(*functions: Function) -> Callable[[Handler], Handler]:
+    """Decorator: enter a handler for all of ``functions``."""
+
+    def enter(handler: Handler) -> Handler:
+        HANDLERS.update(dict.fromkeys(functions, handler))
+        return handler
+
+    return enter
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def replace_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A copy of nested tuples, lists and dictionaries with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [replace_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [replace_tensors(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: replace_tensors(item, change) for key, item in value.items()}
+    return value
+
+
+class Interception(TorchFunctionMode):
+    """Makes a model's calls and writes them on a tape.
+
+    Args:
+        tape: where to.
+        model: the explained model, for names and for the rules that its modules carry; None if it
+            is a plain function.
+        examples: number of examples in the batch.
+        function_rules: rules that replace the registry's, by function.
+        class_rules: rules of module classes.
+        strict: whether an operation without a rule is an error, or follows eq. 2.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        model: nn.Module | None,
+        examples: int,
+        function_rules: Mapping[Function, PropagationRule],
+        class_rules: dict[type[nn.Module], PropagationRule],
+        *,
+        strict: bool = True,
+    ) -> None:
+        super().__init__()
+        self.tape = tape
+        self.examples = Examples(examples)
+        self.token_inputs: dict[int, tuple[Tensor, int]] = {}
+        self.token_leaves: list[tuple[int, Tensor]] = []
+        self._strict = strict
+        self._rules = function_rules
+        self._units = Units(model, class_rules)
+        self._names: dict[int, str] = {}
+        self._state: dict[int, str] = {}
+        self._constants: dict[int, tuple[Tensor, str]] = {}
+        self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
+        self._overwritten: set[int] = set()
+        self._is_function = model is None
+        if model is not None:
+            self._learn_names(model)
+
+    def _learn_names(self, model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            self._names.setdefault(id(module), name)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            self._state.setdefault(id(tensor), name)
+
+    # -- entry -----------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self,
+        func: Function,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return self.call(func, tuple(args), dict(kwargs or {}))
+
+    def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Make one call of the model."""
+        if getattr(function, "__name__", "") == "__get__":
+            return self._get_property(function, args)
+        if function in IGNORED:
+            return function(*self._resolved(args), **self._resolved(kwargs))
+        if self._is_function:
+            outermost = None
+            for _, outermost in calling_modules():  # noqa: B007
+                pass
+            if outermost is not None and id(outermost) not in self._names:
+                self._learn_names(outermost)
+        unit = self._units.current() if self._units.present else None
+        if self._replaced or self._units.present:
+            args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
+        if function in IN_PLACE or "__setitem__" in getattr(function, "__name__", ""):
+            return self._in_place(function, args, kwargs)
+        active = [tensor for tensor in tensors_in((args, kwargs)) if self.tape.mark(tensor)]
+        if not active:
+            return self._without_activation(function, args, kwargs)
+        if kwargs.get("out") is not None:
+            raise ExplanationError(
+                f"{_title(function)} in {self.module_name()} writes into out=; "
+                "explanations need its result as a new tensor"
+            )
+        precision = max((tensor.dtype for tensor in active), key=lambda dtype: dtype.itemsize)
+        args, kwargs = replace_tensors(
+            (args, kwargs), lambda tensor: self._prepared(tensor, precision)
+        )
+        if unit is not None and not is_single_operation(unit.module):
+            return self._inside_unit(unit, function, args, kwargs, active)
+        handler = HANDLERS.get(function)
+        if handler is not None:
+            return handler(self, function, args, kwargs)
+        if function in REARRANGEMENTS:
+            return self._rearrange(function, args, kwargs)
+        if function in JOINS:
+            return self._join(function, args, kwargs)
+        if function in CASTS:
+            return self._cast(function, args, kwargs)
+        return self._unknown(function, args, kwargs, active)
+
+    def module_name(self) -> str:
+        """The name of the module that is calling."""
+        return module_name(self._names)
+
+    # -- arguments -------------------------------------------------------------------------------
+
+    def _resolved(self, value: Any, unit: Unit | None = None) -> Any:
+        """Arguments as the model sees them after its in-place updates and finished units."""
+        if not self._replaced and not self._units.present:
+            return value
+        return replace_tensors(value, lambda tensor: self.resolve(tensor, unit))
+
+    def resolve(self, tensor: Tensor, unit: Unit | None = None) -> Tensor:
+        """The tensor that stands for ``tensor`` now."""
+        replaced = self._replaced.get(id(tensor))
+        if replaced is not None:
+            return self.resolve(replaced[1], unit)
+        mark = self.tape.mark(tensor)
+        if mark is None:
+            return tensor
+        if self._overwritten and tensor.untyped_storage()._cdata in self._overwritten:
+            raise ExplanationError(
+                f"{self.module_name()} reads a view of a tensor that was changed in place since; "
+                "change the tensor itself, or copy it first"
+            )
+        if mark.unit is not None and mark.unit is not unit:
+            return self._leave_unit(tensor, mark)
+        return tensor
+
+    def _prepared(self, tensor: Tensor, precision: torch.dtype) -> Tensor:
+        """An argument of a call with activations: constants without gradient, one precision."""
+        mark = self.tape.mark(tensor)
+        if mark is not None:
+            if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
+                tensor = tensor.to(precision)
+                self.tape.marks[tensor] = mark
+            return tensor
+        if tensor.requires_grad and not tensor.is_leaf and id(tensor) not in self._constants:
+            raise UnsupportedOperationError(
+                f"{self.module_name()} uses a result of {_node_name(tensor)}, which PyTorch does "
+                "not announce to anybody: write it with PyTorch functions, or give its module a "
+                "rule (module.rule = ..., or register_rule(ModuleClass, ...))"
+            )
+        prepared = tensor.detach() if tensor.requires_grad else tensor
+        if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
+            prepared = prepared.to(precision)
+        if prepared is not tensor:
+            name = self._constant_name(tensor)
+            if name:
+                self._constants[id(prepared)] = (prepared, name)
+        return prepared
+
+    def constant_title(self, value: Any) -> str:
+        """What absorbed relevance is reported under."""
+        name = self._constant_name(value) if isinstance(value, Tensor) else ""
+        return name or f"{self.module_name()} (constant)"
+
+    def _constant_name(self, tensor: Tensor) -> str:
+        name = self._state.get(id(tensor))
+        if name is None and id(tensor) in self._constants:
+            name = self._constants[id(tensor)][1]
+        return name or ""
+
+    # -- calls without activation ----------------------------------------------------------------
+
+    def _without_activation(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        for tensor in tensors_in((args, kwargs)):
+            if id(tensor) in self.token_inputs:
+                return self._with_token_ids(function, args, kwargs)
+        self._refuse_randomness(function, args, kwargs)
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        name = next((n for n in map(self._constant_name, tensors_in((args, kwargs))) if n), "")
+        if name:
+            for tensor in tensors_in(result):
+                if tensor.is_floating_point() and id(tensor) not in self._state:
+                    self._constants[id(tensor)] = (tensor, name)
+        return result
+
+    def _with_token_ids(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """A call on integer inputs: an embedding makes activations of them."""
+        with torch.no_grad():
+            result = function(*args, **kwargs)
+        ids = next(t for t in tensors_in((args, kwargs)) if id(t) in self.token_inputs)
+        _, index = self.token_inputs[id(ids)]
+        if function is F.embedding or function is torch.embedding:
+            leaf = result.detach()
+            leaf = (leaf.float() if leaf.element_size() < 4 else leaf).requires_grad_()
+            self.token_leaves.append((index, leaf))
+            self.tape.marks[leaf] = Mark(self.examples, origins=1 << index, base=object())
+            return leaf
+        if function in REARRANGEMENTS or function in CASTS:
+            for tensor in tensors_in(result):
+                if not tensor.is_floating_point() and tensor.dtype != torch.bool:
+                    self.token_inputs[id(tensor)] = (tensor, index)
+        return result
+
+    def _refuse_randomness(
+        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if getattr(function, "__name__", "") in _RANDOM:
+            raise ExplanationError(
+                f"{self.module_name()} draws random numbers ({_title(function)}), so its output "
+                "has no one explanation: call model.eval() first"
+            )
+
+    def _get_property(self, function: Function, args: tuple[Any, ...]) -> Any:
+        owner = self.resolve(args[0]) if isinstance(args[0], Tensor) else args[0]
+        result = function(owner)
+        if isinstance(result, Tensor) and result.requires_grad and result is not owner:
+            mark = self.tape.mark(owner)
+            if mark is not None:
+                self._note_rearranged(result, mark, owner, lambda value: function(value))
+        return result
+
+    # -- calls that move elements ----------------------------------------------------------------
+
+    def _rearrange(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        source = next(t for t in tensors_in((args, kwargs)) if self.tape.mark(t))
+        mark = self.tape.mark(source)
+        assert mark is not None
+        result = function(*args, **kwargs)
+
+        # The stand-in is laid out in memory in its own way, which view() would object to.
+        anyhow = _ANYHOW.get(function, function)
+
+        def again(stand_in: Tensor) -> Any:
+            change = lambda t: stand_in if t is source else t.cpu()  # noqa: E731
+            return anyhow(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+
+        self._note_rearranged(result, mark, source, again)
+        return result
+
+    def _note_rearranged(
+        self, result: Any, mark: Mark, source: Tensor, again: Callable[[Tensor], Any]
+    ) -> None:
+        parts = [tensor for tensor in tensors_in(result) if tensor.requires_grad]
+        if not parts or all(part is source for part in parts):
+            return
+        found: Examples | list[Examples] = mark.examples
+        if mark.examples.count > 1 and mark.examples.axis is not None:
+            with torch.no_grad():
+                found = rearranged_examples(mark.examples, source.shape, again)
+        if isinstance(found, Examples):
+            found = [found] * len(parts)
+        for part, examples in zip(parts, found, strict=False):
+            self.tape.marks[part] = (
+                mark if examples == mark.examples else mark.but(examples=examples)
+            )
+
+    def _join(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        args, kwargs = replace_tensors((args, kwargs), self._constant_leaf)
+        result = function(*args, **kwargs)
+        active = [t for t in tensors_in((args, kwargs)) if self.tape.mark(t)]
+        marks = [mark for t in active if (mark := self.tape.mark(t))]
+        for part in tensors_in(result):
+            if part.requires_grad:
+                examples = self._joined_examples(active[0], marks[0].examples, part, args, kwargs)
+                self.tape.marks[part] = merged(marks, examples)
+        return result
+
+    def _joined_examples(
+        self,
+        source: Tensor,
+        examples: Examples,
+        result: Tensor,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Examples:
+        if result.dim() == source.dim() + 1:  # stack: a new axis at ``dim``
+            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
+            dim = dim % result.dim()
+            if examples.axis is None or examples.count == 1:
+                return examples
+            return Examples(examples.count, examples.axis + (dim <= examples.axis), examples.index)
+        return broadcast_examples(examples, source.shape, result.shape)
+
+    def _constant_leaf(self, tensor: Tensor) -> Tensor:
+        """Stand in for a constant that is joined to activations, to see what it absorbs."""
+        if not self.tape.keeps_books or not tensor.is_floating_point() or self.tape.mark(tensor):
+            return tensor
+        leaf = tensor.detach().requires_grad_()
+        name = self.constant_title(tensor)
+        rows = self.examples.count
+        axis = 0 if tensor.dim() and tensor.shape[0] == rows else None
+        self.tape.parameter_leaves.append(
+            (name, leaf, Mark(self.examples if axis == 0 else unknown_examples(self.examples)))
+        )
+        return leaf
+
+    def _cast(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        source = args[0]
+        mark = self.tape.mark(source)
+        if mark is None:
+            with torch.no_grad():
+                return function(*args, **kwargs)
+        result = function(*args, **kwargs)
+        if result.is_floating_point() and result.element_size() < source.element_size():
+            # The tape never loses precision: that the model does is a matter of its speed.
+            result = source.to(result.device)
+        if result.requires_grad and result is not source:
+            self.tape.marks[result] = mark
+        return result
+
+    # -- calls with a rule -----------------------------------------------------------------------
+
+    def rule_for(self, function: Function) -> Rule:
+        """The rule for a call: the module's own, the user's for the function, the registry's."""
+        if self._units.present:
+            unit = self._units.current()
+            if unit is not None:
+                return unit.rule
+        rule = self._rules.get(function) or FUNCTION_RULES.get(function)
+        if rule is None:
+            raise KeyError(function)
+        if not isinstance(rule, Rule):
+            raise TypeError(
+                f"the rule for {_title(function)} is {rule!r}, which changes a layer's weights: "
+                "set it on a module (module.rule = ...) or use a rule of captum_transformer_lrp"
+            )
+        return rule
+
+    def elementwise(
+        self,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *,
+        flow: flows.Flow = flows.keep,
+        event: bool = False,
+        **changes: Any,
+    ) -> Any:
+        """A call that maps its first argument to a tensor of the same shape."""
+        source, rest = _first(args, kwargs)
+        mark = self.tape.mark(source)
+        if mark is None:
+            raise self.unsupported(function, "an activation as a second argument")
+        output = function(*args, **kwargs)
+        if output is source or not output.requires_grad:
+            return output
+        if event:
+            changes["events"] = mark.events | self.tape.new_event()
+        mark = mark.but(source=None, **changes)
+        return self.tape.record(
+            function,
+            AutogradKernel(lambda value: function(*_with_first(args, kwargs, value), **rest)),
+            (source,),
+            output,
+            rule=self.rule_for(function),
+            flow=flow,
+            mark=mark,
+        )
+
+    def unsupported(self, function: Function, what: str) -> UnsupportedOperationError:
+        """The error for a call that cannot be explained."""
+        return UnsupportedOperationError(
+            f"{_title(function)}, called by {self.module_name()}, has no propagation rule for "
+            f"{what}: file one with captum_transformer_lrp.rules.register_rule, set module.rule, "
+            "or pass strict=False to let it follow the generic rule, eq. 2"
+        )
+
+    def _unknown(
+        self,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        active: list[Tensor],
+    ) -> Any:
+        output = function(*args, **kwargs)
+        if isinstance(output, Tensor) and not output.requires_grad:
+            return output
+        if not any(tensor.requires_grad for tensor in tensors_in(output)):
+            return output
+        rule = self._rules.get(function) or FUNCTION_RULES.get(function)
+        if rule is None and self._strict:
+            raise self.unsupported(function, "activations")
+        if not isinstance(output, Tensor):
+            raise self.unsupported(function, "more than one output")
+        positions = {id(tensor): place for place, tensor in enumerate(active)}
+
+        def run(*values: Tensor) -> Tensor:
+            change = lambda t: values[positions[id(t)]] if id(t) in positions else t  # noqa: E731
+            result: Tensor = function(
+                *replace_tensors(args, change), **replace_tensors(kwargs, change)
+            )
+            return result
+
+        marks = [mark for tensor in active if (mark := self.tape.mark(tensor))]
+        examples = broadcast_examples(marks[0].examples, active[0].shape, output.shape)
+        mark = merged(marks, examples).but(
+            events=merged(marks, examples).events | self.tape.new_event(), source=None
+        )
+        return self.tape.record(
+            function,
+            AutogradKernel(run),
+            active,
+            output,
+            rule=self.rule_for(function) if rule is not None else TaylorRule(),
+            flow=flows.keep
+            if len(active) == 1 and active[0].shape == output.shape
+            else flows.product,
+            mark=mark,
+            name=self.module_name(),
+        )
+
+    # -- in-place updates ------------------------------------------------------------------------
+
+    def _in_place(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        target, _ = _first(args, kwargs)
+        active = any(self.tape.mark(tensor) for tensor in tensors_in((args, kwargs)))
+        if not active:
+            if id(target) in self._state:
+                raise ExplanationError(
+                    f"{self.module_name()} changes {self._state[id(target)]} in its forward pass "
+                    f"({_title(function)}): call model.eval() first"
+                )
+            return self._without_activation(function, args, kwargs)
+        if id(target) in self._state:
+            raise ExplanationError(
+                f"{self.module_name()} writes activations into {self._state[id(target)]}; an "
+                "explanation must leave the model as it is"
+            )
+        if function in IN_PLACE:
+            result = self.call(IN_PLACE[function], args, kwargs)
+        else:
+            result = self._set_item(function, *args)
+        self.replace(target, result)
+        return result
+
+    def _set_item(self, function: Function, target: Tensor, index: Any, value: Any) -> Tensor:
+        mark = self.tape.mark(target)
+        changed = target.clone() if mark is not None else target.detach().clone()
+        value = self._constant_leaf(value) if isinstance(value, Tensor) else value
+        function(changed, index, value)
+        marks = [m for t in (target, value) if isinstance(t, Tensor) and (m := self.tape.mark(t))]
+        examples = (
+            mark.examples
+            if mark is not None
+            else broadcast_examples(marks[0].examples, value.shape, changed.shape)
+        )
+        self.tape.marks[changed] = merged(marks, examples)
+        return changed
+
+    def replace(self, target: Tensor, result: Tensor) -> None:
+        """From now on ``result`` stands for ``target``, which the model changed in place."""
+        if result is target:
+            return
+        self._replaced[id(target)] = (target, result)
+        if self.tape.mark(target) is not None:
+            self._overwritten.add(target.untyped_storage()._cdata)
+
+    # -- modules with a rule of their own --------------------------------------------------------
+
+    def _inside_unit(
+        self,
+        unit: Unit,
+        function: Function,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        active: list[Tensor],
+    ) -> Any:
+        if not unit.inputs:
+            unit.inputs = tuple(
+                self.resolve(t) for t in tensors_in(unit.arguments) if self.tape.mark(t)
+            )
+        result = function(*args, **kwargs)
+        marks = [mark for tensor in active if (mark := self.tape.mark(tensor))]
+        for tensor in tensors_in(result):
+            if tensor.requires_grad and not self.tape.mark(tensor):
+                self.tape.marks[tensor] = merged(marks, marks[0].examples).but(unit=unit)
+        return result
+
+    def _leave_unit(self, tensor: Tensor, mark: Mark) -> Tensor:
+        """Put one switch behind a whole module call, when its result is first used outside."""
+        unit = mark.unit
+        assert unit is not None
+        inputs = unit.inputs
+        examples = mark.examples
+        marks = [found for value in inputs if (found := self.tape.mark(value))]
+        if inputs[0].shape == tensor.shape:
+            examples = marks[0].examples
+        args, kwargs = unit.arguments
+        positions = {
+            id(value): place
+            for place, value in enumerate(
+                t for t in tensors_in(unit.arguments) if self.tape.mark(t)
+            )
+        }
+
+        def run(*values: Tensor) -> Any:
+            change = lambda t: values[positions[id(t)]] if id(t) in positions else t  # noqa: E731
+            return unit.module(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+
+        outside = merged(marks, examples)
+        switched = self.tape.record(
+            type(unit.module).forward,
+            AutogradKernel(run),
+            inputs,
+            tensor,
+            rule=unit.rule,
+            flow=flows.unit,
+            mark=outside.but(events=outside.events | self.tape.new_event(), unit=None, source=None),
+            name=self._names.get(id(unit.module)) or type(unit.module).__name__,
+        )
+        self._replaced[id(tensor)] = (tensor, switched)
+        return switched
+
+    def close(self) -> None:
+        """Forget everything that was needed only while the model ran."""
+        self._units.close()
+        self._replaced.clear()
+        self._constants.clear()
+        self.token_inputs.clear()
+
+
+_ANYHOW: dict[Function, Function] = {
+    Tensor.view: Tensor.reshape,
+    Tensor.view_as: Tensor.reshape_as,
+}
+
+_RANDOM = frozenset({"bernoulli", "bernoulli_", "rand", "randn", "rand_like", "randn_like",
+                     "normal_", "uniform_", "multinomial", "randint", "randperm"})  # fmt: skip
+
+
+def expand(function: Function) -> Function:
+    """A Python function of :mod:`torch.nn.functional`, to be watched from the inside.
+
+    PyTorch announces such a function as one call.  The returned function runs the same body but
+    does not announce itself, so that the calls in its body are announced instead.
+    """
+    silent = {
+        name: (lambda *args: False)
+        for name in (
+            "has_torch_function",
+            "has_torch_function_unary",
+            "has_torch_function_variadic",
+        )
+    }
+    return types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **silent},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+
+
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """The first tensor argument, and the keyword arguments without it."""
+    if args:
+        return args[0], kwargs
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return kwargs[name], {key: value for key, value in kwargs.items() if key != name}
+
+
+def _with_first(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[Any, ...]:
+    return (value, *args[1:])
+
+
+def _title(function: Function) -> str:
+    name = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", function))
+    return name.replace("_VariableFunctionsClass", "torch").replace("TensorBase", "Tensor")
+
+
+def _node_name(tensor: Tensor) -> str:
+    node = tensor.grad_fn
+    return "a custom operation" if node is None else node.name()
+
+
+from captum_transformer_lrp.engine import operations  # noqa: E402, F401

@@ -1,0 +1,136 @@
+"""What the tape knows of a tensor: where it comes from and how its examples lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isfinite
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.rules.call import Examples
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.engine.units import Unit
+
+
+@dataclass(frozen=True, eq=False)
+class Mark:
+    """Provenance of one tensor that descends from the explained inputs.
+
+    Args:
+        examples: which example each element belongs to.
+        origins: bit mask of the explained inputs that it descends from.
+        events: bit mask of the operations (linear, activation, attention, …) that it has passed
+            since the stream that it belongs to; of two operands of an addition, the one whose
+            events are a subset of the other's is the skip connection.
+        attended: whether any attention lies upstream.
+        scores: whether it is, or is made from, a product of two activations (query · key).
+        attention: whether it is, or is made from, a softmax over such scores.
+        source: the index of the explained input that it merely rearranges, or None.
+        base: identifies the tensor that this one is computed from element by element, or by
+            statistics over some of its axes.
+        statistic: whether such a statistic (a mean, a norm) was taken on the way from the base.
+        unit: the call of a module with a rule of its own that it was made in, if any.
+    """
+
+    examples: Examples
+    origins: int = 0
+    events: int = 0
+    attended: bool = False
+    scores: bool = False
+    attention: bool = False
+    source: int | None = None
+    base: object | None = None
+    statistic: bool = False
+    unit: Unit | None = None
+
+    def but(self, **changes: Any) -> Mark:
+        """A copy with some facts changed."""
+        return replace(self, **changes)
+
+
+def merged(marks: list[Mark], examples: Examples) -> Mark:
+    """The provenance of a tensor that is made from several."""
+    if len(marks) == 1 and marks[0].examples is examples:
+        return marks[0]
+    first = marks[0]
+    origins = events = 0
+    for mark in marks:
+        origins |= mark.origins
+        events |= mark.events
+    same = all(mark.base is first.base for mark in marks)
+    return Mark(
+        examples=examples,
+        origins=origins,
+        events=events,
+        attended=any(mark.attended for mark in marks),
+        scores=any(mark.scores for mark in marks),
+        attention=any(mark.attention for mark in marks),
+        source=first.source if all(mark.source == first.source for mark in marks) else None,
+        base=first.base if same else object(),
+        statistic=same and any(mark.statistic for mark in marks),
+    )
+
+
+def broadcast_examples(examples: Examples, source: torch.Size, result: torch.Size) -> Examples:
+    """The examples of an operation's result whose trailing axes are those of its source."""
+    if examples.count == 1 or examples.axis is None:
+        return examples
+    axis = examples.axis - len(source) + len(result)
+    if axis >= 0 and result[axis] == source[examples.axis]:
+        return replace(examples, axis=axis)
+    return replace(examples, axis=None, index=None)
+
+
+def unknown_examples(examples: Examples) -> Examples:
+    """The examples of a tensor of which nothing is known but their number."""
+    return examples if examples.count == 1 else Examples(examples.count, axis=None)
+
+
+def rearranged_examples(
+    examples: Examples, shape: torch.Size, rearrange: Callable[[Tensor], Any]
+) -> Examples | list[Examples]:
+    """Follow the examples through an operation that only moves elements.
+
+    The operation itself is run on a small stand-in whose elements are the numbers of their
+    examples: no table of shapes can know more about ``view``, ``roll`` or ``einops`` than they do.
+    The stand-in is an expanded vector, so views of it cost nothing.
+    """
+    if examples.count == 1 or examples.axis is None:
+        return examples
+    # Counted from 1: zeros are padding.  Floats, as not everything is written for integers.
+    index = range(examples.count) if examples.index is None else examples.index
+    rows = torch.tensor([number + 1.0 for number in index])
+    view = [1] * len(shape)
+    view[examples.axis] = -1
+    result = rearrange(rows.view(view).expand(shape))
+    if isinstance(result, (tuple, list)):
+        return [_read_examples(part, examples.count) for part in result]
+    return _read_examples(result, examples.count)
+
+
+def _read_examples(numbers: Tensor, count: int) -> Examples:
+    """Find the one axis along which a tensor of example numbers, counted from 1, varies."""
+    moving = [axis for axis in range(numbers.dim()) if numbers.stride(axis) != 0]
+    unknown = Examples(count, axis=None)
+    if numbers.numel() == 0 or numbers.dim() == 0:
+        return unknown
+    found: tuple[int, list[int]] | None = None
+    for axis in moving:
+        others = [other for other in range(numbers.dim()) if other != axis]
+        if len(moving) == 1:  # still an expanded vector
+            line = numbers[tuple(slice(None) if a == axis else 0 for a in range(numbers.dim()))]
+        else:
+            line = numbers.amax(others) if others else numbers
+        values = [int(value) - 1 if isfinite(value) else -1 for value in line.tolist()]
+        if len({value for value in values if value >= 0}) > 1:
+            if found is not None or min(values) < 0:
+                return unknown
+            found = axis, values
+    if found is None:
+        return unknown
+    axis, values = found
+    return Examples(count, axis, None if values == list(range(count)) else tuple(values))

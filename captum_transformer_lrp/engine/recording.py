@@ -1,0 +1,210 @@
+"""Running a model once, watched, and keeping what the backward phases need."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor, nn
+
+from captum_transformer_lrp.engine.interception import Function, Interception
+from captum_transformer_lrp.engine.marks import Mark
+from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
+from captum_transformer_lrp.rules.call import Stabilizer
+
+
+@dataclass
+class Recording:
+    """One watched forward pass.
+
+    Args:
+        tape: the calls.
+        output: the model's logits, on the tape.
+        leaves: for every explained input the tensors on the tape that stand for it: itself, or for
+            integer token ids the embeddings that were looked up for them.
+        shapes: the shapes of the inputs.
+    """
+
+    tape: Tape
+    output: Tensor
+    leaves: list[list[Tensor]]
+    shapes: list[torch.Size]
+
+
+@contextlib.contextmanager
+def recorded(
+    forward_func: Callable[..., Any],
+    inputs: tuple[Tensor, ...],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    function_rules: Mapping[Function, PropagationRule],
+    class_rules: dict[type[nn.Module], PropagationRule],
+    stabilizer: Stabilizer,
+    strict: bool,
+    keeps_books: bool,
+) -> Iterator[Recording]:
+    """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
+
+    Neither the model nor the inputs are changed, nor the state of the random number generators.
+    """
+    check_inputs(inputs)
+    model = forward_func if isinstance(forward_func, nn.Module) else None
+    if model is not None:
+        check_model(model)
+    tape = Tape(stabilizer, keeps_books=keeps_books)
+    interception = Interception(
+        tape, model, inputs[0].shape[0], function_rules, class_rules, strict=strict
+    )
+    device = inputs[0].device
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.random.fork_rng(devices),
+            torch.autocast(device.type, enabled=False),
+        ):
+            leaves: list[list[Tensor]] = []
+            arguments: list[Tensor] = []
+            for index, value in enumerate(inputs):
+                stand_in = value.detach().clone() if value.is_inference() else value.detach()
+                if value.is_floating_point():
+                    if stand_in.element_size() < 4:
+                        stand_in = stand_in.float()
+                    stand_in.requires_grad_()
+                    tape.marks[stand_in] = Mark(
+                        interception.examples, origins=1 << index, source=index, base=object()
+                    )
+                    leaves.append([stand_in])
+                else:
+                    interception.token_inputs[id(stand_in)] = (stand_in, index)
+                    leaves.append([])
+                arguments.append(stand_in)
+            with interception:
+                result = forward_func(*arguments, *args, **kwargs)
+            output = find_logits(result)
+            output = interception.resolve(output)
+            for index, leaf in interception.token_leaves:
+                leaves[index].append(leaf)
+            interception.close()
+            check_output(output, tape, inputs, leaves)
+            yield Recording(tape, output, leaves, [value.shape for value in inputs])
+    finally:
+        interception.close()
+        tape.clear()
+
+
+def check_inputs(inputs: tuple[Tensor, ...]) -> None:
+    """Raise for inputs that no explanation can be made of."""
+    for place, value in enumerate(inputs):
+        which = f"input {place}" if len(inputs) > 1 else "inputs"
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{which} must be a tensor, found {type(value).__name__}")
+        if value.dim() == 0:
+            raise ValueError(f"{which} has no batch dimension; pass input.unsqueeze(0)")
+        if value.shape[0] == 0:
+            raise ValueError(f"{which} has no examples: its shape is {tuple(value.shape)}")
+        if value.shape[0] != inputs[0].shape[0]:
+            raise ValueError(
+                f"{which} has {value.shape[0]} examples, but input 0 has {inputs[0].shape[0]}"
+            )
+        if value.is_floating_point():
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"{which} contains NaN or infinite values; clean it first")
+        elif value.is_complex() or value.dtype == torch.bool:
+            raise TypeError(f"{which} must be float, or integer token ids; found {value.dtype}")
+        elif value.dim() > 2:
+            raise TypeError(
+                f"{which} is an integer tensor of shape {tuple(value.shape)}; only token ids "
+                "(N, S) are integers: pass images as preprocessed floats, image.float() / 255 and "
+                "normalised as the model expects"
+            )
+
+
+def check_model(model: nn.Module) -> None:
+    """Raise for models whose calls cannot be watched."""
+    for name, module in model.named_modules():
+        where = f"{name} ({type(module).__name__})" if name else type(module).__name__
+        home = type(module).__module__
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ExplanationError(
+                f"{where} is a TorchScript module, whose calls cannot be watched: explain the "
+                "Python module that it was made from"
+            )
+        compiled = home.startswith("torch._dynamo") or (
+            vars(module).get("_compiled_call_impl") is not None
+        )
+        if compiled:
+            raise ExplanationError(
+                f"{where} is compiled, so its calls cannot be watched: explain the model that was "
+                "given to torch.compile (model._orig_mod), or build it without .compile()"
+            )
+        if "quantized" in home.split(".") or "bitsandbytes" in home:
+            raise ExplanationError(
+                f"{where} is quantised, so there are no weights to propagate relevance through: "
+                "explain the floating-point model"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_quantized:
+            raise ExplanationError(
+                f"{name} is quantised ({tensor.dtype}): explain the floating-point model"
+            )
+
+
+def find_logits(result: Any) -> Tensor:
+    """The logits in what a model returned: a tensor, a tuple, a dictionary or a ModelOutput."""
+    if isinstance(result, Tensor):
+        return result
+    if isinstance(result, Mapping):
+        for name in ("logits", "logits_per_image", "out", "output"):
+            if isinstance(result.get(name), Tensor):
+                found: Tensor = result[name]
+                return found
+        raise TypeError(
+            f"the model returned {type(result).__name__} with {sorted(map(str, result))}, none of "
+            "which is known to hold the logits: pass lambda *args: model(*args)[...] instead"
+        )
+    if isinstance(result, (tuple, list)):
+        for item in result:
+            if isinstance(item, Tensor) and item.is_floating_point() and item.dim() > 0:
+                return item
+    raise TypeError(
+        f"the model returned {type(result).__name__}, in which there are no logits: pass a "
+        "function that returns them, such as lambda *args: model(*args)[...]"
+    )
+
+
+def check_output(
+    output: Tensor, tape: Tape, inputs: tuple[Tensor, ...], leaves: list[list[Tensor]]
+) -> None:
+    """Raise for outputs that relevance cannot start from."""
+    if tape.mark(output) is None or not output.requires_grad:
+        raise ExplanationError(
+            "the model's output does not depend on the inputs by differentiable operations: was it "
+            "computed under torch.no_grad(), detached, or are the inputs indices that no embedding "
+            "looked up?"
+        )
+    if output.dim() == 0 or output.shape[0] != inputs[0].shape[0]:
+        raise ValueError(
+            f"the model returned shape {tuple(output.shape)} for {inputs[0].shape[0]} examples; "
+            "its first dimension must be the batch"
+        )
+    if not bool(output.isfinite().all()):
+        raise ExplanationError("the model's output contains NaN or infinite values")
+    if not tape.attentions:
+        raise NoAttentionError(
+            "the model computes no softmax attention that its output depends on; for models "
+            "without attention use captum.attr.LRP or IntegratedGradients"
+        )
+    for place, found in enumerate(leaves):
+        if not found:
+            raise ExplanationError(
+                f"input {place} is an integer tensor that no embedding looked up: pass it in "
+                "additional_forward_args instead"
+            )

@@ -1,0 +1,230 @@
+"""The tape: what a model did in one forward pass, replayed backward in three phases.
+
+Every call with a rule is followed by a *switch*, one autograd function whose forward pass is the
+identity.  Its backward pass asks the tape which phase it is in:
+
+* ``GRADIENT`` — the gradient goes on into the call's own autograd graph, as if nothing were there;
+* ``RELEVANCE`` — the call's rule divides the relevance among its inputs;
+* ``ROLLOUT`` — token mass goes on along attention and skip connections (eq. 13–14 as a backward
+  pass).
+
+Calls that only move elements have no switch: their derivative is right in every phase.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from captum_transformer_lrp.engine.flows import NATIVE, Flow
+from captum_transformer_lrp.engine.marks import Mark
+from captum_transformer_lrp.rules import Call, Rule
+from captum_transformer_lrp.rules.call import Kernel, Stabilizer
+
+
+class Phase(enum.Enum):
+    """The three backward phases."""
+
+    GRADIENT = enum.auto()
+    RELEVANCE = enum.auto()
+    ROLLOUT = enum.auto()
+
+
+@dataclass(eq=False)
+class AttentionStep:
+    """One attention of the forward pass: a softmax map that multiplied values.
+
+    Args:
+        index: its place in the order of the forward pass.
+        name: the qualified name of the module that computed it.
+        attention: A, the map as it multiplied the values; on the tape.
+        mark: its provenance.
+        event: its bit in :attr:`Mark.events`.
+        weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
+            None for an attention that takes no part.
+    """
+
+    index: int
+    name: str
+    attention: Tensor
+    mark: Mark
+    event: int
+    weighted: Tensor | None = None
+
+
+@dataclass(eq=False)
+class Step:
+    """What the switch behind one call needs to know."""
+
+    tape: Tape
+    function: Callable[..., Any]
+    kernel: Kernel
+    rule: Rule
+    flow: Flow
+    mark: Mark
+    name: str
+    inputs: int
+    has_weight: bool = False
+    has_bias: bool = False
+    has_constant: bool = False
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def call(self, saved: Sequence[Tensor]) -> Call:
+        """The call, put together again from the tensors that autograd kept."""
+        rest = list(saved[1 + self.inputs :])
+        return Call(
+            function=self.function,
+            kernel=self.kernel,
+            output=saved[0],
+            inputs=tuple(saved[1 : 1 + self.inputs]),
+            weight=rest.pop(0) if self.has_weight else None,
+            bias=rest.pop(0) if self.has_bias else None,
+            constant=rest.pop(0) if self.has_constant else None,
+            examples=self.mark.examples,
+            stabilizer=self.tape.stabilizer,
+            absorb=self._absorb,
+        )
+
+    def _absorb(self, amount: Callable[[], Tensor]) -> None:
+        if self.tape.keeps_books:
+            self.tape.absorb(self.name, amount())
+
+
+class Tape:
+    """State of one explanation; nothing of it outlives the explanation.
+
+    Args:
+        stabilizer: divides relevance safely.
+        keeps_books: whether absorbed relevance is added up.
+    """
+
+    def __init__(self, stabilizer: Stabilizer, *, keeps_books: bool) -> None:
+        self.stabilizer = stabilizer
+        self.keeps_books = keeps_books
+        self.phase = Phase.GRADIENT
+        self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.attentions: list[AttentionStep] = []
+        self.attention_events = 0
+        self.streams: list[Tensor] = []
+        self.parameter_leaves: list[tuple[str, Tensor, Mark]] = []
+        self.absorbed: dict[str, Tensor] = {}
+        self.patch_features: int | None = None
+        self.grids: list[tuple[Tensor, Mark]] = []
+        self._events = 0
+
+    def mark(self, tensor: Tensor) -> Mark | None:
+        """What is known of a tensor, None if it does not descend from the inputs."""
+        found: Mark | None = self.marks.get(tensor)
+        return found
+
+    def new_event(self) -> int:
+        """A fresh bit for :attr:`Mark.events`."""
+        self._events += 1
+        return 1 << self._events
+
+    def clear(self) -> None:
+        """Let go of the graph; it and the tape hold each other."""
+        self.attentions.clear()
+        self.streams.clear()
+        self.parameter_leaves.clear()
+        self.grids.clear()
+        self.absorbed = {}
+
+    def absorb(self, name: str, amount: Tensor) -> None:
+        """Add to the relevance that ends in parameter or operation ``name``, shape (N,)."""
+        before = self.absorbed.get(name)
+        self.absorbed[name] = amount if before is None else before + amount
+
+    def record(
+        self,
+        function: Callable[..., Any],
+        kernel: Kernel,
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        *,
+        rule: Rule,
+        flow: Flow,
+        mark: Mark,
+        name: str = "",
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        constant: Tensor | None = None,
+        **facts: Any,
+    ) -> Tensor:
+        """Put a switch behind a call that has been made, and note the provenance of its result."""
+        step = Step(
+            self,
+            function,
+            kernel,
+            rule,
+            flow,
+            mark,
+            name,
+            len(inputs),
+            weight is not None,
+            bias is not None,
+            constant is not None,
+            facts,
+        )
+        kept = [value for value in (weight, bias, constant) if value is not None]
+        switched: Tensor = _Switch.apply(step, output, len(inputs), *inputs, *kept)
+        self.marks[switched] = mark
+        return switched
+
+    def backward(
+        self, phase: Phase, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Run one phase from the model's output down to ``wanted``; zeros where nothing arrives."""
+        self.phase = phase
+        found = torch.autograd.grad(
+            output, list(wanted), seed, retain_graph=True, allow_unused=True
+        )
+        return [
+            torch.zeros_like(tensor) if value is None else value
+            for tensor, value in zip(wanted, found, strict=True)
+        ]
+
+
+class _Switch(torch.autograd.Function):
+    """The identity, with a backward pass for each phase."""
+
+    @staticmethod
+    def forward(ctx: Any, step: Step, output: Tensor, inputs: int, *tensors: Tensor) -> Tensor:
+        ctx.step = step
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(output, *tensors)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        step: Step = ctx.step
+        count = len(ctx.needs_input_grad) - 3
+        nothing: list[Tensor | None] = [None] * count
+        if grad is None:
+            return None, None, None, *nothing
+        phase = step.tape.phase
+        if phase is Phase.GRADIENT:
+            return None, grad, None, *nothing
+        call = step.call(ctx.saved_tensors)
+        if phase is Phase.RELEVANCE:
+            parts = step.rule.relevance(call, grad)
+            parts = (parts,) if isinstance(parts, Tensor) else tuple(parts)
+            if len(parts) != step.inputs:
+                raise ValueError(
+                    f"{step.rule!r} returned {len(parts)} relevances for the {step.inputs} inputs "
+                    f"of {getattr(step.function, '__name__', step.function)}"
+                )
+            nothing[: step.inputs] = parts
+            return None, None, None, *nothing
+        masses = step.flow(step, call, grad)
+        if masses is NATIVE:
+            return None, grad, None, *nothing
+        nothing[: step.inputs] = masses
+        return None, None, None, *nothing

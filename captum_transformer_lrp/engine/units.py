@@ -1,0 +1,90 @@
+"""Modules with a rule of their own, whose call is explained as one operation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor, nn
+
+from captum_transformer_lrp.engine.frames import calling_modules
+from captum_transformer_lrp.rules import CaptumRule, Rule
+
+
+@dataclass(eq=False)
+class Unit:
+    """One call of a module that has a rule.
+
+    Args:
+        frame: the interpreter's frame of the call, which identifies it while it runs.
+        module: the module.
+        rule: its rule.
+        arguments: positional and keyword arguments of the call.
+    """
+
+    frame: FrameType | None
+    module: nn.Module
+    rule: Rule
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    inputs: tuple[Tensor, ...] = ()
+
+
+class Units:
+    """Finds the module with a rule that a PyTorch call belongs to.
+
+    Args:
+        model: the explained model, or None if that is a plain function.
+        class_rules: rules of module classes.
+    """
+
+    def __init__(
+        self, model: nn.Module | None, class_rules: dict[type[nn.Module], PropagationRule]
+    ) -> None:
+        self._class_rules = class_rules
+        self._open: dict[int, Unit] = {}
+        # A plain function may call modules that cannot be listed beforehand.
+        self.present = bool(class_rules) or (
+            model is None or any("rule" in vars(module) for module in model.modules())
+        )
+
+    def rule_of(self, module: nn.Module) -> Rule | None:
+        """The user's rule for a module, set on it or registered for its class."""
+        rule = vars(module).get("rule")
+        if not isinstance(rule, PropagationRule):
+            rule = self._class_rules.get(type(module))
+        if rule is None:
+            return None
+        return rule if isinstance(rule, Rule) else CaptumRule(rule, module)
+
+    def current(self) -> Unit | None:
+        """The outermost calling module that has a rule, if any."""
+        found: Unit | None = None
+        for frame, module in calling_modules():
+            rule = self.rule_of(module)
+            if rule is None:
+                continue
+            found = self._open.get(id(frame))
+            if found is None or found.frame is not frame:
+                local = frame.f_locals
+                found = Unit(frame, module, rule, (local["args"], local["kwargs"]))
+                self._open[id(frame)] = found
+        return found
+
+    def close(self) -> None:
+        """Let go of the interpreter's frames."""
+        for unit in self._open.values():
+            unit.frame = None
+        self._open.clear()
+
+
+def is_single_operation(module: nn.Module) -> bool:
+    """Whether the module is one of PyTorch's own that make exactly one call, such as Linear."""
+    return (
+        type(module).__module__.startswith("torch.nn.modules")
+        and not isinstance(
+            module, (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+        )
+        and not any(True for _ in module.children())
+    )

@@ -1,0 +1,15 @@
+"""What can go wrong, each with a sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class ExplanationError(RuntimeError):
+    """A model or an input that cannot be explained as it is."""
+
+
+class UnsupportedOperationError(ExplanationError):
+    """The model calls an operation that has no propagation rule."""
+
+
+class NoAttentionError(ExplanationError):
+    """The model's output does not depend on any softmax attention."""

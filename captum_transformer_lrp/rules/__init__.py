@@ -1,0 +1,41 @@
+"""Rules of relevance propagation for the operations that Transformers are made of.
+
+A rule is a subclass of Captum's ``PropagationRule``; the registry says which operation it is for.
+"""
+
+from captum_transformer_lrp.rules.base import Rule
+from captum_transformer_lrp.rules.binary import MatmulRule, SkipAddRule
+from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.captum import CaptumRule
+from captum_transformer_lrp.rules.elementwise import (
+    GELURule,
+    NormalizationRule,
+    PassRule,
+    PoolingRule,
+    ScaleRule,
+    SoftmaxRule,
+    TaylorRule,
+)
+from captum_transformer_lrp.rules.linear import LinearRule
+from captum_transformer_lrp.rules.registry import register_rule, unregister_rule
+from captum_transformer_lrp.rules.stabilizers import AdditiveStabilizer, SignAwareStabilizer
+
+__all__ = [
+    "AdditiveStabilizer",
+    "Call",
+    "CaptumRule",
+    "GELURule",
+    "LinearRule",
+    "MatmulRule",
+    "NormalizationRule",
+    "PassRule",
+    "PoolingRule",
+    "Rule",
+    "ScaleRule",
+    "SignAwareStabilizer",
+    "SkipAddRule",
+    "SoftmaxRule",
+    "TaylorRule",
+    "register_rule",
+    "unregister_rule",
+]

@@ -1,0 +1,63 @@
+"""Rules for operations that mix two activations: skip-add, matmul and products (section 3.2)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from captum_transformer_lrp.rules.base import Rule
+from captum_transformer_lrp.rules.call import Call, sum_to_shape
+
+MASKED = -1e4
+"""Constants up to here, added to attention scores, switch positions off."""
+
+
+class SkipAddRule(Rule):
+    r"""``u + v``: eq. 2 for each operand, then the normalisation of eq. 9–10, per example.
+
+    .. math::
+        R^u = \frac{u}{u+v} R, \qquad
+        \bar R^u = R^u \,
+            \frac{|\Sigma R^u|}{|\Sigma R^u| + |\Sigma R^v|} \cdot
+            \frac{\Sigma R}{\Sigma R^u}
+
+    Relevance is conserved, and each operand's sum lies between 0 and ΣR (Lemma 2).  Where ``v``
+    is a constant or a parameter (a position embedding), its share is absorbed and reported.
+    Entries that switch attention scores off (-inf, or less than -1e4) are masking, not evidence,
+    and take nothing.
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        if call.constant is None:
+            u, v = call.inputs
+        else:
+            (u,) = call.inputs
+            v = call.constant.masked_fill(call.constant <= MASKED, 0)
+        u, v = u.expand_as(relevance), v.expand_as(relevance)
+        share = call.divide(relevance, u + v, u.abs() + v.abs())
+        parts = (u * share, v * share)
+        total = call.examples.sum(relevance)
+        sums = [call.examples.sum(part) for part in parts]
+        scale = sums[0].abs() + sums[1].abs()
+        factors = [call.divide(total * one.sign(), scale, scale) for one in sums]
+        if call.constant is not None:
+            call.absorb(lambda: factors[1] * sums[1])
+        return tuple(
+            sum_to_shape(part * call.examples.spread(factor, part.dim()), value.shape)
+            for part, factor, value in zip(parts, factors, call.inputs, strict=False)
+        )
+
+
+class MatmulRule(Rule):
+    r"""A product of two activations, ``u @ v`` or ``u * v``: eq. 2 for each, then eq. 9–10.
+
+    By eq. 2 the two operands' relevances have the same sum, :math:`\sum_i R_i\,y_i/y_i`, so by
+    eq. 9–10 each ends up with half of its value.  The relevance of an output that is exactly 0 is
+    0/0 in eq. 2: it is absorbed and reported.
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        share = call.divide(relevance / 2, call.output)
+        call.absorb(lambda: call.examples.sum(relevance * (call.output == 0)))
+        return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))

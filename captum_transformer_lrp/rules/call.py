@@ -1,0 +1,216 @@
+"""One PyTorch call of a model, as a propagation rule sees it.
+
+A rule never meets a module, a hook or an autograd graph.  It is given a :class:`Call` — the
+operation's inputs, its output, its weight and the operation itself as a function that can be
+evaluated again on other values — and divides the output's relevance among the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Kernel(Protocol):
+    """The operation of a call without its bias: a function and its vector-Jacobian product."""
+
+    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
+        """The operation's value at ``inputs``, with ``weight`` in the place of its weight."""
+        ...
+
+    def vjp(
+        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """``seedᵀ · ∂forward/∂input`` for every input."""
+        ...
+
+
+class Stabilizer(Protocol):
+    """Moves a denominator away from zero (see :mod:`captum_transformer_lrp.rules.stabilizers`)."""
+
+    def __call__(self, numerator: Tensor, denominator: Tensor, scale: Tensor | None) -> Tensor:
+        """``numerator / denominator``, kept finite."""
+        ...
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Which example of the batch each element of a tensor belongs to.
+
+    Relevance is normalised per example, and the examples need not lie along dimension 0: windowed
+    attention folds them into ``batch · windows``, sequence-first code keeps them in dimension 1.
+
+    Args:
+        count: number of examples.
+        axis: the dimension that the examples lie along, or None where that is not known.
+        index: for each position of that dimension, its example; None if position = example.
+    """
+
+    count: int
+    axis: int | None = 0
+    index: tuple[int, ...] | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether per-example sums can be taken."""
+        return self.count == 1 or self.axis is not None
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` (shape as the call's output) for each example, shape ``(count,)``."""
+        if self.count == 1:
+            return values.sum().reshape(1)
+        if self.axis is None:
+            raise RuntimeError("the examples of this tensor cannot be told apart")
+        rows = values.movedim(self.axis, 0).flatten(1).sum(1) if values.dim() > 1 else values
+        if self.index is None:
+            return rows
+        index = torch.tensor(self.index, device=values.device)
+        return rows.new_zeros(self.count).index_add(0, index, rows)
+
+    def spread(self, per_example: Tensor, dim: int) -> Tensor:
+        """``per_example`` of shape ``(count,)``, shaped to multiply a tensor of ``dim`` axes."""
+        if self.count == 1:
+            return per_example.reshape([1] * dim)
+        if self.axis is None:
+            raise RuntimeError("the examples of this tensor cannot be told apart")
+        rows = per_example
+        if self.index is not None:
+            rows = per_example[torch.tensor(self.index, device=per_example.device)]
+        shape = [1] * dim
+        shape[self.axis] = -1
+        return rows.reshape(shape)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call, as a rule sees it.
+
+    Args:
+        function: the PyTorch function that the model called, e.g. ``torch.matmul``.
+        kernel: the operation without its bias, to be evaluated on other values.
+        inputs: the activations that take part, each of which receives relevance.
+        output: the call's result, bias included.
+        weight: the parameter (or other constant) of a linear operation.
+        bias: its bias.
+        constant: the other operand where an activation meets a constant or a parameter, e.g. the
+            position embedding in ``x + position_embedding``.
+        examples: where the examples of the batch lie in ``output``.
+        stabilizer: divides safely; use :meth:`divide`.
+        absorb: reports relevance that goes no further (to a parameter, or 0/0), as a function that
+            returns its sum for each example, shape ``(count,)``; it is called only if somebody
+            keeps the books.
+    """
+
+    function: Callable[..., Any]
+    kernel: Kernel
+    inputs: tuple[Tensor, ...]
+    output: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    constant: Tensor | None = None
+    examples: Examples = field(default_factory=lambda: Examples(1))
+    stabilizer: Stabilizer | None = None
+    absorb: Callable[[Callable[[], Tensor]], None] = lambda amount: None
+
+    def forward(self, *inputs: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The operation, without bias, at other inputs and (if given) with another weight."""
+        return self.kernel.forward(inputs, self.weight if weight is None else weight)
+
+    def vjp(
+        self,
+        seed: Tensor,
+        inputs: Sequence[Tensor] | None = None,
+        weight: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
+        """``seedᵀ · ∂forward/∂input`` for every input, at ``inputs`` (default: the call's own)."""
+        return self.kernel.vjp(
+            seed,
+            self.inputs if inputs is None else inputs,
+            self.weight if weight is None else weight,
+        )
+
+    def divide(self, numerator: Tensor, denominator: Tensor, scale: Tensor | None = None) -> Tensor:
+        """``numerator / denominator``, stabilised.
+
+        ``scale`` is the size of what cancelled to make the denominator, where the rule knows it.
+        """
+        if self.stabilizer is None:
+            return numerator / denominator
+        return self.stabilizer(numerator, denominator, scale)
+
+
+def sum_to_shape(values: Tensor, shape: torch.Size) -> Tensor:
+    """Undo broadcasting: add up ``values`` over the axes that ``shape`` was broadcast along."""
+    return values if values.shape == shape else values.sum_to_size(shape)
+
+
+class AutogradKernel:
+    """Any differentiable function as a kernel; its vector-Jacobian product is autograd's.
+
+    Args:
+        function: called as ``function(*inputs)``, or ``function(*inputs, weight)`` if the call
+            has a weight.
+
+    Example:
+        >>> kernel = AutogradKernel(torch.mul)
+        >>> u, v = torch.tensor([2.0]), torch.tensor([5.0])
+        >>> kernel.vjp(torch.ones(1), (u, v), None)
+        (tensor([5.]), tensor([2.]))
+    """
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        self.function = function
+
+    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
+        """See :class:`Kernel`."""
+        return self.function(*inputs) if weight is None else self.function(*inputs, weight)
+
+    def vjp(
+        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """See :class:`Kernel`."""
+        with torch.enable_grad():
+            leaves = [value.detach().requires_grad_() for value in inputs]
+            output = self.forward(leaves, None if weight is None else weight.detach())
+            return torch.autograd.grad(output, leaves, seed)
+
+
+class MatmulKernel:
+    """``u @ v`` with its vector-Jacobian product ``(seed @ vᵀ, uᵀ @ seed)``."""
+
+    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
+        """See :class:`Kernel`."""
+        u, v = inputs
+        return torch.matmul(u, v)
+
+    def vjp(
+        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """See :class:`Kernel`."""
+        u, v = inputs
+        if u.dim() < 2 or v.dim() < 2:
+            return AutogradKernel(torch.matmul).vjp(seed, inputs, None)
+        return (
+            sum_to_shape(seed @ v.mT, u.shape),
+            sum_to_shape(u.mT @ seed, v.shape),
+        )
+
+
+class LinearKernel:
+    """``x · Wᵀ`` of :func:`torch.nn.functional.linear`."""
+
+    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
+        """See :class:`Kernel`."""
+        assert weight is not None
+        return torch.nn.functional.linear(inputs[0], weight)
+
+    def vjp(
+        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """See :class:`Kernel`."""
+        assert weight is not None
+        return (seed @ weight if weight.dim() == 2 else seed.unsqueeze(-1) * weight,)

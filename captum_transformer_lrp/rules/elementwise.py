@@ -1,0 +1,56 @@
+"""Rules for operations with one activation: activations, softmax, normalisation and pooling."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from captum_transformer_lrp.rules.base import Rule
+from captum_transformer_lrp.rules.call import Call, sum_to_shape
+
+
+class PassRule(Rule):
+    """Relevance passes unchanged: eq. 2 for an operation that maps each element to itself.
+
+    ``y = f(x)`` element by element has one summand per output, which takes all of its relevance.
+    The same holds for scaling by a constant, and it is the paper's choice for softmax and
+    LayerNorm.
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        return sum_to_shape(relevance, call.inputs[0].shape)
+
+
+class GELURule(PassRule):
+    """GELU, and every other activation function: relevance passes unchanged."""
+
+
+class SoftmaxRule(PassRule):
+    """Softmax: the relevance of each attention weight passes to its score, unchanged."""
+
+
+class NormalizationRule(PassRule):
+    """LayerNorm, RMSNorm, GroupNorm and eval-mode BatchNorm: relevance passes unchanged."""
+
+
+class ScaleRule(PassRule):
+    """Scaling by a constant or a parameter, masking and inactive dropout: passes unchanged."""
+
+
+class TaylorRule(Rule):
+    r"""Eq. 2, the generic Deep Taylor rule, for any differentiable operation.
+
+    .. math:: R_j = \sum_i x_j \frac{\partial y_i}{\partial x_j} \frac{R_i}{y_i}
+
+    Used for pooling and interpolation, and, with ``strict=False``, for operations without a rule
+    of their own.  With several inputs each gets an equal part of the whole.
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        share = call.divide(relevance / len(call.inputs), call.output)
+        return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
+
+
+class PoolingRule(TaylorRule):
+    """Mean, sum, average and max pooling, interpolation: eq. 2."""

@@ -1,0 +1,49 @@
+"""Rules for operations with a weight: linear layers and convolutions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.rules.base import Rule
+from captum_transformer_lrp.rules.call import Call
+
+
+class LinearRule(Rule):
+    r"""Only the products that speak for the output take part (eq. 5 of the paper).
+
+    .. math::
+        R_j = \sum_{i : x_j w_{ji} \ge 0}
+              \frac{x_j w_{ji}}{\sum_{j' : x_{j'} w_{j'i} \ge 0} x_{j'} w_{j'i}} R_i
+
+    The bias takes no relevance.  The sum of the non-negative products is
+    :math:`(|x|\,|W| + x W)/2`, and :math:`x W` is the output that the model has computed anyway,
+    so the rule costs three matrix products instead of the four that clamping takes.
+
+    Where an output has no positive product at all, the equation is 0/0: that output's relevance
+    is absorbed and reported.
+
+    Example:
+        >>> from captum_transformer_lrp.rules.call import LinearKernel
+        >>> x, w = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, -1.0, 1.0]])
+        >>> call = Call(torch.nn.functional.linear, LinearKernel(), (x,), x @ w.T, weight=w)
+        >>> LinearRule().relevance(call, torch.ones(1, 1))
+        tensor([[0.2500, 0.0000, 0.7500]])
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        (x,) = call.inputs
+        assert call.weight is not None
+        size, magnitude = x.abs(), call.weight.abs()
+        total = call.forward(size, weight=magnitude)
+        product = call.output if call.bias is None else call.output - call.bias
+        positive = (total + product) / 2
+        # Below this the sum of positive products is rounding error of the larger sums.
+        largest = total if call.bias is None else total + call.bias.abs()
+        nothing = positive <= 8 * torch.finfo(total.dtype).eps * largest
+        share = call.divide(relevance, positive, total).masked_fill(nothing, 0)
+        call.absorb(lambda: call.examples.sum(relevance * nothing))
+        (signed,) = call.vjp(share)
+        (unsigned,) = call.vjp(share, inputs=(size,), weight=magnitude)
+        return (x * signed + size * unsigned) / 2
