@@ -1,0 +1,35 @@
+"""Pictures and pages of attributions, drawn with matplotlib, jinja2 and rich.
+
+Every function returns what it drew (a `matplotlib.figure.Figure`, an HTML page, a rich renderable)
+and shows nothing, so that notebooks, servers and threads can use it alike.
+"""
+
+from captum_transformer_lrp.visualization.image import (
+    blend,
+    class_grid,
+    method_class_grid,
+    overlay_image,
+)
+from captum_transformer_lrp.visualization.report import Picture, report_html
+from captum_transformer_lrp.visualization.text import (
+    TextExplanation,
+    text_figure,
+    text_html,
+    text_terminal,
+)
+from captum_transformer_lrp.visualization.words import Word, words_from_pieces
+
+__all__ = [
+    "Picture",
+    "TextExplanation",
+    "Word",
+    "blend",
+    "class_grid",
+    "method_class_grid",
+    "overlay_image",
+    "report_html",
+    "text_figure",
+    "text_html",
+    "text_terminal",
+    "words_from_pieces",
+]

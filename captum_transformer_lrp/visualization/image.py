@@ -1,0 +1,278 @@
+"""Relevance maps over photos."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from captum_transformer_lrp.visualization.arrays import (
+    ArrayLike,
+    FloatArray,
+    ImageLike,
+    to_map,
+    to_rgb,
+)
+from captum_transformer_lrp.visualization.colors import Scale
+from captum_transformer_lrp.visualization.labels import percent, wrap
+
+_Panel: TypeAlias = tuple[FloatArray, list[str]]
+
+_PANEL_INCHES = 2.4
+_TITLE_SIZE = 10.0
+_LINE_INCHES = 1.3 * _TITLE_SIZE / 72
+# Space around the figure, between panels, for row labels, and for the colour bar with its words.
+_MARGIN, _GAP, _LABEL_INCHES, _COLOR_BAR_INCHES = 0.12, 0.1, 0.42, 1.05
+# How the eye weighs red, green and blue (ITU-R BT.601): the photo under an overlay is grey, so that
+# its own colours are not taken for relevance.
+_LUMINANCE = (0.299, 0.587, 0.114)
+
+
+def blend(
+    image: ImageLike, attribution: ArrayLike, *, opacity: float = 0.6, scale: Scale | None = None
+) -> FloatArray:
+    """One photo in grey under its relevance map in colour, as (H, W, 3) floats between 0 and 1.
+
+    Args:
+        image: what `overlay_image` takes.
+        attribution: (H, W), (C, H, W) or (1, C, H, W); channels are added up.
+        opacity: how much of the map is seen, 0 (the photo alone) to 1 (the map alone).
+        scale: the values at the ends of the colour map; the map's own ones by default.
+
+    Raises:
+        ValueError: where the map and the photo have different sizes, or contain NaN.
+
+    Example:
+        >>> blend(np.zeros((2, 2, 3)), np.eye(2)).shape
+        (2, 2, 3)
+    """
+    photo, relevance = to_rgb(image), to_map(attribution)
+    if photo.shape[:2] != relevance.shape:
+        raise ValueError(
+            f"found a map of {_size(relevance)} on an image of {_size(photo)} pixels, expected the "
+            "same size: draw the image as the model saw it, and attribute with granularity='input'"
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"found opacity={opacity}, expected a number between 0 and 1")
+    scale = scale or Scale.of([relevance])
+    grey = (photo @ np.asarray(_LUMINANCE))[..., None]
+    colors = scale.image_colors(scale.position(relevance))[..., :3]
+    return np.clip((1 - opacity) * grey + opacity * colors, 0, 1)
+
+
+def overlay_image(
+    image: ImageLike, attribution: ArrayLike, *, title: str = "", opacity: float = 0.6
+) -> Figure:
+    """Draw one relevance map over its photo, with a colour bar in the attribution's own units.
+
+    Args:
+        image: a PIL image; an array (H, W, 3), uint8 or float between 0 and 1; or a float tensor
+            (3, H, W) between 0 and 1. It must be the image as the model saw it, not normalised.
+        attribution: (H, W), (C, H, W) or (1, C, H, W); channels are added up.
+        title: what stands above; long titles are wrapped.
+        opacity: how much of the map is seen, 0 to 1.
+
+    Raises:
+        ValueError: where the map and the photo have different sizes, or contain NaN.
+
+    Example:
+        >>> figure = overlay_image(np.zeros((8, 8, 3)), np.eye(8), title="identity")
+        >>> [axes.get_title() for axes in figure.axes]
+        ['identity', '']
+    """
+    scale = Scale.of([to_map(attribution)])
+    panel = blend(image, attribution, opacity=opacity, scale=scale)
+    return _draw([[(panel, [title] if title else [])]], [], scale, shared=True)
+
+
+def class_grid(
+    image: ImageLike,
+    attributions: Sequence[ArrayLike],
+    names: Sequence[str],
+    probabilities: Sequence[float] | None = None,
+    *,
+    image_title: str = "photo",
+    columns: int = 4,
+    opacity: float = 0.6,
+    shared_scale: bool = False,
+) -> Figure:
+    r"""Draw the photo, then one overlay per explained class.
+
+    Args:
+        image: what `overlay_image` takes.
+        attributions: one map per class, each as `overlay_image` takes it.
+        names: one class name per map.
+        probabilities: one per map, 0 to 1; left out of the titles by default.
+        image_title: what stands above the photo.
+        columns: panels in a row.
+        opacity: how much of the maps is seen, 0 to 1.
+        shared_scale: whether equal colours mean equal relevance across classes. By default each
+            map uses the whole colour range, as the paper's figures do.
+
+    Raises:
+        ValueError: where the lengths disagree, or a map does not fit the photo.
+
+    Example:
+        >>> maps = [np.eye(8), np.ones((8, 8))]
+        >>> figure = class_grid(np.zeros((8, 8, 3)), maps, ["cat", "dog"], [0.9, 0.1])
+        >>> [axes.get_title() for axes in figure.axes[:3]]
+        ['photo', 'cat\n90.0 %', 'dog\n10.0 %']
+    """
+    if len(attributions) != len(names) or not len(names):
+        raise ValueError(
+            f"found {len(attributions)} maps and {len(names)} names, expected one name per map "
+            "and at least one map"
+        )
+    if probabilities is not None and len(probabilities) != len(names):
+        raise ValueError(
+            f"found {len(probabilities)} probabilities, expected one for each of {len(names)} names"
+        )
+    if columns < 1:
+        raise ValueError(f"found columns={columns}, expected at least 1")
+    chances = [""] * len(names)
+    if probabilities is not None:
+        chances = [percent(probability) for probability in probabilities]
+    maps = [to_map(attribution) for attribution in attributions]
+    scales = _scales(maps, shared_scale)
+    panels: list[_Panel] = [(to_rgb(image), [image_title])]
+    for relevance, scale, name, chance in zip(maps, scales, names, chances, strict=True):
+        overlay = blend(image, relevance, opacity=opacity, scale=scale)
+        panels.append((overlay, [name, chance] if chance else [name]))
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    return _draw(rows, [], scales[0], shared=shared_scale)
+
+
+def method_class_grid(
+    maps: Mapping[str, Mapping[str, ArrayLike]],
+    image: ImageLike,
+    *,
+    image_title: str = "photo",
+    opacity: float = 0.6,
+) -> Figure:
+    """Draw a table of overlays: one row per method, one column per class, the photo at the left.
+
+    Args:
+        maps: the map of each class by each method. Every method must explain the same classes.
+        image: what `overlay_image` takes.
+        image_title: what stands above the photo.
+        opacity: how much of the maps is seen, 0 to 1.
+
+    Raises:
+        ValueError: where methods explain different classes, or a map does not fit the photo.
+
+    Example:
+        >>> classes = {"cat": np.eye(8), "dog": np.ones((8, 8))}
+        >>> maps = {"rollout": classes, "transformer attribution": classes}
+        >>> figure = method_class_grid(maps, np.zeros((8, 8, 3)))
+        >>> [axes.get_ylabel() for axes in figure.axes[::3][:2]]
+        ['rollout', 'transformer attribution']
+    """
+    classes = list(next(iter(maps.values()), {}))
+    for method, of_class in maps.items():
+        if list(of_class) != classes:
+            raise ValueError(
+                f"{method!r} explains {list(of_class)}, expected {classes} as the first method does"
+            )
+    if not classes:
+        raise ValueError("found no maps, expected at least one method with at least one class")
+    arrays = [[to_map(of_class[name]) for name in classes] for of_class in maps.values()]
+    scales = _scales([relevance for row in arrays for relevance in row], shared=False)
+    rows = [
+        [
+            (to_rgb(image), [image_title]),
+            *(
+                (blend(image, relevance, opacity=opacity, scale=_like(relevance, scales)), [name])
+                for relevance, name in zip(row, classes, strict=True)
+            ),
+        ]
+        for row in arrays
+    ]
+    # The column's name stands once, above the first row.
+    rows[1:] = [[(panel, []) for panel, _ in row] for row in rows[1:]]
+    return _draw(rows, list(maps), scales[0], shared=False)
+
+
+def _scales(maps: Sequence[FloatArray], shared: bool) -> list[Scale]:
+    """One scale per map: all diverge from zero as soon as one map is signed."""
+    together = Scale.of(maps)
+    return [together if shared else _like(relevance, [together]) for relevance in maps]
+
+
+def _like(relevance: FloatArray, scales: Sequence[Scale]) -> Scale:
+    """The scale of one map, signed if those beside it are."""
+    if not scales[0].signed:
+        return Scale.of([relevance])
+    limit = float(np.abs(relevance).max())
+    return Scale(-limit, limit, signed=True)
+
+
+def _size(array: FloatArray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+def _draw(
+    rows: Sequence[Sequence[_Panel]], labels: Sequence[str], scale: Scale, *, shared: bool
+) -> Figure:
+    """Panels in rows, with titles above, labels at the left and one colour bar at the right.
+
+    Everything is placed in inches: room for the titles is known once they are wrapped.
+    """
+    pixels_high, pixels_wide = rows[0][0][0].shape[:2]
+    panel_width = max(_PANEL_INCHES * min(1.0, pixels_wide / pixels_high), _PANEL_INCHES / 3)
+    panel_height = panel_width * pixels_high / pixels_wide
+    left = _MARGIN + (_LABEL_INCHES if labels else 0)
+    titles = [[_title(lines, 72 * panel_width) for _, lines in row] for row in rows]
+    title_heights = [
+        _LINE_INCHES * (max(title.count("\n") + 1 if title else 0 for title in row)) + _GAP
+        for row in titles
+    ]
+    columns = max(len(row) for row in rows)
+    width = left + columns * (panel_width + _GAP) + _COLOR_BAR_INCHES
+    height = sum(title_heights) + len(rows) * panel_height + 2 * _MARGIN
+    figure = Figure(figsize=(width, height))
+
+    top = height - _MARGIN
+    for index, row in enumerate(rows):
+        top -= title_heights[index] + panel_height
+        for column, (panel, _) in enumerate(row):
+            x = left + column * (panel_width + _GAP)
+            box = (x / width, top / height, panel_width / width, panel_height / height)
+            axes = figure.add_axes(box)
+            axes.imshow(panel, interpolation="bicubic", aspect="auto")
+            axes.set_xticks([])
+            axes.set_yticks([])
+            title = titles[index][column]
+            axes.set_title(title, fontsize=_TITLE_SIZE, pad=4, parse_math=False)
+            if labels and not column:
+                label = "\n".join(wrap(labels[index], 72 * panel_height, _TITLE_SIZE, max_lines=2))
+                axes.set_ylabel(label, fontsize=_TITLE_SIZE, parse_math=False)
+    x = left + columns * (panel_width + _GAP)
+    y = height - _MARGIN - title_heights[0] - panel_height
+    bar = figure.add_axes((x / width, y / height, 0.13 / width, panel_height / height))
+    _color_bar(figure, bar, scale, in_units=shared and scale.high > scale.low)
+    return figure
+
+
+def _title(parts: Sequence[str], width: float) -> str:
+    """The parts one below the other, each wrapped."""
+    return "\n".join(line for part in parts for line in wrap(part, width, _TITLE_SIZE))
+
+
+def _color_bar(figure: Figure, axes: Axes, scale: Scale, *, in_units: bool) -> None:
+    """A bar in the attribution's units, or, where each map has its own scale, in words."""
+    limits = (scale.low, scale.high) if in_units else (0.0, 1.0)
+    bar = figure.colorbar(ScalarMappable(Normalize(*limits), scale.image_colors), cax=axes)
+    axes.tick_params(labelsize=_TITLE_SIZE - 1.5)
+    if in_units:
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
+        axes.yaxis.get_offset_text().set_fontsize(_TITLE_SIZE - 1.5)
+        bar.set_label("relevance", fontsize=_TITLE_SIZE - 1)
+        return
+    words = ["against", "neutral", "for"] if scale.signed else ["least", "most"]
+    bar.set_ticks(list(np.linspace(0, 1, len(words))), labels=words)
+    bar.set_label("relevance", fontsize=_TITLE_SIZE - 1)

@@ -1,0 +1,93 @@
+"""Legible labels: lines broken by the measured width of letters, probabilities, clean text."""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import lru_cache
+
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+
+ELLIPSIS = "…"
+
+
+@lru_cache(maxsize=4096)
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """The width of one line of text in points, in matplotlib's default font.
+
+    >>> text_width("WW", 10) > text_width("ll", 10) > 0
+    True
+    """
+    if not text:
+        return 0.0
+    width, _, _ = text_to_path.get_text_width_height_descent(
+        text, FontProperties(size=size, weight=weight), ismath=False
+    )
+    return float(width)
+
+
+def percent(probability: float) -> str:
+    """A probability for a reader.
+
+    >>> percent(0.9876), percent(0.00002)
+    ('98.8 %', '< 0.1 %')
+    """
+    return "< 0.1 %" if 0 < probability < 0.0005 else f"{100 * probability:.1f} %"
+
+
+# They reorder the letters around them, so that a reader sees another text than the model did.
+_DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+def printable(text: str) -> str:
+    r"""The text without control characters, which could move a terminal's cursor or hide letters.
+
+    >>> printable("a\x1b[2Jb")
+    'a�[2Jb'
+    """
+    return "".join("�" if _is_control(letter) else letter for letter in text)
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) == "Cc" or letter in _DIRECTION_OVERRIDES
+
+
+def wrap(
+    text: str, width: float, size: float, *, max_lines: int = 3, weight: str = "normal"
+) -> list[str]:
+    """Break a text into lines no wider than `width` points.
+
+    Words that are too long for a line are broken; text beyond `max_lines` becomes an ellipsis.
+
+    >>> wrap("soft-coated wheaten terrier", 90, 10)
+    ['soft-coated', 'wheaten terrier']
+    >>> len(wrap("W" * 100, 80, 10, max_lines=2))
+    2
+    """
+
+    def fits(line: str) -> bool:
+        return text_width(line, size, weight) <= width
+
+    lines: list[str] = []
+    line = ""
+    for word in printable(" ".join(text.split())).split(" "):
+        candidate = f"{line} {word}" if line else word
+        if fits(candidate):
+            line = candidate
+            continue
+        if line:
+            lines.append(line)
+        rest = word
+        while not fits(rest) and len(rest) > 1:
+            # At least one letter, however narrow the line, so that this ends.
+            head = next((n for n in range(2, len(rest)) if not fits(rest[:n])), len(rest)) - 1
+            lines.append(rest[:head])
+            rest = rest[head:]
+        line = rest
+    lines.append(line)
+    if len(lines) <= max_lines:
+        return lines
+    last = lines[max_lines - 1]
+    while last and not fits(last + ELLIPSIS):
+        last = last[:-1]
+    return [*lines[: max_lines - 1], last + ELLIPSIS]

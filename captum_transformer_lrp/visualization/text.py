@@ -1,0 +1,156 @@
+"""Relevant words: as an HTML page, in the terminal, and as a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Group
+from rich.text import Text
+
+from captum_transformer_lrp.visualization.colors import Scale
+from captum_transformer_lrp.visualization.labels import percent, printable, text_width, wrap
+from captum_transformer_lrp.visualization.page import render
+from captum_transformer_lrp.visualization.words import Word
+
+_SIZE = 12.0
+_LINE_POINTS = 1.9 * _SIZE
+_MARGIN_POINTS = 14.0
+
+
+@dataclass(frozen=True)
+class TextExplanation:
+    """Why a model says (or does not say) that a text belongs to a class.
+
+    Args:
+        class_name: the explained class.
+        words: the text's words in order, from `words_from_pieces`.
+        probability: what the model gives to the class, 0 to 1; None leaves it out.
+    """
+
+    class_name: str
+    words: Sequence[Word]
+    probability: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The class name with its probability.
+
+        >>> TextExplanation("positive", [], 0.987).title
+        'positive, 98.7 %'
+        """
+        if self.probability is None:
+            return self.class_name
+        return f"{self.class_name}, {percent(self.probability)}"
+
+    @property
+    def scale(self) -> Scale:
+        """The colours of the words: white is no relevance."""
+        return Scale.from_zero(np.array([word.attribution for word in self.words] or [0.0]))
+
+
+def text_html(
+    explanations: Sequence[TextExplanation], *, title: str = "Relevant words", lang: str = "en"
+) -> str:
+    """One self-contained HTML page: the text once per class, its words coloured by relevance.
+
+    Everything that comes from the caller is escaped: a token may be `<script>`.
+
+    Args:
+        explanations: one per explained class.
+        title: the page's heading.
+        lang: the text's language as a BCP 47 tag, which screen readers and browsers go by.
+
+    Example:
+        >>> page = text_html([TextExplanation("positive", [Word("<b>", 1.0)])])
+        >>> "<b>" in page, "&lt;b&gt;" in page
+        (False, True)
+    """
+    return render("text.html.jinja", title=title, lang=lang, texts=explanations)
+
+
+def text_terminal(explanations: Sequence[TextExplanation]) -> Group:
+    """The same for a terminal: a rich renderable, to be given to `rich.print`.
+
+    Example:
+        >>> from rich.console import Console
+        >>> words = [Word("[red]good", 0.9), Word("film", 0.1, before=" ")]
+        >>> Console(color_system=None).print(text_terminal([TextExplanation("positive", words)]))
+        positive
+        [red]good film
+    """
+    lines = []
+    for explanation in explanations:
+        lines.append(Text(printable(explanation.title), style="bold"))
+        line = Text()
+        for word in explanation.words:
+            # Line breaks of the text itself stay; all other control characters are shown as such.
+            line.append("\n" if "\n" in word.before else printable(word.before))
+            color = explanation.scale.text_color(word.attribution)
+            line.append(printable(word.text), style=f"#111111 on {color}")
+        lines.append(line)
+    return Group(*lines)
+
+
+def text_figure(explanations: Sequence[TextExplanation], *, width: float = 6.5) -> Figure:
+    """The same as a figure of coloured boxes, for papers and slides.
+
+    Args:
+        explanations: one per explained class.
+        width: the figure's width in inches; lines are broken to fit it.
+
+    Example:
+        >>> words = [Word("good", 0.9), Word("film", 0.1, before=" ")]
+        >>> figure = text_figure([TextExplanation("positive", words)])
+        >>> [text.get_text() for text in figure.texts]
+        ['positive', 'good', 'film']
+    """
+    room = 72 * width - 2 * _MARGIN_POINTS
+    blocks = [
+        (
+            wrap(explanation.title, room, _SIZE, weight="bold"),
+            _lines(explanation.words, room),
+            explanation.scale,
+        )
+        for explanation in explanations
+    ]
+    rows = sum(len(titles) + len(lines) + 0.6 for titles, lines, _ in blocks)
+    height = rows * _LINE_POINTS + 2 * _MARGIN_POINTS
+    figure = Figure(figsize=(width, height / 72))
+
+    def write(x: float, y: float, text: str, **style: Any) -> None:
+        position = (_MARGIN_POINTS + x) / (72 * width), 1 - (_MARGIN_POINTS + y) / height
+        figure.text(*position, text, fontsize=_SIZE, va="top", parse_math=False, **style)
+
+    y = 0.0
+    for titles, lines, scale in blocks:
+        for title in titles:
+            write(0, y, title, weight="bold")
+            y += _LINE_POINTS
+        for line in lines:
+            for x, text, attribution in line:
+                box = {"facecolor": scale.text_color(attribution), "edgecolor": "none", "pad": 2.0}
+                write(x, y, text, color="#111111", bbox=box)
+            y += _LINE_POINTS
+        y += 0.6 * _LINE_POINTS
+    return figure
+
+
+def _lines(words: Sequence[Word], room: float) -> list[list[tuple[float, str, float]]]:
+    """Words as (x in points, text, attribution), broken into lines."""
+    space = text_width("n", _SIZE)
+    lines: list[list[tuple[float, str, float]]] = [[]]
+    x = 0.0
+    for word in words:
+        gap = space if word.before and lines[-1] else 0.0
+        for text in wrap(word.text, room, _SIZE, max_lines=99):
+            if lines[-1] and x + gap + text_width(text, _SIZE) > room:
+                lines.append([])
+                x = gap = 0.0
+            lines[-1].append((x + gap, text, word.attribution))
+            x += gap + text_width(text, _SIZE)
+            gap = 0.0
+    return lines
