@@ -1,0 +1,174 @@
+"""Classifiers by name: what is loaded, and what is said where it cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+
+from captum_transformer_lrp.models import (
+    ModelLoadError,
+    load_image_model,
+    load_text_model,
+    load_weights,
+    read_checkpoint,
+)
+
+TINY = "vit_tiny_patch16_224"
+
+
+@pytest.fixture(scope="module")
+def three_class_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("checkpoints") / "three.safetensors"
+    save_file(timm.create_model(TINY, num_classes=3).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hugging_face_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("vit")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    labels = {0: "cat", 1: "dog"}
+    config = ViTConfig(**sizes, intermediate_size=16, image_size=32, patch_size=16, id2label=labels)
+    ViTForImageClassification(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def test_a_checkpoint_brings_its_number_of_classes(three_class_checkpoint: Path) -> None:
+    loaded = load_image_model(TINY, checkpoint=three_class_checkpoint)
+    assert loaded.class_names == ("class 0", "class 1", "class 2")
+    assert not loaded.model.training
+
+
+def test_imagenet_classes_have_their_names(tmp_path: Path) -> None:
+    path = tmp_path / "imagenet.safetensors"
+    save_file(timm.create_model(TINY).state_dict(), path)
+    names = load_image_model(TINY, checkpoint=path).class_names
+    assert len(names) == 1000
+    assert names[207] == "golden retriever"
+
+
+def test_preprocessing_is_undone_for_the_picture(three_class_checkpoint: Path) -> None:
+    loaded = load_image_model(TINY, checkpoint=three_class_checkpoint)
+    pixels = loaded.preprocess(Image.new("RGB", (300, 200), (255, 0, 51)))
+    assert pixels.shape == (3, 224, 224)
+    seen = loaded.visible(pixels).mean((1, 2))
+    torch.testing.assert_close(seen, torch.tensor([1.0, 0.0, 0.2]), atol=1e-3, rtol=0)
+
+
+def test_a_hugging_face_folder_is_loaded_with_its_processor_and_labels(
+    hugging_face_folder: Path,
+) -> None:
+    loaded = load_image_model(str(hugging_face_folder))
+    pixels = loaded.preprocess(Image.new("RGB", (100, 50), (255, 0, 255)))
+    assert loaded.class_names == ("cat", "dog")
+    assert loaded.model(pixels[None]).logits.shape == (1, 2)
+    seen = loaded.visible(pixels).mean((1, 2))
+    torch.testing.assert_close(seen, torch.tensor([1.0, 0.0, 1.0]), atol=1e-3, rtol=0)
+
+
+def test_a_hugging_face_folder_takes_a_checkpoint(hugging_face_folder: Path) -> None:
+    weights = hugging_face_folder / "model.safetensors"
+    chosen = load_image_model(str(hugging_face_folder), checkpoint=weights).model.state_dict()
+    saved = load_image_model(str(hugging_face_folder)).model.state_dict()
+    torch.testing.assert_close(chosen, saved, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"model": state, "epoch": 3}])
+def test_weights_of_a_training_script_are_found(tmp_path: Path, wrap) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(wrap({"weight": torch.ones(1)}), path)
+    assert list(read_checkpoint(path)) == ["weight"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"root:x:0:0:root:/root"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_a_damaged_checkpoint_is_named(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"damaged{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(ModelLoadError, match=f"cannot read the checkpoint .*damaged{suffix}"):
+        read_checkpoint(path)
+
+
+def test_a_truncated_checkpoint_is_named(tmp_path: Path, three_class_checkpoint: Path) -> None:
+    path = tmp_path / "half.safetensors"
+    path.write_bytes(three_class_checkpoint.read_bytes()[:100_000])
+    with pytest.raises(ModelLoadError, match=r"cannot read the checkpoint .*half"):
+        read_checkpoint(path)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    torch.save({"weight": Trap()}, tmp_path / "trap.pth")
+    with pytest.raises(ModelLoadError, match="cannot read the checkpoint"):
+        read_checkpoint(tmp_path / "trap.pth")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_file_without_weights_is_named(tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "log.pth")
+    with pytest.raises(ModelLoadError, match=r"log\.pth holds no state dict"):
+        read_checkpoint(tmp_path / "log.pth")
+
+
+def test_a_mismatch_lists_what_was_found_and_expected(three_class_checkpoint: Path) -> None:
+    with pytest.raises(ModelLoadError, match=r"has shape \(192,\), expected \(384,\)"):
+        load_image_model("vit_small_patch16_224", checkpoint=three_class_checkpoint)
+
+
+def test_a_mismatch_with_a_hugging_face_folder_is_listed_alike(
+    hugging_face_folder: Path, tmp_path: Path
+) -> None:
+    state = read_checkpoint(hugging_face_folder / "model.safetensors")
+    state |= {"classifier.weight": torch.ones(3, 16), "surplus": torch.ones(1)}
+    state.pop("classifier.bias")
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(
+        ModelLoadError,
+        match=r"classifier\.weight has shape \(3, 16\), expected \(2, 16\); "
+        r"missing: classifier\.bias; unexpected: surplus",
+    ):
+        load_image_model(str(hugging_face_folder), checkpoint=tmp_path / "w.safetensors")
+
+
+def test_a_mismatch_leaves_the_model_as_it_was() -> None:
+    model = torch.nn.Linear(2, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ModelLoadError, match=r"missing: bias; unexpected: biases"):
+        load_weights(model, {"weight": torch.ones(1, 2), "biases": torch.ones(1)}, "w.pt")
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+
+
+def test_an_unknown_name_brings_the_nearest_ones() -> None:
+    with pytest.raises(ModelLoadError, match="the nearest: deit_tiny_"):
+        load_image_model("deit_tiny")
+
+
+@pytest.mark.parametrize("load", [load_image_model, load_text_model])
+def test_a_folder_without_a_model_is_named(tmp_path: Path, load) -> None:
+    with pytest.raises(ModelLoadError, match=r"has no config\.json"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ModelLoadError, match="not valid JSON"):
+        load(str(tmp_path))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "no such type"}))
+    with pytest.raises(ModelLoadError, match=r"cannot load the .* save_pretrained"):
+        load(str(tmp_path))
+
+
+def test_a_text_model_is_loaded_in_float32(shared: Path) -> None:
+    loaded = load_text_model(str(shared / "models" / "bert_movies"))
+    assert loaded.class_names == ("NEG", "POS")
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
