@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, get_args
 
-import torch
-from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
-from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import (
+    RolloutAttribution,
+    gradients,
+    relevances,
+    sum_all,
+)
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
-from captum_transformer_lrp.engine.recording import Recording, recorded
-from captum_transformer_lrp.engine.tape import Phase
-from captum_transformer_lrp.rules import SignAwareStabilizer
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import MODULE_RULES, Target, rule_overrides
+from captum_transformer_lrp.rules.registry import Target
+
+HeadWeighting: TypeAlias = Literal["gradient", "attention", "none"]
 
 
-class TransformerAttribution(Attribution):
+class TransformerAttribution(RolloutAttribution):
     r"""Relevance and gradient of every attention map, rolled out over the blocks.
 
     For target :math:`t` relevance starts as the one-hot of :math:`t` and is propagated by eq. 2–10
@@ -45,6 +49,11 @@ class TransformerAttribution(Attribution):
             module class.  A ``module.rule`` of the model goes first.
         stabilizer: keeps denominators away from zero.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
+        head_weighting: what R is multiplied by in eq. 13: ``"gradient"`` for ∇A, as the paper has
+            it; ``"attention"`` for A, its ablation "w/o ∇A"; ``"none"`` for R alone.
+        layers: the attentions that take part in eq. 14, counted from the input, negative ones from
+            the output; None for all.  ``[-1]`` is the paper's ablation with the block nearest the
+            output alone.
 
     Reference:
         Hila Chefer, Shir Gur, Lior Wolf, *Transformer Interpretability Beyond Attention
@@ -68,80 +77,16 @@ class TransformerAttribution(Attribution):
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
         strict: bool = True,
+        head_weighting: HeadWeighting = "gradient",
+        layers: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(forward_func)
-        self._function_rules, self._class_rules = rule_overrides(rules)
-        self._stabilizer = stabilizer or SignAwareStabilizer()
-        self._strict = strict
-
-    def attribute(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        start_layer: int = 0,
-        granularity: views.Granularity = "input",
-        row_normalize: bool = False,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Explain one target for each example of a batch.
-
-        Args:
-            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
-                tuple of such.
-            target: the output to explain, in any form that Captum takes: an int, a tuple for
-                outputs of more than two dimensions, or a list or tensor with one for each example.
-                None explains each example's predicted class.
-            additional_forward_args: further positional arguments of ``forward_func``, as in
-                Captum; or a dictionary of keyword arguments, such as
-                ``{"attention_mask": mask}``.
-            start_layer: the first attention, counted from the input, that takes part in eq. 14.
-            granularity: ``"input"`` for maps shaped as the inputs, whose sum over the channels or
-                the embedding dimension is the relevance map, bilinearly upsampled for images;
-                ``"token"`` for (N, S), the row over all tokens, special ones included;
-                ``"matrix"`` for C, (N, S, S).
-            row_normalize: divide the rows of each factor of eq. 14 by their sums.
-
-        Returns:
-            Non-negative attributions, float32 or as precise as the inputs; a tuple if ``inputs``
-            is one and ``granularity`` is ``"input"``.
-
-        Raises:
-            ValueError: for a target or an option that does not fit.
-            ExplanationError: for a model that cannot be explained as it is; the message says what
-                to do.
-        """
-        (explained,) = self._explain(
-            inputs, [target], additional_forward_args, start_layer, granularity, row_normalize
-        )
-        return explained
-
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        start_layer: int = 0,
-        granularity: views.Granularity = "input",
-        row_normalize: bool = False,
-    ) -> list[Tensor | tuple[Tensor, ...]]:
-        """Explain several targets of the same inputs from one forward pass.
-
-        Args:
-            inputs: as in :meth:`attribute`.
-            targets: any number of targets, each as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
-            start_layer: as in :meth:`attribute`.
-            granularity: as in :meth:`attribute`.
-            row_normalize: as in :meth:`attribute`.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        return self._explain(
-            inputs, targets, additional_forward_args, start_layer, granularity, row_normalize
-        )
+        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        if head_weighting not in get_args(HeadWeighting):
+            raise ValueError(
+                f"head_weighting must be one of {get_args(HeadWeighting)}: {head_weighting!r}"
+            )
+        self.head_weighting = head_weighting
+        self.layers = None if layers is None else tuple(layers)
 
     def explain(
         self,
@@ -172,24 +117,26 @@ class TransformerAttribution(Attribution):
             >>> sorted(explanation.absorbed)
             ['cls_token', 'pos_embed']
         """
-        options = (start_layer, granularity, row_normalize)
+        views.check_granularity(granularity)
         with self._recorded(inputs, additional_forward_args, keeps_books=True) as recording:
             tape = recording.tape
             target = predicted(recording.output) if target is None else target
             start = seed(recording.output, target)
-            attributions = self._attributions(recording, start, inputs, *options)
+            attributions = self._rolled_out(
+                recording, start, inputs, start_layer, granularity, row_normalize
+            )
+            gradient_of = gradients(recording, start, tape.attentions)
             steps = tape.attentions
             leaves = [leaf for found in recording.leaves for leaf in found]
             parameters = [leaf for _, leaf, _ in tape.parameter_leaves]
             wanted = [step.attention for step in steps]
-            gradients = tape.backward(Phase.GRADIENT, recording.output, start, wanted)
             tape.absorbed = {}
-            relevances = tape.backward(
+            found = tape.backward(
                 Phase.RELEVANCE, recording.output, start, [*wanted, *leaves, *parameters]
             )
-            of_attentions = relevances[: len(steps)]
-            of_leaves = relevances[len(steps) : len(steps) + len(leaves)]
-            of_parameters = relevances[len(steps) + len(leaves) :]
+            of_attentions = found[: len(steps)]
+            of_leaves = found[len(steps) : len(steps) + len(leaves)]
+            of_parameters = found[len(steps) + len(leaves) :]
             count = recording.output.shape[0]
             for (name, _, mark), value in zip(tape.parameter_leaves, of_parameters, strict=True):
                 if count == 1 or mark.examples.known:
@@ -214,12 +161,12 @@ class TransformerAttribution(Attribution):
                                 step.attention,
                                 gradient,
                                 relevance,
-                                (gradient * relevance).clamp(min=0),
+                                self._combined(step, gradient, relevance),
                             )
                         ),
                     )
                     for step, gradient, relevance in zip(
-                        steps, gradients, of_attentions, strict=True
+                        steps, gradient_of, of_attentions, strict=True
                     )
                 ),
                 relevances=summed,
@@ -227,119 +174,32 @@ class TransformerAttribution(Attribution):
                 total=total,
             )
 
-    def has_convergence_delta(self) -> bool:
-        """False: the rows of C have no sum that they must converge to."""
-        return False
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: relevance is a product with the inputs, not a sensitivity."""
-        return True
-
-    def _recorded(self, inputs: Any, additional_forward_args: Any, *, keeps_books: bool) -> Any:
-        if isinstance(additional_forward_args, Mapping):
-            args, kwargs = (), dict(additional_forward_args)
-        elif additional_forward_args is None:
-            args, kwargs = (), {}
-        else:
-            packed = additional_forward_args
-            args, kwargs = packed if isinstance(packed, tuple) else (packed,), {}
-        return recorded(
-            self.forward_func,
-            _format_tensor_into_tuples(inputs),
-            args,
-            kwargs,
-            function_rules=self._function_rules,
-            class_rules={**MODULE_RULES, **self._class_rules},
-            stabilizer=self._stabilizer,
-            strict=self._strict,
-            keeps_books=keeps_books,
-        )
-
-    def _explain(
-        self,
-        inputs: Any,
-        targets: Sequence[Any],
-        additional_forward_args: Any,
-        start_layer: int,
-        granularity: views.Granularity,
-        row_normalize: bool,
-    ) -> list[Tensor | tuple[Tensor, ...]]:
-        if granularity not in views.GRANULARITIES:
-            raise ValueError(f"granularity must be one of {views.GRANULARITIES}: {granularity!r}")
-        with self._recorded(inputs, additional_forward_args, keeps_books=False) as recording:
-            found = []
-            for target in targets:
-                chosen = predicted(recording.output) if target is None else target
-                start = seed(recording.output, chosen)
-                found.append(
-                    self._attributions(
-                        recording, start, inputs, start_layer, granularity, row_normalize
-                    )
-                )
-            return found
-
-    def _attributions(
-        self,
-        recording: Recording,
-        start: Tensor,
-        inputs: Any,
-        start_layer: int,
-        granularity: views.Granularity,
-        row_normalize: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
+    def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
+        used = super()._used(recording, start_layer)
+        if self.layers is None:
+            return used
         steps = recording.tape.attentions
-        if not 0 <= start_layer < len(steps):
-            raise ValueError(
-                f"start_layer must be one of the model's {len(steps)} attentions, 0 to "
-                f"{len(steps) - 1}; found {start_layer}"
-            )
-        self._weigh(recording, start, start_layer)
-        if granularity == "matrix" or row_normalize:
-            return self._from_matrix(recording, start, inputs, granularity, row_normalize)
-        if granularity == "token":
-            return views.token_mass(recording, start).detach()
-        maps = views.input_mass(recording, recording.output, start)
-        return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
+        for layer in self.layers:
+            if not -len(steps) <= layer < len(steps):
+                raise ValueError(
+                    f"layers must be among the model's {len(steps)} attentions, {-len(steps)} to "
+                    f"{len(steps) - 1}; found {layer}"
+                )
+        chosen = {layer % len(steps) for layer in self.layers}
+        return [step for step in used if step.index in chosen]
 
-    def _weigh(self, recording: Recording, start: Tensor, start_layer: int) -> None:
-        """Give every attention that takes part its weighted map, (∇A ⊙ R)⁺."""
-        tape = recording.tape
-        used = tape.attentions[start_layer:]
-        wanted = [step.attention for step in used]
-        gradients = tape.backward(Phase.GRADIENT, recording.output, start, wanted)
-        relevances = tape.backward(Phase.RELEVANCE, recording.output, start, wanted)
-        for step in tape.attentions:
-            step.weighted = None
-        for step, gradient, relevance in zip(used, gradients, relevances, strict=True):
-            step.weighted = (gradient * relevance).clamp(min=0)
+    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
+        found = relevances(recording, start, used)
+        gradient_of: Sequence[Tensor | None] = [None] * len(used)
+        if self.head_weighting == "gradient":
+            gradient_of = gradients(recording, start, used)
+        for step, gradient, relevance in zip(used, gradient_of, found, strict=True):
+            step.weighted = self._combined(step, gradient, relevance)
 
-    def _from_matrix(
-        self,
-        recording: Recording,
-        start: Tensor,
-        inputs: Any,
-        granularity: views.Granularity,
-        row_normalize: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
-        used = [step for step in recording.tape.attentions if step.weighted is not None]
-        matrices = views.attention_matrices(used, recording.output.shape[0])
-        matrix = views.rollout_matrix(matrices, row_normalize=row_normalize)
-        if granularity == "matrix":
-            return matrix
-        for step in used:
-            step.weighted = None
-        # Without attention all mass stays where the model reads its answer from.
-        readout = views.token_mass(recording, start)
-        row = (readout.unsqueeze(1) @ matrix).squeeze(1)
-        if granularity == "token":
-            return row
-        stream = views.token_stream(recording)
-        spread = (row.unsqueeze(-1) / stream.shape[-1]).expand_as(stream)
-        maps = views.input_mass(recording, stream, spread)
-        return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
-
-
-def sum_all(values: Sequence[Tensor]) -> Tensor:
-    """The sum of tensors of one shape."""
-    return torch.stack(list(values)).sum(0)
+    def _combined(self, step: AttentionStep, gradient: Tensor | None, relevance: Tensor) -> Tensor:
+        """(∇A ⊙ R)⁺ of eq. 13, or what replaces it in an ablation."""
+        if self.head_weighting == "none":
+            return relevance.clamp(min=0)
+        factor = step.attention.detach() if self.head_weighting == "attention" else gradient
+        assert factor is not None
+        return (factor * relevance).clamp(min=0)

@@ -19,6 +19,12 @@ Granularity = Literal["input", "token", "matrix"]
 GRANULARITIES = ("input", "token", "matrix")
 
 
+def check_granularity(granularity: str) -> None:
+    """Raise for a granularity that does not exist."""
+    if granularity not in GRANULARITIES:
+        raise ValueError(f"granularity must be one of {GRANULARITIES}, found {granularity!r}")
+
+
 def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
     """Carry mass from ``origin`` down to the inputs.
 

@@ -81,10 +81,16 @@ def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None
 
 
 def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-    """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given."""
+    """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.
+
+    Around an attention that all mass is to go through (``tape.through``) nothing is skipped.
+    """
+    factors = step.facts["mass"]
+    if step.tape.through & step.facts["branch"]:
+        factors = step.facts["mass_through_branch"]
     return tuple(
         sum_to_shape(mass * factor, value.shape) if factor else None
-        for factor, value in zip(step.facts["mass"], call.inputs, strict=True)
+        for factor, value in zip(factors, call.inputs, strict=True)
     )
 
 

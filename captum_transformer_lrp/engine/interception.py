@@ -92,6 +92,7 @@ class Interception(TorchFunctionMode):
         function_rules: rules that replace the registry's, by function.
         class_rules: rules of module classes.
         strict: whether an operation without a rule is an error, or follows eq. 2.
+        pixel_rule: the rule of a linear operation that reads the inputs themselves.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class Interception(TorchFunctionMode):
         class_rules: dict[type[nn.Module], PropagationRule],
         *,
         strict: bool = True,
+        pixel_rule: Rule | None = None,
     ) -> None:
         super().__init__()
         self.tape = tape
@@ -110,6 +112,7 @@ class Interception(TorchFunctionMode):
         self.token_inputs: dict[int, tuple[Tensor, int]] = {}
         self.token_leaves: list[tuple[int, Tensor]] = []
         self._strict = strict
+        self._pixel_rule = pixel_rule
         self._rules = function_rules
         self._units = Units(model, class_rules)
         self._names: dict[int, str] = {}
@@ -390,12 +393,18 @@ class Interception(TorchFunctionMode):
 
     # -- calls with a rule -----------------------------------------------------------------------
 
-    def rule_for(self, function: Function) -> Rule:
+    def module_rule(self) -> Rule | None:
+        """The rule that the calling module has of its own."""
+        unit = self._units.current() if self._units.present else None
+        return None if unit is None else unit.rule
+
+    def rule_for(self, function: Function, *, reads_pixels: bool = False) -> Rule:
         """The rule for a call: the module's own, the user's for the function, the registry's."""
-        if self._units.present:
-            unit = self._units.current()
-            if unit is not None:
-                return unit.rule
+        own = self.module_rule()
+        if own is not None:
+            return own
+        if reads_pixels and self._pixel_rule is not None:
+            return self._pixel_rule
         rule = self._rules.get(function) or FUNCTION_RULES.get(function)
         if rule is None:
             raise KeyError(function)

@@ -20,7 +20,7 @@ from captum_transformer_lrp.engine.interception import (
 from captum_transformer_lrp.engine.marks import Mark, broadcast_examples, merged, unknown_examples
 from captum_transformer_lrp.engine.tape import AttentionStep
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules import registry
+from captum_transformer_lrp.rules import ScaleRule, registry
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,
     Examples,
@@ -29,6 +29,8 @@ from captum_transformer_lrp.rules.call import (
     MatmulKernel,
 )
 from captum_transformer_lrp.rules.spellings import spelled
+
+_SCALE = ScaleRule()
 
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
@@ -75,7 +77,10 @@ def weighted(
         kernel,
         (x,),
         output,
-        rule=tape.rule_for(F.linear if function in registry.PRODUCTS else function),
+        rule=tape.rule_for(
+            F.linear if function in registry.PRODUCTS else function,
+            reads_pixels=mark.source is not None and x.dim() > 2,
+        ),
         flow=flow,
         mark=mark.but(
             events=mark.events | tape.tape.new_event(),
@@ -419,22 +424,12 @@ def _scaled_by_constant(
         AutogradKernel(torch.mul),
         (x,),
         output,
-        rule=_pass_rule(tape, function),
+        rule=tape.module_rule() or _SCALE,
         flow=flows.keep if constant is None else flows.masked,
         mark=mark.but(
             examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None
         ),
         constant=constant,
-    )
-
-
-def _pass_rule(tape: Interception, function: Function) -> Any:
-    """Scaling passes relevance unchanged, unless the user has a rule for this module."""
-    rule = tape.rule_for(function)
-    return (
-        registry.FUNCTION_RULES[F.dropout]
-        if rule is registry.FUNCTION_RULES.get(function)
-        else rule
     )
 
 
@@ -521,6 +516,7 @@ def _skip_add(
         examples = broadcast_examples(of_v.examples, v.shape, output.shape)
     mark = merged([of_u, of_v], examples)
     factors = (0.5, 0.5)
+    branch_events = 0
     stream: tuple[Tensor, Mark, Mark] | None = None
     if of_u.events != of_v.events:
         if of_u.events & ~of_v.events == 0:
@@ -532,6 +528,7 @@ def _skip_add(
         attends = bool(branch.events & ~skipped.events & tape.tape.attention_events)
         through_branch = 1.0 if attends else 0.0
         factors = (1.0, through_branch) if tensor is u else (through_branch, 1.0)
+        branch_events = branch.events & ~skipped.events
         if attends:
             tape.tape.streams.append(tensor)
         mark = mark.but(events=skipped.events)
@@ -552,6 +549,8 @@ def _skip_add(
         flow=flows.skip_add,
         mark=mark,
         mass=factors,
+        branch=branch_events,
+        mass_through_branch=(0.0, 1.0) if stream is not None and stream[0] is u else (1.0, 0.0),
     )
 
 

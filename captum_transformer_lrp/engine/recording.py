@@ -15,6 +15,7 @@ from captum_transformer_lrp.engine.interception import Function, Interception
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.engine.tape import Tape
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
+from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
 
 
@@ -48,6 +49,7 @@ def recorded(
     stabilizer: Stabilizer,
     strict: bool,
     keeps_books: bool,
+    pixel_rule: Rule | None = None,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
 
@@ -59,7 +61,13 @@ def recorded(
         check_model(model)
     tape = Tape(stabilizer, keeps_books=keeps_books)
     interception = Interception(
-        tape, model, inputs[0].shape[0], function_rules, class_rules, strict=strict
+        tape,
+        model,
+        inputs[0].shape[0],
+        function_rules,
+        class_rules,
+        strict=strict,
+        pixel_rule=pixel_rule,
     )
     device = inputs[0].device
     devices = [device] if device.type == "cuda" else []

@@ -102,6 +102,12 @@ class Tape:
     Args:
         stabilizer: divides relevance safely.
         keeps_books: whether absorbed relevance is added up.
+
+    Attributes:
+        attentions: the attentions, in the order of the forward pass.
+        streams: for each addition around an attention, the operand that skips it.
+        through: events of an attention that the rollout phase must go through, not around.
+        grids: mass that has arrived at a convolution that makes tokens.
     """
 
     def __init__(self, stabilizer: Stabilizer, *, keeps_books: bool) -> None:
@@ -111,6 +117,7 @@ class Tape:
         self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.attentions: list[AttentionStep] = []
         self.attention_events = 0
+        self.through = 0
         self.streams: list[Tensor] = []
         self.parameter_leaves: list[tuple[str, Tensor, Mark]] = []
         self.absorbed: dict[str, Tensor] = {}

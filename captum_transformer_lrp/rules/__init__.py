@@ -4,7 +4,12 @@ A rule is a subclass of Captum's ``PropagationRule``; the registry says which op
 """
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.binary import MatmulRule, SkipAddRule
+from captum_transformer_lrp.rules.binary import (
+    MatmulRule,
+    SkipAddRule,
+    UnnormalizedAddRule,
+    UnnormalizedMatmulRule,
+)
 from captum_transformer_lrp.rules.call import Call
 from captum_transformer_lrp.rules.captum import CaptumRule
 from captum_transformer_lrp.rules.elementwise import (
@@ -17,25 +22,42 @@ from captum_transformer_lrp.rules.elementwise import (
     TaylorRule,
 )
 from captum_transformer_lrp.rules.linear import LinearRule
+from captum_transformer_lrp.rules.presets import Preset, preset
 from captum_transformer_lrp.rules.registry import register_rule, unregister_rule
 from captum_transformer_lrp.rules.stabilizers import AdditiveStabilizer, SignAwareStabilizer
+from captum_transformer_lrp.rules.weighted import (
+    AlphaBetaRule,
+    BoundedRule,
+    EpsilonRule,
+    GammaRule,
+    PositiveRule,
+)
 
 __all__ = [
     "AdditiveStabilizer",
+    "AlphaBetaRule",
+    "BoundedRule",
     "Call",
     "CaptumRule",
+    "EpsilonRule",
     "GELURule",
+    "GammaRule",
     "LinearRule",
     "MatmulRule",
     "NormalizationRule",
     "PassRule",
     "PoolingRule",
+    "PositiveRule",
+    "Preset",
     "Rule",
     "ScaleRule",
     "SignAwareStabilizer",
     "SkipAddRule",
     "SoftmaxRule",
     "TaylorRule",
+    "UnnormalizedAddRule",
+    "UnnormalizedMatmulRule",
+    "preset",
     "register_rule",
     "unregister_rule",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
@@ -60,4 +61,37 @@ class MatmulRule(Rule):
         """See :class:`Rule`."""
         share = call.divide(relevance / 2, call.output)
         call.absorb(lambda: call.examples.sum(relevance * (call.output == 0)))
+        return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
+
+
+class UnnormalizedAddRule(Rule):
+    """``u + v`` by eq. 2 alone, without eq. 9–10.
+
+    Args:
+        epsilon: ε of LRP-ε, added to the denominator with its sign.
+    """
+
+    def __init__(self, epsilon: float = 0.0) -> None:
+        self.epsilon = epsilon
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        denominator = call.output + self.epsilon * torch.where(call.output < 0, -1.0, 1.0)
+        share = call.divide(relevance, denominator)
+        parts = [value.expand_as(relevance) * share for value in call.inputs]
+        call.absorb(lambda: call.examples.sum(relevance - torch.stack(parts).sum(0)))
+        return tuple(
+            sum_to_shape(part, value.shape) for part, value in zip(parts, call.inputs, strict=True)
+        )
+
+
+class UnnormalizedMatmulRule(Rule):
+    """A product of two activations by eq. 2 alone: each operand gets all of the relevance.
+
+    Relevance doubles (Lemma 1 of the paper); this is the rule of the paper's baseline.
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        share = call.divide(relevance, call.output)
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))

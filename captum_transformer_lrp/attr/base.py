@@ -1,0 +1,374 @@
+"""What all methods have in common: one recorded forward pass, and views of the mass on it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
+from captum.attr._utils.attribution import Attribution
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor
+
+from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.targets import predicted, seed
+from captum_transformer_lrp.engine.recording import Recording, recorded
+from captum_transformer_lrp.engine.tape import AttentionStep, Phase
+from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
+from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.registry import MODULE_RULES, Target, rule_overrides
+
+
+class RecordedAttribution(Attribution):
+    """An attribution method that works on one recorded forward pass of an unmodified model.
+
+    Args:
+        forward_func: the model, or a function that calls it and returns logits (N, C), or one
+            value for each example (N,).  Hugging Face ``ModelOutput`` and tuples are fine.
+        rules: rules that replace the registered ones for this object only, by PyTorch function or
+            module class.  A ``module.rule`` of the model goes first.
+        stabilizer: keeps denominators away from zero.
+        strict: whether an operation without a rule is an error (the default) or follows eq. 2.
+    """
+
+    preset: Preset | None = None
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
+        stabilizer: Stabilizer | None = None,
+        strict: bool = True,
+    ) -> None:
+        super().__init__(forward_func)
+        self._function_rules, self._class_rules = rule_overrides(rules)
+        self._stabilizer = stabilizer or SignAwareStabilizer()
+        self._strict = strict
+
+    def has_convergence_delta(self) -> bool:
+        """False: the maps of this method have no sum that they must converge to."""
+        return False
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """True: the method attributes contributions of the input, not sensitivities to it."""
+        return True
+
+    def _recorded(
+        self, inputs: Any, additional_forward_args: Any, *, keeps_books: bool = False
+    ) -> AbstractContextManager[Recording]:
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if isinstance(additional_forward_args, Mapping):
+            kwargs = dict(additional_forward_args)
+        elif isinstance(additional_forward_args, tuple):
+            args = additional_forward_args
+        elif additional_forward_args is not None:
+            args = (additional_forward_args,)
+        preset = self.preset
+        return recorded(
+            self.forward_func,
+            _format_tensor_into_tuples(inputs),
+            args,
+            kwargs,
+            function_rules={
+                **(preset.function_rules() if preset else {}),
+                **self._function_rules,
+            },
+            class_rules={**MODULE_RULES, **self._class_rules},
+            stabilizer=self._stabilizer,
+            strict=self._strict,
+            keeps_books=keeps_books,
+            pixel_rule=preset.pixels if preset else None,
+        )
+
+    def _each_target(
+        self,
+        inputs: Any,
+        targets: Sequence[Any],
+        additional_forward_args: Any,
+        explained: Callable[[Recording, Tensor], Any],
+    ) -> list[Any]:
+        """Record once, and call ``explained(recording, seed)`` for every target."""
+        with self._recorded(inputs, additional_forward_args) as recording:
+            found = []
+            for target in targets:
+                chosen = predicted(recording.output) if target is None else target
+                found.append(explained(recording, seed(recording.output, chosen)))
+            return found
+
+
+class RolloutAttribution(RecordedAttribution):
+    """A method whose map is a rollout: a row of a product of matrices, one for each attention.
+
+    A subclass says in :meth:`_weigh` which map each attention takes part with.
+    """
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        start_layer: int = 0,
+        granularity: views.Granularity = "input",
+        row_normalize: bool = False,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Explain one target for each example of a batch.
+
+        Args:
+            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
+                tuple of such.
+            target: the output to explain, in any form that Captum takes: an int, a tuple for
+                outputs of more than two dimensions, or a list or tensor with one for each example.
+                None explains each example's predicted class.
+            additional_forward_args: further positional arguments of ``forward_func``, as in
+                Captum; or a dictionary of keyword arguments, such as
+                ``{"attention_mask": mask}``.
+            start_layer: the first attention, counted from the input, that takes part in eq. 14.
+            granularity: ``"input"`` for maps shaped as the inputs, whose sum over the channels or
+                the embedding dimension is the relevance map, bilinearly upsampled for images;
+                ``"token"`` for (N, S), the row over all tokens, special ones included;
+                ``"matrix"`` for C, (N, S, S).
+            row_normalize: divide the rows of each factor of eq. 14 by their sums.
+
+        Returns:
+            Non-negative attributions, float32 or as precise as the inputs; a tuple if ``inputs``
+            is one and ``granularity`` is ``"input"``.
+
+        Raises:
+            ValueError: for a target or an option that does not fit.
+            ExplanationError: for a model that cannot be explained as it is; the message says what
+                to do.
+        """
+        return self.attribute_targets(
+            inputs,
+            [target],
+            additional_forward_args,
+            start_layer=start_layer,
+            granularity=granularity,
+            row_normalize=row_normalize,
+        )[0]
+
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Sequence[Any],
+        additional_forward_args: Any = None,
+        *,
+        start_layer: int = 0,
+        granularity: views.Granularity = "input",
+        row_normalize: bool = False,
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """Explain several targets of the same inputs from one forward pass.
+
+        Args:
+            inputs: as in :meth:`attribute`.
+            targets: any number of targets, each as in :meth:`attribute`.
+            additional_forward_args: as in :meth:`attribute`.
+            start_layer: as in :meth:`attribute`.
+            granularity: as in :meth:`attribute`.
+            row_normalize: as in :meth:`attribute`.
+
+        Returns:
+            For each target what :meth:`attribute` returns.
+        """
+        views.check_granularity(granularity)
+        return self._each_target(
+            inputs,
+            targets,
+            additional_forward_args,
+            lambda recording, start: self._rolled_out(
+                recording, start, inputs, start_layer, granularity, row_normalize
+            ),
+        )
+
+    @abstractmethod
+    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
+        """Give every step of ``used`` its ``weighted`` map, for the target of seed ``start``."""
+
+    def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
+        """The attentions that take part."""
+        steps = recording.tape.attentions
+        if not 0 <= start_layer < len(steps):
+            raise ValueError(
+                f"start_layer must be one of the model's {len(steps)} attentions, 0 to "
+                f"{len(steps) - 1}; found {start_layer}"
+            )
+        return steps[start_layer:]
+
+    def _rolled_out(
+        self,
+        recording: Recording,
+        start: Tensor,
+        inputs: Any,
+        start_layer: int,
+        granularity: views.Granularity,
+        row_normalize: bool,
+    ) -> Tensor | tuple[Tensor, ...]:
+        used = self._used(recording, start_layer)
+        for step in recording.tape.attentions:
+            step.weighted = None
+        recording.tape.through = 0
+        self._weigh(recording, start, used)
+        if granularity == "matrix" or row_normalize:
+            return self._from_matrix(recording, start, inputs, granularity, row_normalize)
+        return mass_view(recording, start, inputs, granularity)
+
+    def _from_matrix(
+        self,
+        recording: Recording,
+        start: Tensor,
+        inputs: Any,
+        granularity: views.Granularity,
+        row_normalize: bool,
+    ) -> Tensor | tuple[Tensor, ...]:
+        used = [step for step in recording.tape.attentions if step.weighted is not None]
+        matrices = views.attention_matrices(used, recording.output.shape[0])
+        matrix = views.rollout_matrix(matrices, row_normalize=row_normalize)
+        if granularity == "matrix":
+            return matrix
+        for step in used:
+            step.weighted = None
+        # Without attention all mass stays where the model reads its answer from.
+        readout = views.token_mass(recording, start)
+        row = (readout.unsqueeze(1) @ matrix).squeeze(1)
+        if granularity == "token":
+            return row
+        stream = views.token_stream(recording)
+        spread = (row.unsqueeze(-1) / stream.shape[-1]).expand_as(stream)
+        maps = views.input_mass(recording, stream, spread)
+        return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
+
+
+class SingleAttentionAttribution(RecordedAttribution):
+    """A method whose map is one attention's: the row that the model reads its answer from.
+
+    Args:
+        forward_func: as in :class:`RecordedAttribution`.
+        layer: which attention, counted from the input as in a list; -1 is nearest the output.
+        rules: as in :class:`RecordedAttribution`.
+        stabilizer: as in :class:`RecordedAttribution`.
+        strict: as in :class:`RecordedAttribution`.
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        layer: int = -1,
+        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
+        stabilizer: Stabilizer | None = None,
+        strict: bool = True,
+    ) -> None:
+        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        self.layer = layer
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: views.Granularity = "input",
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Explain one target for each example of a batch.
+
+        Args:
+            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
+                tuple of such.
+            target: the output to explain, in any form that Captum takes; None explains each
+                example's predicted class.
+            additional_forward_args: as in Captum, or a dictionary of keyword arguments.
+            granularity: ``"input"`` for maps shaped as the inputs, ``"token"`` for (N, S),
+                ``"matrix"`` for the mean over heads, (N, S, S).
+
+        Returns:
+            Non-negative attributions; a tuple if ``inputs`` is one and ``granularity`` is
+            ``"input"``.
+
+        Raises:
+            ValueError: for a target or an option that does not fit.
+            ExplanationError: for a model that cannot be explained as it is; the message says what
+                to do.
+        """
+        return self.attribute_targets(
+            inputs, [target], additional_forward_args, granularity=granularity
+        )[0]
+
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Sequence[Any],
+        additional_forward_args: Any = None,
+        *,
+        granularity: views.Granularity = "input",
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """Explain several targets of the same inputs from one forward pass.
+
+        Args:
+            inputs: as in :meth:`attribute`.
+            targets: any number of targets, each as in :meth:`attribute`.
+            additional_forward_args: as in :meth:`attribute`.
+            granularity: as in :meth:`attribute`.
+
+        Returns:
+            For each target what :meth:`attribute` returns.
+        """
+        views.check_granularity(granularity)
+
+        def explained(recording: Recording, start: Tensor) -> Any:
+            step = self._step(recording)
+            for other in recording.tape.attentions:
+                other.weighted = None
+            step.weighted = self._weighted(recording, start, step)
+            if granularity == "matrix":
+                return views.attention_matrices([step], recording.output.shape[0])[0]
+            recording.tape.through = step.event
+            return mass_view(recording, start, inputs, granularity)
+
+        return self._each_target(inputs, targets, additional_forward_args, explained)
+
+    @abstractmethod
+    def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
+        """The map, shaped as the attention, whose mean over heads is wanted."""
+
+    def _step(self, recording: Recording) -> AttentionStep:
+        steps = recording.tape.attentions
+        if not -len(steps) <= self.layer < len(steps):
+            raise ValueError(
+                f"layer must be one of the model's {len(steps)} attentions, {-len(steps)} to "
+                f"{len(steps) - 1}; found {self.layer}"
+            )
+        return steps[self.layer]
+
+
+def mass_view(
+    recording: Recording, start: Tensor, inputs: Any, granularity: views.Granularity
+) -> Tensor | tuple[Tensor, ...]:
+    """The mass that a seed sends to the tokens or to the inputs."""
+    if granularity == "token":
+        return views.token_mass(recording, start).detach()
+    maps = views.input_mass(recording, recording.output, start)
+    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
+
+
+def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
+    """∇A of each step."""
+    wanted = [step.attention for step in steps]
+    return recording.tape.backward(Phase.GRADIENT, recording.output, start, wanted)
+
+
+def relevances(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
+    """R of each step."""
+    wanted = [step.attention for step in steps]
+    return recording.tape.backward(Phase.RELEVANCE, recording.output, start, wanted)
+
+
+def sum_all(values: Sequence[Tensor]) -> Tensor:
+    """The sum of tensors of one shape."""
+    return torch.stack(list(values)).sum(0)

@@ -1,0 +1,159 @@
+"""Other rules of the LRP family for operations with a weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.rules.base import Rule
+from captum_transformer_lrp.rules.call import Call
+
+
+class PositiveRule(Rule):
+    r"""LRP as the paper states it for its baseline (eq. 4): positive inputs, positive weights.
+
+    .. math:: R_j = \sum_i \frac{x_j^+ w_{ji}^+}{\sum_{j'} x_{j'}^+ w_{j'i}^+} R_i
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        assert call.weight is not None
+        x, weight = call.inputs[0].clamp(min=0), call.weight.clamp(min=0)
+        total = call.forward(x, weight=weight)
+        call.absorb(lambda: call.examples.sum(relevance * (total == 0)))
+        share = call.divide(relevance, total)
+        (product,) = call.vjp(share, inputs=(x,), weight=weight)
+        return x * product
+
+
+class EpsilonRule(Rule):
+    r"""LRP-ε: :math:`R_j = \sum_i x_j w_{ji} R_i / (y_i + \epsilon\,\mathrm{sign}\,y_i)`.
+
+    The bias, part of :math:`y`, takes its share, which is absorbed.
+
+    Args:
+        epsilon: ε; 0 leaves the denominator to the stabiliser.
+    """
+
+    def __init__(self, epsilon: float = 1e-6) -> None:
+        self.epsilon = epsilon
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        denominator = call.output + self.epsilon * torch.where(call.output < 0, -1.0, 1.0)
+        share = call.divide(relevance, denominator)
+        summands = call.output if call.bias is None else call.output - call.bias
+        _absorb_rest(call, relevance, share * summands)
+        return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
+
+
+class GammaRule(Rule):
+    r"""LRP-γ: ε with the weights :math:`w + \gamma w^+` where x > 0, and w + γ w⁻ where x < 0.
+
+    With ReLU's inputs, which are never negative, this is the rule as Captum has it; the second
+    half is its natural continuation to inputs of both signs, so that what γ favours is always the
+    product's positive part.
+
+    Args:
+        gamma: γ.
+    """
+
+    def __init__(self, gamma: float = 0.25) -> None:
+        self.gamma = gamma
+
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        assert call.weight is not None
+        (x,) = call.inputs
+        positive, negative = x.clamp(min=0), x.clamp(max=0)
+        up = call.weight + self.gamma * call.weight.clamp(min=0)
+        down = call.weight + self.gamma * call.weight.clamp(max=0)
+        total = call.forward(positive, weight=up) + call.forward(negative, weight=down)
+        share = call.divide(relevance, total)
+        (by_up,) = call.vjp(share, inputs=(positive,), weight=up)
+        (by_down,) = call.vjp(share, inputs=(negative,), weight=down)
+        _absorb_rest(call, relevance, share * total)
+        return positive * by_up + negative * by_down
+
+
+class AlphaBetaRule(Rule):
+    r"""LRP-αβ: α times the share of the positive products, less β times that of the negative ones.
+
+    Args:
+        alpha: α, with α − β = 1.
+        beta: β.
+
+    Raises:
+        ValueError: unless α − β = 1.
+    """
+
+    def __init__(self, alpha: float = 2.0, beta: float = 1.0) -> None:
+        if abs(alpha - beta - 1) > 1e-9:
+            raise ValueError(f"alpha - beta must be 1 to conserve relevance; {alpha} and {beta}")
+        self.alpha = alpha
+        self.beta = beta
+
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        assert call.weight is not None
+        (x,) = call.inputs
+        size, magnitude = x.abs(), call.weight.abs()
+        total = call.forward(size, weight=magnitude)
+        product = call.forward(x)
+        positive, negative = (total + product) / 2, (total - product) / 2
+        for_it = call.divide(relevance, positive, total) * self.alpha
+        against_it = call.divide(relevance, negative, total) * self.beta
+        (signed,) = call.vjp((for_it + against_it) / 2)
+        (unsigned,) = call.vjp((for_it - against_it) / 2, inputs=(size,), weight=magnitude)
+        _absorb_rest(call, relevance, for_it * positive - against_it * negative)
+        return x * signed + size * unsigned
+
+
+class BoundedRule(Rule):
+    r"""z\ :sup:`B`, for the first layer, whose inputs are pixels between two bounds.
+
+    .. math:: R_j = \sum_i \frac{x_j w_{ji} - l_j w_{ji}^+ - h_j w_{ji}^-}
+                   {\sum_{j'} x_{j'} w_{j'i} - l_{j'} w_{j'i}^+ - h_{j'} w_{j'i}^-} R_i
+
+    Args:
+        low: l, the lowest value that an input can have: a number, or a tensor that broadcasts to
+            the inputs, such as ``(0 - mean) / std`` of shape (3, 1, 1).  None takes each example's
+            smallest value, as the paper's published code does.
+        high: h, likewise.
+    """
+
+    def __init__(
+        self, low: float | Tensor | None = None, high: float | Tensor | None = None
+    ) -> None:
+        self.low = low
+        self.high = high
+
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+        """See :class:`Rule`."""
+        assert call.weight is not None
+        (x,) = call.inputs
+        axes = tuple(range(1, x.dim()))
+        low = _bound(x, self.low, x.amin(axes, keepdim=True))
+        high = _bound(x, self.high, x.amax(axes, keepdim=True))
+        positive, negative = call.weight.clamp(min=0), call.weight.clamp(max=0)
+        total = (
+            call.forward(x)
+            - call.forward(low, weight=positive)
+            - call.forward(high, weight=negative)
+        )
+        share = call.divide(relevance, total)
+        (by_all,) = call.vjp(share)
+        (by_positive,) = call.vjp(share, weight=positive)
+        (by_negative,) = call.vjp(share, weight=negative)
+        return x * by_all - low * by_positive - high * by_negative
+
+
+def _bound(x: Tensor, bound: float | Tensor | None, default: Tensor) -> Tensor:
+    if bound is None:
+        return default.expand_as(x).contiguous()
+    return torch.as_tensor(bound, dtype=x.dtype, device=x.device).expand_as(x).contiguous()
+
+
+def _absorb_rest(call: Call, relevance: Tensor, passed: Tensor) -> None:
+    """What a rule does not pass on, output by output, the bias and ε have taken."""
+    call.absorb(lambda: call.examples.sum(relevance - passed))
