@@ -6,8 +6,13 @@ After Chefer, Gur and Wolf, *Transformer Interpretability Beyond Attention Visua
 CVPR 2021.
 """
 
+from captum_transformer_lrp.attr.attention_gradcam import AttentionGradCam
+from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
+from captum_transformer_lrp.attr.partial_lrp import PartialLRP
+from captum_transformer_lrp.attr.raw_attention import RawAttention
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
+from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
 from captum_transformer_lrp.errors import (
     ExplanationError,
     NoAttentionError,
@@ -15,10 +20,15 @@ from captum_transformer_lrp.errors import (
 )
 
 __all__ = [
+    "AttentionGradCam",
     "AttentionMaps",
+    "AttentionRollout",
     "Explanation",
     "ExplanationError",
     "NoAttentionError",
+    "PartialLRP",
+    "RawAttention",
     "TransformerAttribution",
+    "TransformerLRP",
     "UnsupportedOperationError",
 ]

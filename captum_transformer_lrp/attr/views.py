@@ -126,6 +126,25 @@ def per_head(values: Tensor, step: AttentionStep) -> Tensor:
     return values
 
 
+def check_heads(maps: Sequence[Tensor], steps: Sequence[AttentionStep], count: int) -> None:
+    """Raise unless every map is (N, heads, queries, keys)."""
+    for one, step in zip(maps, steps, strict=True):
+        if one.dim() < 4 or one.shape[0] != count:
+            raise ExplanationError(
+                f"{step.name} has no heads that can be told apart (its map has shape "
+                f"{tuple(step.attention.shape)}, of {count} examples)"
+            )
+
+
+def fused_heads(values: Tensor, step: AttentionStep, fusion: str) -> Tensor:
+    """The mean, max or min over heads, (N, 1, queries, keys)."""
+    maps = per_head(values, step)
+    check_heads([maps], [step], step.mark.examples.count)
+    if fusion == "mean":
+        return maps.mean(1, keepdim=True)
+    return maps.amax(1, keepdim=True) if fusion == "max" else maps.amin(1, keepdim=True)
+
+
 def attention_matrices(steps: Sequence[AttentionStep], count: int) -> list[Tensor]:
     """E_h of each step's weighted map, (N, S, S) each.
 

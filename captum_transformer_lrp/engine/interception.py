@@ -175,6 +175,8 @@ class Interception(TorchFunctionMode):
         handler = HANDLERS.get(function)
         if handler is not None:
             return handler(self, function, args, kwargs)
+        if function in self._rules or function in FUNCTION_RULES:
+            return self._unknown(function, args, kwargs, active)
         if function in REARRANGEMENTS:
             return self._rearrange(function, args, kwargs)
         if function in JOINS:

@@ -1,0 +1,58 @@
+"""Grad-CAM on an attention map, a baseline of the paper."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import SingleAttentionAttribution, gradients
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep
+from captum_transformer_lrp.errors import ExplanationError
+
+
+class AttentionGradCam(SingleAttentionAttribution):
+    r"""Grad-CAM with the [CLS] row of the last attention as the feature map (section 4).
+
+    Head :math:`h` is weighted by the mean of its gradients along the row of the class token, and
+    the map is :math:`(E_h\,\bar\nabla_h A_h)^+`.  The class token's own column takes no part in
+    the mean.  Under mean pooling the rows are averaged, each without its own column.
+
+    Args:
+        forward_func: as in :class:`TransformerAttribution`.
+        layer: which attention, counted from the input as in a list; -1 is nearest the output.
+        rules: as in :class:`TransformerAttribution`.
+        stabilizer: as in :class:`TransformerAttribution`.
+        strict: as in :class:`TransformerAttribution`.
+
+    Reference:
+        Ramprasaath R. Selvaraju et al., *Grad-CAM*, ICCV 2017, as section 4 of Chefer et al. 2021
+        applies it to Transformers.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer_lrp import AttentionGradCam
+        >>> model = timm.create_model("test_vit", num_classes=10).eval()
+        >>> AttentionGradCam(model).attribute(torch.randn(2, 3, 160, 160), target=1).shape
+        torch.Size([2, 3, 160, 160])
+    """
+
+    def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
+        (gradient,) = gradients(recording, start, [step])
+        attention = views.per_head(step.attention.detach(), step)
+        gradient = views.per_head(gradient, step)
+        count = recording.output.shape[0]
+        if attention.dim() != 4 or attention.shape[0] != count:
+            raise ExplanationError(
+                f"{step.name} has no row of a class token (its map has shape "
+                f"{tuple(step.attention.shape)}): Grad-CAM on attention needs plain attention"
+            )
+        rows, columns = attention.shape[2:]
+        # Rows that the target does not depend on have no gradient: what is left is the readout's.
+        reads = (gradient != 0).any(-1).any(1)
+        others = ~torch.eye(rows, columns, dtype=torch.bool, device=gradient.device)
+        means = (gradient * others).sum(-1) / others.sum(-1).clamp(min=1)
+        weights = means.sum(-1) / reads.sum(-1).clamp(min=1).unsqueeze(-1)
+        fused = (attention * weights[..., None, None]).mean(1, keepdim=True).clamp(min=0)
+        return fused.expand_as(attention).reshape_as(step.attention)

@@ -1,0 +1,92 @@
+"""Attention rollout (Abnar & Zuidema 2020), a baseline of the paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor
+
+from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import RolloutAttribution
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep
+from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.registry import Target
+
+HeadFusion: TypeAlias = Literal["mean", "max", "min"]
+
+
+class AttentionRollout(RolloutAttribution):
+    r"""The product of the attention maps themselves.
+
+    .. math::
+        \hat A^{(b)} = I + E_h A^{(b)}, \qquad
+        \mathrm{rollout} = \hat A^{(1)} \cdot \hat A^{(2)} \cdots \hat A^{(B)}
+        \qquad \text{(eq. 15, 16)}
+
+    It is the same for every target.  With ``row_normalize=True`` in :meth:`attribute` the rows of
+    each factor sum to 1, as Abnar & Zuidema have it.
+
+    Args:
+        forward_func: as in :class:`TransformerAttribution`.
+        head_fusion: how the heads of a block become one map: their mean (eq. 15), max or min.
+        discard_ratio: the share of each fused map's lowest entries that is set to 0, from 0
+            (none, the default) to below 1.
+        rules: as in :class:`TransformerAttribution`.
+        stabilizer: as in :class:`TransformerAttribution`.
+        strict: as in :class:`TransformerAttribution`.
+
+    Reference:
+        Samira Abnar, Willem Zuidema, *Quantifying Attention Flow in Transformers*, ACL 2020.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer_lrp import AttentionRollout
+        >>> model = timm.create_model("test_vit", num_classes=10).eval()
+        >>> images = torch.randn(2, 3, 160, 160)
+        >>> AttentionRollout(model).attribute(images, granularity="token").shape
+        torch.Size([2, 101])
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        head_fusion: HeadFusion = "mean",
+        discard_ratio: float = 0.0,
+        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
+        stabilizer: Stabilizer | None = None,
+        strict: bool = True,
+    ) -> None:
+        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        if head_fusion not in get_args(HeadFusion):
+            raise ValueError(f"head_fusion must be one of {get_args(HeadFusion)}: {head_fusion!r}")
+        if not 0 <= discard_ratio < 1:
+            raise ValueError(f"discard_ratio must be at least 0 and below 1; found {discard_ratio}")
+        self.head_fusion = head_fusion
+        self.discard_ratio = discard_ratio
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: attention weights are not multiplied by what they weigh."""
+        return False
+
+    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
+        for step in used:
+            attention = step.attention.detach()
+            if self.head_fusion == "mean" and not self.discard_ratio:
+                step.weighted = attention  # the rollout phase takes the mean by itself
+                continue
+            fused = views.fused_heads(attention, step, self.head_fusion)
+            if self.discard_ratio:
+                fused = _without_lowest(fused, self.discard_ratio)
+            step.weighted = fused.expand_as(views.per_head(attention, step)).reshape_as(attention)
+
+
+def _without_lowest(maps: Tensor, ratio: float) -> Tensor:
+    """Each example's map (N, 1, S, S) with the lowest ``ratio`` of its entries set to 0."""
+    flat = maps.flatten(1)
+    lowest = flat.topk(int(flat.shape[1] * ratio), dim=1, largest=False).indices
+    return flat.scatter(1, lowest, 0.0).reshape_as(maps)

@@ -1,0 +1,40 @@
+"""Raw attention, a baseline of the paper."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from captum_transformer_lrp.attr.base import SingleAttentionAttribution
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep
+
+
+class RawAttention(SingleAttentionAttribution):
+    """The attention map of one block, averaged over its heads.
+
+    It is the same for every target.  The default is the block nearest the output, the paper's
+    block 1.
+
+    Args:
+        forward_func: as in :class:`TransformerAttribution`.
+        layer: which attention, counted from the input as in a list; -1 is nearest the output.
+        rules: as in :class:`TransformerAttribution`.
+        stabilizer: as in :class:`TransformerAttribution`.
+        strict: as in :class:`TransformerAttribution`.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer_lrp import RawAttention
+        >>> model = timm.create_model("test_vit", num_classes=10).eval()
+        >>> row = RawAttention(model).attribute(torch.randn(1, 3, 160, 160), granularity="token")
+        >>> round(row.sum().item(), 4)
+        1.0
+    """
+
+    @property
+    def multiplies_by_inputs(self) -> bool:
+        """False: attention weights are not multiplied by what they weigh."""
+        return False
+
+    def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
+        return step.attention.detach()

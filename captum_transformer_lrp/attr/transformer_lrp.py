@@ -1,0 +1,231 @@
+"""Layer-wise relevance propagation from the output to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from captum._utils.common import _format_output, _is_tuple
+from captum.attr._utils.common import _sum_rows
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor
+
+from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import RecordedAttribution, sum_all
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import Phase
+from captum_transformer_lrp.rules import BoundedRule, Preset
+from captum_transformer_lrp.rules import preset as named_preset
+from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.registry import Target
+
+Start: TypeAlias = Literal["one_hot", "logit"]
+Contrast: TypeAlias = Literal["clrp", "sglrp"]
+
+
+class TransformerLRP(RecordedAttribution):
+    r"""Relevance all the way to the pixels or the embeddings.
+
+    Args:
+        forward_func: as in :class:`TransformerAttribution`.
+        preset: the rules, a :class:`~captum_transformer_lrp.rules.Preset` or the name of one:
+            ``"paper"`` (eq. 5, 9, 10), ``"lrp"`` (eq. 4 and eq. 2 without normalisation, the
+            paper's baseline), ``"epsilon"``, ``"gamma"`` or ``"alpha_beta"``.
+        input_range: the lowest and highest value of a pixel for the z\ :sup:`B` rule of the first
+            layer, numbers or tensors that broadcast to the inputs, such as
+            ``((0 - mean) / std, (1 - mean) / std)``; None takes each example's smallest and
+            largest value, as the paper's published code does.
+        start: what relevance starts from: ``"one_hot"``, the paper's, whose attributions sum to 1,
+            or ``"logit"``, the target's logit, as in :class:`captum.attr.LRP`.
+        contrast: None, or a contrastive seed: ``"clrp"`` subtracts the explanation of all other
+            classes with equal weights and keeps what is positive; ``"sglrp"`` weighs the classes
+            by the gradient of the target's softmax probability.
+        rules: as in :class:`TransformerAttribution`; they go before the preset's.
+        stabilizer: as in :class:`TransformerAttribution`.
+        strict: as in :class:`TransformerAttribution`.
+
+    Reference:
+        Sebastian Bach et al., *On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
+        Layer-Wise Relevance Propagation*, PLOS ONE 2015; the contrasts are those of Gu et al. 2018
+        (CLRP) and Iwana et al. 2019 (SGLRP).
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer_lrp import TransformerLRP
+        >>> _ = torch.manual_seed(0)
+        >>> model = timm.create_model("test_vit", num_classes=10).double().eval()
+        >>> images = torch.randn(1, 3, 160, 160, dtype=torch.float64)
+        >>> method = TransformerLRP(model)
+        >>> attributions, delta = method.attribute(
+        ...     images, target=3, return_convergence_delta=True)
+        >>> round((attributions.sum() + delta).item(), 6)  # delta: what the parameters absorb
+        1.0
+    """
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        preset: str | Preset = "paper",
+        input_range: tuple[float | Tensor, float | Tensor] | None = None,
+        start: Start = "one_hot",
+        contrast: Contrast | None = None,
+        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
+        stabilizer: Stabilizer | None = None,
+        strict: bool = True,
+    ) -> None:
+        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        chosen = named_preset(preset) if isinstance(preset, str) else preset
+        if input_range is not None:
+            chosen = Preset(
+                chosen.name,
+                chosen.source,
+                chosen.linear,
+                chosen.skip_add,
+                chosen.matmul,
+                BoundedRule(*input_range),
+            )
+        self.preset: Preset = chosen
+        if start not in get_args(Start):
+            raise ValueError(f"start must be one of {get_args(Start)}, found {start!r}")
+        if contrast is not None and contrast not in get_args(Contrast):
+            raise ValueError(f"contrast must be None or one of {get_args(Contrast)}: {contrast!r}")
+        self.start = start
+        self.contrast = contrast
+
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: bool = False,
+        granularity: Literal["input", "token"] = "input",
+    ) -> Any:
+        """Explain one target for each example of a batch.
+
+        Args:
+            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
+                tuple of such.
+            target: the output to explain, in any form that Captum takes; None explains each
+                example's predicted class.
+            additional_forward_args: as in Captum, or a dictionary of keyword arguments.
+            return_convergence_delta: whether to return, too, what the attributions lack of the
+                relevance that they started from: the share of parameters and biases.
+            granularity: ``"input"`` for relevance shaped as the inputs (token ids: (N, S)),
+                ``"token"`` for (N, S), that of every token below the first attention, special
+                ones included.
+
+        Returns:
+            Attributions of either sign; with ``return_convergence_delta`` a pair of them and a
+            tensor (N,).
+
+        Raises:
+            ValueError: for a target or an option that does not fit.
+            ExplanationError: for a model that cannot be explained as it is; the message says what
+                to do.
+        """
+        if granularity not in ("input", "token"):
+            raise ValueError(f'granularity must be "input" or "token", found {granularity!r}')
+        attributions, started = self._each_target(
+            inputs,
+            [target],
+            additional_forward_args,
+            lambda recording, one_hot: self._propagated(recording, one_hot, granularity),
+        )[0]
+        if granularity == "token":
+            formatted: Any = attributions[0]
+        else:
+            formatted = _format_output(_is_tuple(inputs), attributions)
+        if not return_convergence_delta:
+            return formatted
+        return formatted, self.compute_convergence_delta(attributions, started)
+
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Sequence[Any],
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["input", "token"] = "input",
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """Explain several targets of the same inputs from one forward pass.
+
+        Takes the arguments of :meth:`attribute`, with a list of targets.
+
+        Returns:
+            For each target what :meth:`attribute` returns.
+        """
+        if granularity not in ("input", "token"):
+            raise ValueError(f'granularity must be "input" or "token", found {granularity!r}')
+        found = self._each_target(
+            inputs,
+            targets,
+            additional_forward_args,
+            lambda recording, one_hot: self._propagated(recording, one_hot, granularity)[0],
+        )
+        if granularity == "token":
+            return [one[0] for one in found]
+        return [_format_output(_is_tuple(inputs), one) for one in found]
+
+    def has_convergence_delta(self) -> bool:
+        """True: attributions and what parameters absorb add up to the relevance at the output."""
+        return True
+
+    def compute_convergence_delta(
+        self, attributions: Tensor | tuple[Tensor, ...], output: Tensor
+    ) -> Tensor:
+        """The relevance that the attributions lack.
+
+        Args:
+            attributions: what :meth:`attribute` returned.
+            output: relevance at the output, (N,): 1, or the target's logit.
+
+        Returns:
+            ``output`` less the sum of the attributions, (N,).
+        """
+        parts = attributions if isinstance(attributions, tuple) else (attributions,)
+        return output.flatten() - sum_all([_sum_rows(part) for part in parts])
+
+    def _propagated(
+        self, recording: Recording, one_hot: Tensor, granularity: str
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Relevance of each input, and its sum at the output."""
+        output = recording.output.detach()
+        if self.contrast is None:
+            seed = one_hot * output if self.start == "logit" else one_hot
+            return self._down(recording, seed, granularity), _sum_rows(seed)
+        if output.dim() != 2:
+            raise ValueError(f"contrast={self.contrast!r} needs logits (N, C): {output.shape}")
+        if self.contrast == "clrp":
+            others = (1 - one_hot) / max(output.shape[1] - 1, 1)
+            pairs = zip(
+                self._down(recording, one_hot, granularity),
+                self._down(recording, others, granularity),
+                strict=True,
+            )
+            kept = tuple((one - other).clamp(min=0) for one, other in pairs)
+            return kept, torch.zeros_like(output[:, 0])
+        probability = output.softmax(1)
+        of_target = (probability * one_hot).sum(1, keepdim=True)
+        pairs = zip(
+            self._down(recording, one_hot * of_target * (1 - of_target), granularity),
+            self._down(recording, (1 - one_hot) * of_target * probability, granularity),
+            strict=True,
+        )
+        return tuple(one - other for one, other in pairs), torch.zeros_like(output[:, 0])
+
+    def _down(self, recording: Recording, seed: Tensor, granularity: str) -> tuple[Tensor, ...]:
+        tape = recording.tape
+        if granularity == "token":
+            stream = views.token_stream(recording)
+            (found,) = tape.backward(Phase.RELEVANCE, recording.output, seed, [stream])
+            return (found.detach().sum(-1).flatten(1),)
+        leaves = [leaf for one in recording.leaves for leaf in one]
+        arrived = iter(tape.backward(Phase.RELEVANCE, recording.output, seed, leaves))
+        summed = [sum_all([next(arrived) for _ in one]).detach() for one in recording.leaves]
+        return tuple(
+            value.sum(-1) if value.dim() > len(shape) else value
+            for value, shape in zip(summed, recording.shapes, strict=True)
+        )
