@@ -128,21 +128,11 @@ class TransformerAttribution(RolloutAttribution):
             gradient_of = gradients(recording, start, tape.attentions)
             steps = tape.attentions
             leaves = [leaf for found in recording.leaves for leaf in found]
-            parameters = [leaf for _, leaf, _ in tape.parameter_leaves]
             wanted = [step.attention for step in steps]
             tape.absorbed = {}
-            found = tape.backward(
-                Phase.RELEVANCE, recording.output, start, [*wanted, *leaves, *parameters]
-            )
+            found = tape.backward(Phase.RELEVANCE, recording.output, start, [*wanted, *leaves])
             of_attentions = found[: len(steps)]
-            of_leaves = found[len(steps) : len(steps) + len(leaves)]
-            of_parameters = found[len(steps) + len(leaves) :]
-            count = recording.output.shape[0]
-            for (name, _, mark), value in zip(tape.parameter_leaves, of_parameters, strict=True):
-                if count == 1 or mark.examples.known:
-                    tape.absorb(name, mark.examples.sum(value))
-                else:
-                    tape.absorb(name, value.sum().expand(count) / count)
+            of_leaves = found[len(steps) :]
             per_input = iter(of_leaves)
             summed = tuple(sum_all([next(per_input) for _ in one]) for one in recording.leaves)
             total = sum_all(

@@ -15,7 +15,7 @@ from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import RecordedAttribution, sum_all
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import Phase
-from captum_transformer_lrp.rules import BoundedRule, Preset
+from captum_transformer_lrp.rules import Preset
 from captum_transformer_lrp.rules import preset as named_preset
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
@@ -78,14 +78,7 @@ class TransformerLRP(RecordedAttribution):
         super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
         chosen = named_preset(preset) if isinstance(preset, str) else preset
         if input_range is not None:
-            chosen = Preset(
-                chosen.name,
-                chosen.source,
-                chosen.linear,
-                chosen.skip_add,
-                chosen.matmul,
-                BoundedRule(*input_range),
-            )
+            chosen = chosen.with_input_range(*input_range)
         self.preset: Preset = chosen
         if start not in get_args(Start):
             raise ValueError(f"start must be one of {get_args(Start)}, found {start!r}")

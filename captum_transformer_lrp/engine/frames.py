@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from types import FrameType
+from types import CodeType, FrameType
 
 from torch import nn
 
@@ -20,6 +20,14 @@ def calling_modules() -> Iterator[tuple[FrameType, nn.Module]]:
             if isinstance(module, nn.Module):
                 yield frame, module
         frame = frame.f_back
+
+
+def calling_frame(code: CodeType) -> FrameType | None:
+    """The innermost frame of a given function in this thread's stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame
 
 
 def module_name(names: dict[int, str]) -> str:

@@ -25,10 +25,9 @@ from captum_transformer_lrp.engine.marks import (
     broadcast_examples,
     merged,
     rearranged_examples,
-    unknown_examples,
 )
 from captum_transformer_lrp.engine.structure import CASTS, IGNORED, JOINS, REARRANGEMENTS
-from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.engine.tape import Phase, Tape
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
@@ -340,15 +339,84 @@ class Interception(TorchFunctionMode):
             )
 
     def _join(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        args, kwargs = replace_tensors((args, kwargs), self._constant_leaf)
         result = function(*args, **kwargs)
-        active = [t for t in tensors_in((args, kwargs)) if self.tape.mark(t)]
+        values = list(tensors_in((args, kwargs)))
+        active = [t for t in values if self.tape.mark(t)]
         marks = [mark for t in active if (mark := self.tape.mark(t))]
         for part in tensors_in(result):
             if part.requires_grad:
                 examples = self._joined_examples(active[0], marks[0].examples, part, args, kwargs)
                 self.tape.marks[part] = merged(marks, examples)
+        if isinstance(result, Tensor) and result.requires_grad:
+
+            def again(replaced: Mapping[int, Tensor]) -> Tensor:
+                change = lambda t: replaced[id(t)]  # noqa: E731
+                joined: Tensor = function(
+                    *replace_tensors(args, change), **replace_tensors(kwargs, change)
+                )
+                return joined
+
+            self._report_constants(result, values, again)
         return result
+
+    def _report_constants(
+        self,
+        result: Tensor,
+        values: Sequence[Tensor],
+        again: Callable[[Mapping[int, Tensor]], Tensor],
+    ) -> None:
+        """Report the relevance of constants and parameters that are joined to activations.
+
+        Args:
+            result: the joined tensor.
+            values: what it was joined from.
+            again: joins other tensors in the same way, given for each of ``values`` by its id.
+        """
+        tape = self.tape
+        floating = [value for value in values if value.is_floating_point()]
+        constants = [value for value in floating if tape.mark(value) is None]
+        if not tape.keeps_books or not constants:
+            return
+        names = {id(value): self.constant_title(value) for value in constants}
+        count = self.examples.count
+        mark = tape.mark(result)
+        assert mark is not None
+        examples = mark.examples
+        per_example = [
+            value
+            for value in constants
+            if count == 1 or (value.dim() == result.dim() and value.shape[0] == count)
+        ]
+        shared = [value for value in constants if not any(value is one for one in per_example)]
+
+        def report(relevance: Tensor) -> None:
+            if tape.phase is not Phase.RELEVANCE:
+                return
+            with torch.enable_grad():
+                leaves = {id(value): value.detach() for value in values}
+                for value in floating:
+                    leaves[id(value)].requires_grad_()
+                wanted = [leaves[id(value)] for value in floating]
+                found = torch.autograd.grad(again(leaves), wanted, relevance, allow_unused=True)
+            arrived = {
+                id(value): torch.zeros_like(value) if one is None else one
+                for value, one in zip(floating, found, strict=True)
+            }
+            for value in per_example:
+                amount = arrived[id(value)]
+                total = amount.flatten(1).sum(1) if count > 1 else amount.sum().reshape(1)
+                tape.absorb(names[id(value)], total)
+            if shared:  # what nobody else has got
+                rest = examples.sum(relevance)
+                for value in floating:
+                    of_value = tape.mark(value)
+                    if of_value is not None:
+                        rest = rest - of_value.examples.sum(arrived[id(value)])
+                for value in per_example:
+                    rest = rest - arrived[id(value)].flatten(1).sum(1)
+                tape.absorb(", ".join(dict.fromkeys(names[id(value)] for value in shared)), rest)
+
+        result.register_hook(report)
 
     def _joined_examples(
         self,
@@ -365,19 +433,6 @@ class Interception(TorchFunctionMode):
                 return examples
             return Examples(examples.count, examples.axis + (dim <= examples.axis), examples.index)
         return broadcast_examples(examples, source.shape, result.shape)
-
-    def _constant_leaf(self, tensor: Tensor) -> Tensor:
-        """Stand in for a constant that is joined to activations, to see what it absorbs."""
-        if not self.tape.keeps_books or not tensor.is_floating_point() or self.tape.mark(tensor):
-            return tensor
-        leaf = tensor.detach().requires_grad_()
-        name = self.constant_title(tensor)
-        rows = self.examples.count
-        axis = 0 if tensor.dim() and tensor.shape[0] == rows else None
-        self.tape.parameter_leaves.append(
-            (name, leaf, Mark(self.examples if axis == 0 else unknown_examples(self.examples)))
-        )
-        return leaf
 
     def _cast(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         source = args[0]
@@ -525,17 +580,23 @@ class Interception(TorchFunctionMode):
         return result
 
     def _set_item(self, function: Function, target: Tensor, index: Any, value: Any) -> Tensor:
+        def again(replaced: Mapping[int, Tensor]) -> Tensor:
+            changed = replaced[id(target)].clone()
+            function(changed, index, replaced[id(value)] if isinstance(value, Tensor) else value)
+            return changed
+
+        values = [one for one in (target, value) if isinstance(one, Tensor)]
+        with torch.enable_grad():
+            changed = again({id(one): one for one in values})
+        marks = [mark for one in values if (mark := self.tape.mark(one))]
         mark = self.tape.mark(target)
-        changed = target.clone() if mark is not None else target.detach().clone()
-        value = self._constant_leaf(value) if isinstance(value, Tensor) else value
-        function(changed, index, value)
-        marks = [m for t in (target, value) if isinstance(t, Tensor) and (m := self.tape.mark(t))]
         examples = (
             mark.examples
             if mark is not None
             else broadcast_examples(marks[0].examples, value.shape, changed.shape)
         )
         self.tape.marks[changed] = merged(marks, examples)
+        self._report_constants(changed, values, again)
         return changed
 
     def replace(self, target: Tensor, result: Tensor) -> None:

@@ -478,6 +478,8 @@ def _summed(tape: Interception, function: Function, u: Any, v: Any) -> Any:
     x, mark, constant = (u, of_u, v) if of_u is not None else (v, of_v, u)
     assert mark is not None
     if not isinstance(constant, Tensor):
+        if constant == 0:  # Captum's and others' way to copy
+            return _copied(tape, x, mark)
         constant = torch.full((), constant, dtype=x.dtype, device=x.device)
     output = torch.add(x, constant)
     if not output.requires_grad:
@@ -497,6 +499,12 @@ def _summed(tape: Interception, function: Function, u: Any, v: Any) -> Any:
         constant=constant,
         name=tape.constant_title(v if of_u is not None else u) if tape.tape.keeps_books else "",
     )
+
+
+def _copied(tape: Interception, x: Tensor, mark: Mark) -> Tensor:
+    copy = x.clone()
+    tape.tape.marks[copy] = mark
+    return copy
 
 
 def _require_examples(tape: Interception, mark: Mark) -> None:

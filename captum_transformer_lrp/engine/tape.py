@@ -119,7 +119,6 @@ class Tape:
         self.attention_events = 0
         self.through = 0
         self.streams: list[Tensor] = []
-        self.parameter_leaves: list[tuple[str, Tensor, Mark]] = []
         self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
         self.grids: list[tuple[Tensor, Mark]] = []
@@ -139,7 +138,6 @@ class Tape:
         """Let go of the graph; it and the tape hold each other."""
         self.attentions.clear()
         self.streams.clear()
-        self.parameter_leaves.clear()
         self.grids.clear()
         self.absorbed = {}
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.frames import calling_modules
 from captum_transformer_lrp.rules import CaptumRule, Rule
+from captum_transformer_lrp.rules.stock import EngineRule
 
 
 @dataclass(eq=False)
@@ -54,7 +55,7 @@ class Units:
         rule = vars(module).get("rule")
         if not isinstance(rule, PropagationRule):
             rule = self._class_rules.get(type(module))
-        if rule is None:
+        if rule is None or isinstance(rule, EngineRule):
             return None
         return rule if isinstance(rule, Rule) else CaptumRule(rule, module)
 

@@ -25,6 +25,7 @@ from captum_transformer_lrp.rules.linear import LinearRule
 from captum_transformer_lrp.rules.presets import Preset, preset
 from captum_transformer_lrp.rules.registry import register_rule, unregister_rule
 from captum_transformer_lrp.rules.stabilizers import AdditiveStabilizer, SignAwareStabilizer
+from captum_transformer_lrp.rules.stock import transformer_rules
 from captum_transformer_lrp.rules.weighted import (
     AlphaBetaRule,
     BoundedRule,
@@ -59,5 +60,6 @@ __all__ = [
     "UnnormalizedMatmulRule",
     "preset",
     "register_rule",
+    "transformer_rules",
     "unregister_rule",
 ]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import threading
 from abc import abstractmethod
+from functools import partial
 from typing import Any
 
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
 from captum_transformer_lrp.rules.call import Call
+
+_thread = threading.local()
+
+
+def engine_propagates(value: bool | None = None) -> bool:
+    """Whether this thread is inside ``transformer_rules()``; with a value, set it first."""
+    if value is not None:
+        _thread.engine_propagates = value
+    return getattr(_thread, "engine_propagates", False)
 
 
 class Rule(PropagationRule):
@@ -38,6 +49,44 @@ class Rule(PropagationRule):
             The relevance of each of ``call.inputs``, shaped as they are; a bare tensor if there
             is one input.
         """
+
+    # What captum.attr.LRP calls of a rule: inside transformer_rules() the engine propagates, and
+    # Captum's hooks only note, for LayerLRP, what relevance arrives at the module.
+
+    def forward_hook(self, module: Any, inputs: Any, outputs: Any) -> Any:
+        """Captum's hook of the second forward pass."""
+        if not engine_propagates():
+            return super().forward_hook(module, inputs, outputs)
+        self._handle_input_hooks = [
+            value.register_hook(partial(self._note, self.relevance_input, len(inputs)))
+            for value in inputs
+            if isinstance(value, Tensor) and value.requires_grad
+        ]
+        output = outputs[0] if isinstance(outputs, tuple) else outputs
+        if output.requires_grad:  # not so for position embeddings
+            self._handle_output_hook = output.register_hook(
+                partial(self._note, self.relevance_output, 1)
+            )
+
+    def forward_hook_weights(self, module: Any, inputs: Any, outputs: Any) -> None:
+        """Captum's hook of the first forward pass."""
+        if not engine_propagates():
+            super().forward_hook_weights(module, inputs, outputs)
+
+    def forward_pre_hook_activations(self, module: Any, inputs: Any) -> Any:
+        """Captum's hook before each module of the second forward pass."""
+        return (
+            inputs if engine_propagates() else super().forward_pre_hook_activations(module, inputs)
+        )
+
+    @staticmethod
+    def _note(found: dict[Any, Any], count: int, relevance: Tensor) -> None:
+        device = relevance.device
+        if count == 1:
+            found[device] = relevance.detach()
+        else:
+            found.setdefault(device, [])
+            found[device].append(relevance.detach())
 
     def _manipulate_weights(self, module: Any, inputs: Any, outputs: Any) -> None:
         """Captum's hook for rules that change a layer's weights; ours never do."""

@@ -94,4 +94,6 @@ class UnnormalizedMatmulRule(Rule):
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
         share = call.divide(relevance, call.output)
+        # Negative: relevance that comes from nowhere.
+        call.absorb(lambda: call.examples.sum(relevance - 2 * share * call.output))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))

@@ -14,6 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.errors import ExplanationError
+
+
+_MIXED = (
+    "the examples of the batch cannot be told apart in one of the model's tensors, so relevance "
+    "cannot be summed for each: explain one example at a time"
+)
+
 
 class Kernel(Protocol):
     """The operation of a call without its bias: a function and its vector-Jacobian product."""
@@ -64,7 +72,7 @@ class Examples:
         if self.count == 1:
             return values.sum().reshape(1)
         if self.axis is None:
-            raise RuntimeError("the examples of this tensor cannot be told apart")
+            raise ExplanationError(_MIXED)
         rows = values.movedim(self.axis, 0).flatten(1).sum(1) if values.dim() > 1 else values
         if self.index is None:
             return rows
@@ -76,7 +84,7 @@ class Examples:
         if self.count == 1:
             return per_example.reshape([1] * dim)
         if self.axis is None:
-            raise RuntimeError("the examples of this tensor cannot be told apart")
+            raise ExplanationError(_MIXED)
         rows = per_example
         if self.index is not None:
             rows = per_example[torch.tensor(self.index, device=per_example.device)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.binary import (
@@ -59,6 +60,10 @@ class Preset:
             **dict.fromkeys(SUMS, self.skip_add),
             **dict.fromkeys((*PRODUCTS, *SCALINGS), self.matmul),
         }
+
+    def with_input_range(self, low: float | Tensor, high: float | Tensor) -> Preset:
+        """The same rules, with the z^B rule for pixels between ``low`` and ``high``."""
+        return replace(self, pixels=BoundedRule(low, high))
 
     def __str__(self) -> str:
         rows = {
