@@ -15,8 +15,10 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.targets import predicted, seed
+from captum_transformer_lrp.engine.interception import tensors_in
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
+from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import MODULE_RULES, Target, rule_overrides
@@ -98,7 +100,9 @@ class RecordedAttribution(Attribution):
             found = []
             for target in targets:
                 chosen = predicted(recording.output) if target is None else target
-                found.append(explained(recording, seed(recording.output, chosen)))
+                result = explained(recording, seed(recording.output, chosen))
+                _check_finite(result)
+                found.append(result)
             return found
 
 
@@ -237,12 +241,7 @@ class RolloutAttribution(RecordedAttribution):
         # Without attention all mass stays where the model reads its answer from.
         readout = views.token_mass(recording, start)
         row = (readout.unsqueeze(1) @ matrix).squeeze(1)
-        if granularity == "token":
-            return row
-        stream = views.token_stream(recording)
-        spread = (row.unsqueeze(-1) / stream.shape[-1]).expand_as(stream)
-        maps = views.input_mass(recording, stream, spread)
-        return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
+        return row_view(recording, row, inputs, granularity)
 
 
 class SingleAttentionAttribution(RecordedAttribution):
@@ -347,6 +346,15 @@ class SingleAttentionAttribution(RecordedAttribution):
         return steps[self.layer]
 
 
+def _check_finite(result: Any) -> None:
+    for value in tensors_in(result):
+        if not bool(value.isfinite().all()):
+            raise ExplanationError(
+                "the attributions contain NaN or infinite values; if the model is in float32, try "
+                "model.double(), and please report the model"
+            )
+
+
 def mass_view(
     recording: Recording, start: Tensor, inputs: Any, granularity: views.Granularity
 ) -> Tensor | tuple[Tensor, ...]:
@@ -354,6 +362,18 @@ def mass_view(
     if granularity == "token":
         return views.token_mass(recording, start).detach()
     maps = views.input_mass(recording, recording.output, start)
+    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
+
+
+def row_view(
+    recording: Recording, row: Tensor, inputs: Any, granularity: views.Granularity
+) -> Tensor | tuple[Tensor, ...]:
+    """A value for every token, (N, S), as it is or carried on to the inputs."""
+    if granularity == "token":
+        return row
+    stream = views.token_stream(recording)
+    spread = (row.unsqueeze(-1) / stream.shape[-1]).expand_as(stream)
+    maps = views.input_mass(recording, stream, spread)
     return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
 
 

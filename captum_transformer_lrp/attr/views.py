@@ -19,10 +19,10 @@ Granularity = Literal["input", "token", "matrix"]
 GRANULARITIES = ("input", "token", "matrix")
 
 
-def check_granularity(granularity: str) -> None:
+def check_granularity(granularity: str, known: Sequence[str] = GRANULARITIES) -> None:
     """Raise for a granularity that does not exist."""
-    if granularity not in GRANULARITIES:
-        raise ValueError(f"granularity must be one of {GRANULARITIES}, found {granularity!r}")
+    if granularity not in known:
+        raise ValueError(f"granularity must be one of {known}, found {granularity!r}")
 
 
 def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
@@ -57,7 +57,13 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
 def _at_input(mass: Tensor, shape: torch.Size, patch_features: int | None) -> Tensor:
     """Mass on an input tensor, or on the embeddings (N, S, D) of token ids (N, S)."""
     if len(shape) < mass.dim():
-        return mass.sum(-1)
+        per_id = mass.sum(-1)
+        if per_id.numel() != shape.numel():
+            raise ExplanationError(
+                f"the model looked up {tuple(per_id.shape)} of the {tuple(shape)} token ids, so it "
+                "is not known which: pass their embeddings as the inputs instead"
+            )
+        return per_id.reshape(shape)
     if len(shape) == 4 and patch_features is not None:
         side = math.isqrt(patch_features // shape[1])
         if side * side * shape[1] == patch_features and not any(n % side for n in shape[2:]):

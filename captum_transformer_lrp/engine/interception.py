@@ -26,7 +26,13 @@ from captum_transformer_lrp.engine.marks import (
     merged,
     rearranged_examples,
 )
-from captum_transformer_lrp.engine.structure import CASTS, IGNORED, JOINS, REARRANGEMENTS
+from captum_transformer_lrp.engine.structure import (
+    CASTS,
+    IGNORED,
+    JOINS,
+    PERMUTATIONS,
+    REARRANGEMENTS,
+)
 from captum_transformer_lrp.engine.tape import Phase, Tape
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
@@ -108,7 +114,7 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.tape = tape
         self.examples = Examples(examples)
-        self.token_inputs: dict[int, tuple[Tensor, int]] = {}
+        self.token_inputs: dict[int, tuple[Tensor, int, Examples]] = {}
         self.token_leaves: list[tuple[int, Tensor]] = []
         self._strict = strict
         self._pixel_rule = pixel_rule
@@ -272,17 +278,33 @@ class Interception(TorchFunctionMode):
         with torch.no_grad():
             result = function(*args, **kwargs)
         ids = next(t for t in tensors_in((args, kwargs)) if id(t) in self.token_inputs)
-        _, index = self.token_inputs[id(ids)]
+        _, index, examples = self.token_inputs[id(ids)]
         if function is F.embedding or function is torch.embedding:
-            leaf = result.detach()
+            axis = examples.axis or 0
+            leaf = result.movedim(axis, 0).detach()
             leaf = (leaf.float() if leaf.element_size() < 4 else leaf).requires_grad_()
             self.token_leaves.append((index, leaf))
-            self.tape.marks[leaf] = Mark(self.examples, origins=1 << index, base=object())
-            return leaf
+            embedded = leaf.movedim(0, axis)
+            self.tape.marks[embedded] = Mark(examples, origins=1 << index, base=object())
+            return embedded
         if function in REARRANGEMENTS or function in CASTS:
-            for tensor in tensors_in(result):
-                if not tensor.is_floating_point() and tensor.dtype != torch.bool:
-                    self.token_inputs[id(tensor)] = (tensor, index)
+
+            def again(stand_in: Tensor) -> Any:
+                change = lambda t: stand_in if t is ids else t.cpu()  # noqa: E731
+                return _ANYHOW.get(function, function)(
+                    *replace_tensors(args, change), **replace_tensors(kwargs, change)
+                )
+
+            parts = list(tensors_in(result))
+            found: Examples | list[Examples] = examples
+            if function in REARRANGEMENTS:
+                with torch.no_grad():
+                    found = rearranged_examples(examples, ids.shape, again)
+            if isinstance(found, Examples):
+                found = [found] * len(parts)
+            for part, of_part in zip(parts, found, strict=True):
+                if not part.is_floating_point() and part.dtype != torch.bool:
+                    self.token_inputs[id(part)] = (part, index, of_part)
         return result
 
     def _refuse_randomness(
@@ -296,11 +318,16 @@ class Interception(TorchFunctionMode):
 
     def _get_property(self, function: Function, args: tuple[Any, ...]) -> Any:
         owner = self.resolve(args[0]) if isinstance(args[0], Tensor) else args[0]
+        mark = self.tape.mark(owner) if isinstance(owner, Tensor) else None
+        if mark is None:
+            with torch.no_grad():
+                result = function(owner)
+            if isinstance(result, Tensor) and (name := self._constant_name(owner)):
+                self._constants[id(result)] = (result, name)
+            return result
         result = function(owner)
         if isinstance(result, Tensor) and result.requires_grad and result is not owner:
-            mark = self.tape.mark(owner)
-            if mark is not None:
-                self._note_rearranged(result, mark, owner, lambda value: function(value))
+            self._note_rearranged(result, mark, owner, lambda value: function(value))
         return result
 
     # -- calls that move elements ----------------------------------------------------------------
@@ -315,9 +342,14 @@ class Interception(TorchFunctionMode):
         anyhow = _ANYHOW.get(function, function)
 
         def again(stand_in: Tensor) -> Any:
+            if function is Tensor.as_strided:  # reads memory, so it must be laid out alike
+                alike = torch.empty_strided(source.shape, source.stride())
+                stand_in = alike.copy_(stand_in)
             change = lambda t: stand_in if t is source else t.cpu()  # noqa: E731
             return anyhow(*replace_tensors(args, change), **replace_tensors(kwargs, change))
 
+        if function in PERMUTATIONS:
+            mark = mark.but(stem=False)
         self._note_rearranged(result, mark, source, again)
         return result
 

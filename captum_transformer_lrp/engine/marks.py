@@ -29,6 +29,8 @@ class Mark:
         attended: whether any attention lies upstream.
         scores: whether it is, or is made from, a product of two activations (query · key).
         attention: whether it is, or is made from, a softmax over such scores.
+        stem: whether nothing but convolutions, element by element operations and pooling has
+            touched the input, so that its axes are still (N, C, ...).
         source: the index of the explained input that it merely rearranges, or None.
         base: identifies the tensor that this one is computed from element by element, or by
             statistics over some of its axes.
@@ -42,6 +44,7 @@ class Mark:
     attended: bool = False
     scores: bool = False
     attention: bool = False
+    stem: bool = False
     source: int | None = None
     base: object | None = None
     statistic: bool = False
@@ -69,6 +72,7 @@ def merged(marks: list[Mark], examples: Examples) -> Mark:
         attended=any(mark.attended for mark in marks),
         scores=any(mark.scores for mark in marks),
         attention=any(mark.attention for mark in marks),
+        stem=all(mark.stem for mark in marks),
         source=first.source if all(mark.source == first.source for mark in marks) else None,
         base=first.base if same else object(),
         statistic=same and any(mark.statistic for mark in marks),

@@ -85,6 +85,7 @@ def weighted(
         mark=mark.but(
             events=mark.events | tape.tape.new_event(),
             examples=examples or broadcast_examples(mark.examples, x.shape, output.shape),
+            stem=mark.stem and function in registry.CONVOLUTIONS,
             source=None,
             base=object(),
             statistic=False,
@@ -137,16 +138,15 @@ def _convolution(tape: Interception, function: Function, args: Args, kwargs: Kwa
         weight,
         bias,
         output,
-        _convolution_flow(mark, weight, output, options),
+        _convolution_flow(mark, weight),
         mark.examples,
     )
 
 
-def _convolution_flow(mark: Mark, weight: Tensor, output: Tensor, options: Kwargs) -> flows.Flow:
+def _convolution_flow(mark: Mark, weight: Tensor) -> flows.Flow:
     """Below the first attention a convolution makes the tokens; later ones move their mass."""
     pointwise = all(size == 1 for size in weight.shape[2:])
-    folded = mark.examples.index is not None or output.shape[0] != mark.examples.count
-    if mark.attended or pointwise or folded:
+    if mark.attended or pointwise or not mark.stem:
         return flows.spread_evenly
     return flows.capture_grid
 

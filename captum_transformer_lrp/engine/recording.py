@@ -87,11 +87,16 @@ def recorded(
                         stand_in = stand_in.float()
                     stand_in.requires_grad_()
                     tape.marks[stand_in] = Mark(
-                        interception.examples, origins=1 << index, source=index, base=object()
+                        interception.examples,
+                        origins=1 << index,
+                        stem=value.dim() > 2,
+                        source=index,
+                        base=object(),
                     )
                     leaves.append([stand_in])
                 else:
-                    interception.token_inputs[id(stand_in)] = (stand_in, index)
+                    known = (stand_in, index, interception.examples)
+                    interception.token_inputs[id(stand_in)] = known
                     leaves.append([])
                 arguments.append(stand_in)
             with interception:

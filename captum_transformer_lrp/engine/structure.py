@@ -23,6 +23,11 @@ REARRANGEMENTS: frozenset[Callable[..., Any]] = frozenset(
 )  # fmt: skip
 """One activation in, the same elements out; gradients are relevance already."""
 
+PERMUTATIONS: frozenset[Callable[..., Any]] = frozenset(
+    spelled("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint")
+)
+"""Those of them that change the order of axes."""
+
 JOINS: frozenset[Callable[..., Any]] = frozenset(
     spelled(
         "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack",

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from captum_transformer_lrp.errors import ExplanationError
 
-
 _MIXED = (
     "the examples of the batch cannot be told apart in one of the model's tensors, so relevance "
     "cannot be summed for each: explain one example at a time"
