@@ -6,8 +6,10 @@ After Chefer, Gur and Wolf, *Transformer Interpretability Beyond Attention Visua
 CVPR 2021.
 """
 
+from captum_transformer_lrp.attr.attention_flow import AttentionFlow
 from captum_transformer_lrp.attr.attention_gradcam import AttentionGradCam
 from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
+from captum_transformer_lrp.attr.comparison import compare
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
 from captum_transformer_lrp.attr.partial_lrp import PartialLRP
 from captum_transformer_lrp.attr.raw_attention import RawAttention
@@ -20,6 +22,7 @@ from captum_transformer_lrp.errors import (
 )
 
 __all__ = [
+    "AttentionFlow",
     "AttentionGradCam",
     "AttentionMaps",
     "AttentionRollout",
@@ -31,4 +34,5 @@ __all__ = [
     "TransformerAttribution",
     "TransformerLRP",
     "UnsupportedOperationError",
+    "compare",
 ]

@@ -61,8 +61,7 @@ class AttentionRollout(RolloutAttribution):
         strict: bool = True,
     ) -> None:
         super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
-        if head_fusion not in get_args(HeadFusion):
-            raise ValueError(f"head_fusion must be one of {get_args(HeadFusion)}: {head_fusion!r}")
+        check_head_fusion(head_fusion)
         if not 0 <= discard_ratio < 1:
             raise ValueError(f"discard_ratio must be at least 0 and below 1; found {discard_ratio}")
         self.head_fusion = head_fusion
@@ -83,6 +82,12 @@ class AttentionRollout(RolloutAttribution):
             if self.discard_ratio:
                 fused = _without_lowest(fused, self.discard_ratio)
             step.weighted = fused.expand_as(views.per_head(attention, step)).reshape_as(attention)
+
+
+def check_head_fusion(head_fusion: str) -> None:
+    """Raise for a head fusion that does not exist."""
+    if head_fusion not in get_args(HeadFusion):
+        raise ValueError(f"head_fusion must be one of {get_args(HeadFusion)}: {head_fusion!r}")
 
 
 def _without_lowest(maps: Tensor, ratio: float) -> Tensor:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
 from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
+from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
@@ -22,6 +23,17 @@ from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import MODULE_RULES, Target, rule_overrides
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def captum_method(attribute: Method) -> Method:
+    """Wrap ``attribute`` as Captum wraps its own.
+
+    ``NoiseTunnel`` and others of Captum's classes call ``attribute.__wrapped__``.
+    """
+    wrapped: Method = log_usage()(attribute)
+    return wrapped
 
 
 class RecordedAttribution(Attribution):
@@ -112,6 +124,7 @@ class RolloutAttribution(RecordedAttribution):
     A subclass says in :meth:`_weigh` which map each attention takes part with.
     """
 
+    @captum_method
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -267,6 +280,7 @@ class SingleAttentionAttribution(RecordedAttribution):
         super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
         self.layer = layer
 
+    @captum_method
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],
@@ -372,7 +386,7 @@ def row_view(
     if granularity == "token":
         return row
     stream = views.token_stream(recording)
-    spread = (row.unsqueeze(-1) / stream.shape[-1]).expand_as(stream)
+    spread = views.spread_over_features(recording, row)
     maps = views.input_mass(recording, stream, spread)
     return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
 

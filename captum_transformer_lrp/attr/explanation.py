@@ -12,6 +12,9 @@ from torch import Tensor
 class AttentionMaps:
     """One attention of the model, for each example and head.
 
+    An attention is a product of a softmax map with values; a model that multiplies head by head
+    has one for each head.
+
     Args:
         name: the qualified name of the module that computed it, e.g. ``blocks.0.attn``.
         attention: A, the softmax map that multiplied the values, (N, heads, S, S) for plain

@@ -12,7 +12,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RecordedAttribution, sum_all
+from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, sum_all
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import Phase
 from captum_transformer_lrp.rules import Preset
@@ -87,6 +87,7 @@ class TransformerLRP(RecordedAttribution):
         self.start = start
         self.contrast = contrast
 
+    @captum_method
     def attribute(
         self,
         inputs: Tensor | tuple[Tensor, ...],

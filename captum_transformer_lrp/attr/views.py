@@ -102,19 +102,35 @@ def token_mass(recording: Recording, seed: Tensor) -> Tensor:
     """Mass that arrives at each token below the first attention, (N, S)."""
     stream = token_stream(recording)
     (mass,) = recording.tape.backward(Phase.ROLLOUT, recording.output, seed, [stream])
+    axis = _batch_axis(recording, stream)
+    if axis is None:
+        return mass.sum(-1).reshape(1, -1)
+    return mass.movedim(axis, 0).sum(-1).flatten(1)
+
+
+def spread_over_features(recording: Recording, row: Tensor) -> Tensor:
+    """The inverse of :func:`token_mass`: (N, S) spread evenly over the token stream's features."""
+    stream = token_stream(recording)
+    axis = _batch_axis(recording, stream)
+    if axis is None:
+        tokens = row.reshape(stream.shape[:-1])
+    else:
+        tokens = row.reshape(stream.movedim(axis, 0).shape[:-1]).movedim(0, axis)
+    return (tokens.unsqueeze(-1) / stream.shape[-1]).expand_as(stream)
+
+
+def _batch_axis(recording: Recording, stream: Tensor) -> int | None:
+    """Where the examples lie in the token stream; None for a single example, wherever it lies."""
     mark = recording.tape.mark(stream)
-    if (
-        mark is not None
-        and mark.examples.count > 1
-        and (mark.examples.axis != 0 or mark.examples.index is not None)
-    ):
-        if mark.examples.axis is None or mark.examples.index is not None:
-            raise ExplanationError(
-                "this model folds its examples and tokens into one dimension: explain one example "
-                'at a time, or use granularity="input"'
-            )
-        mass = mass.movedim(mark.examples.axis, 0)
-    return mass.sum(-1).flatten(1)
+    assert mark is not None
+    if mark.examples.count == 1:
+        return None
+    if mark.examples.axis is None or mark.examples.index is not None:
+        raise ExplanationError(
+            "this model folds its examples and tokens into one dimension: explain one example at "
+            'a time, or use granularity="input"'
+        )
+    return mark.examples.axis
 
 
 def per_head(values: Tensor, step: AttentionStep) -> Tensor:

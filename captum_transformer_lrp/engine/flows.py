@@ -119,6 +119,18 @@ def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     )
 
 
+def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """Nothing is known of it: mass goes to inputs of its shape, else by the magnitudes of eq. 2."""
+    alike = [value.shape == mass.shape for value in call.inputs]
+    if any(alike):
+        part = mass / sum(alike)
+        return tuple(part if same else None for same in alike)
+    share = call.divide(mass, call.output)
+    sizes = [(value * part).abs() for value, part in zip(call.inputs, call.vjp(share), strict=True)]
+    arrived = torch.stack([size.sum() for size in sizes]).sum()
+    return tuple(size * call.divide(mass.sum(), arrived) for size in sizes)
+
+
 def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A module explained as a whole: tokens keep their mass if the shape says that they can."""
     first, *others = call.inputs

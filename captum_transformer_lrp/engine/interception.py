@@ -39,7 +39,7 @@ from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperation
 from captum_transformer_lrp.rules import Rule, TaylorRule
 from captum_transformer_lrp.rules.call import AutogradKernel, Examples
 from captum_transformer_lrp.rules.registry import FUNCTION_RULES
-from captum_transformer_lrp.rules.spellings import in_place_spellings
+from captum_transformer_lrp.rules.spellings import in_place_spellings, spelled
 
 Function = Callable[..., Any]
 Handler = Callable[["Interception", Function, tuple[Any, ...], dict[str, Any]], Any]
@@ -98,6 +98,7 @@ class Interception(TorchFunctionMode):
         class_rules: rules of module classes.
         strict: whether an operation without a rule is an error, or follows eq. 2.
         pixel_rule: the rule of a linear operation that reads the inputs themselves.
+        device_type: where the model runs, ``"cpu"`` or ``"cuda"``.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Interception(TorchFunctionMode):
         *,
         strict: bool = True,
         pixel_rule: Rule | None = None,
+        device_type: str = "cpu",
     ) -> None:
         super().__init__()
         self.tape = tape
@@ -125,6 +127,7 @@ class Interception(TorchFunctionMode):
         self._constants: dict[int, tuple[Tensor, str]] = {}
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
+        self._device_type = device_type
         self._is_function = model is None
         if model is not None:
             self._learn_names(model)
@@ -158,10 +161,18 @@ class Interception(TorchFunctionMode):
                 pass
             if outermost is not None and id(outermost) not in self._names:
                 self._learn_names(outermost)
+        if function in _RANDOM:
+            raise ExplanationError(
+                f"{self.module_name()} draws random numbers ({_title(function)}), so its output "
+                "has no one explanation: call model.eval() first"
+            )
+        if _autocasts(self._device_type):
+            with torch.autocast(self._device_type, enabled=False):
+                return self.call(function, args, kwargs)
         unit = self._units.current() if self._units.present else None
         if self._replaced or self._units.present:
             args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
-        if function in IN_PLACE or "__setitem__" in getattr(function, "__name__", ""):
+        if function in IN_PLACE or function in _WRITES:
             return self._in_place(function, args, kwargs)
         active = [tensor for tensor in tensors_in((args, kwargs)) if self.tape.mark(tensor)]
         if not active:
@@ -181,14 +192,14 @@ class Interception(TorchFunctionMode):
         if handler is not None:
             return handler(self, function, args, kwargs)
         if function in self._rules or function in FUNCTION_RULES:
-            return self._unknown(function, args, kwargs, active)
+            return self._unknown(function, args, kwargs)
         if function in REARRANGEMENTS:
             return self._rearrange(function, args, kwargs)
         if function in JOINS:
             return self._join(function, args, kwargs)
         if function in CASTS:
             return self._cast(function, args, kwargs)
-        return self._unknown(function, args, kwargs, active)
+        return self._unknown(function, args, kwargs)
 
     def module_name(self) -> str:
         """The name of the module that is calling."""
@@ -227,12 +238,7 @@ class Interception(TorchFunctionMode):
                 tensor = tensor.to(precision)
                 self.tape.marks[tensor] = mark
             return tensor
-        if tensor.requires_grad and not tensor.is_leaf and id(tensor) not in self._constants:
-            raise UnsupportedOperationError(
-                f"{self.module_name()} uses a result of {_node_name(tensor)}, which PyTorch does "
-                "not announce to anybody: write it with PyTorch functions, or give its module a "
-                "rule (module.rule = ..., or register_rule(ModuleClass, ...))"
-            )
+        self._refuse_unannounced(tensor)
         prepared = tensor.detach() if tensor.requires_grad else tensor
         if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
             prepared = prepared.to(precision)
@@ -241,6 +247,15 @@ class Interception(TorchFunctionMode):
             if name:
                 self._constants[id(prepared)] = (prepared, name)
         return prepared
+
+    def _refuse_unannounced(self, tensor: Tensor) -> None:
+        """Raise for a tensor that depends on something, but on no call that was seen."""
+        if tensor.requires_grad and not tensor.is_leaf and id(tensor) not in self._constants:
+            raise UnsupportedOperationError(
+                f"{self.module_name()} uses a result of {_node_name(tensor)}, which PyTorch does "
+                "not announce to anybody: write it with PyTorch functions, or give its module a "
+                "rule (module.rule = ..., or register_rule(ModuleClass, ...))"
+            )
 
     def constant_title(self, value: Any) -> str:
         """What absorbed relevance is reported under."""
@@ -261,7 +276,8 @@ class Interception(TorchFunctionMode):
         for tensor in tensors_in((args, kwargs)):
             if id(tensor) in self.token_inputs:
                 return self._with_token_ids(function, args, kwargs)
-        self._refuse_randomness(function, args, kwargs)
+        for tensor in tensors_in((args, kwargs)):
+            self._refuse_unannounced(tensor)
         with torch.no_grad():
             result = function(*args, **kwargs)
         name = next((n for n in map(self._constant_name, tensors_in((args, kwargs))) if n), "")
@@ -306,15 +322,6 @@ class Interception(TorchFunctionMode):
                 if not part.is_floating_point() and part.dtype != torch.bool:
                     self.token_inputs[id(part)] = (part, index, of_part)
         return result
-
-    def _refuse_randomness(
-        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        if getattr(function, "__name__", "") in _RANDOM:
-            raise ExplanationError(
-                f"{self.module_name()} draws random numbers ({_title(function)}), so its output "
-                "has no one explanation: call model.eval() first"
-            )
 
     def _get_property(self, function: Function, args: tuple[Any, ...]) -> Any:
         owner = self.resolve(args[0]) if isinstance(args[0], Tensor) else args[0]
@@ -548,13 +555,13 @@ class Interception(TorchFunctionMode):
         function: Function,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        active: list[Tensor],
     ) -> Any:
         output = function(*args, **kwargs)
         if isinstance(output, Tensor) and not output.requires_grad:
             return output
         if not any(tensor.requires_grad for tensor in tensors_in(output)):
             return output
+        active = [tensor for tensor in tensors_in((args, kwargs)) if self.tape.mark(tensor)]
         rule = self._rules.get(function) or FUNCTION_RULES.get(function)
         if rule is None and self._strict:
             raise self.unsupported(function, "activations")
@@ -580,9 +587,7 @@ class Interception(TorchFunctionMode):
             active,
             output,
             rule=self.rule_for(function) if rule is not None else TaylorRule(),
-            flow=flows.keep
-            if len(active) == 1 and active[0].shape == output.shape
-            else flows.product,
+            flow=flows.unknown,
             mark=mark,
             name=self.module_name(),
         )
@@ -607,28 +612,40 @@ class Interception(TorchFunctionMode):
         if function in IN_PLACE:
             result = self.call(IN_PLACE[function], args, kwargs)
         else:
-            result = self._set_item(function, *args)
+            index, value = (..., args[1]) if function is Tensor.copy_ else args[1:]
+            result = self._set_item(target, index, value)
         self.replace(target, result)
         return result
 
-    def _set_item(self, function: Function, target: Tensor, index: Any, value: Any) -> Tensor:
-        def again(replaced: Mapping[int, Tensor]) -> Tensor:
-            changed = replaced[id(target)].clone()
-            function(changed, index, replaced[id(value)] if isinstance(value, Tensor) else value)
+    def _set_item(self, target: Tensor, index: Any, value: Any) -> Tensor:
+        """``target[index] = value`` (and ``target.copy_(value)``), made out of place."""
+        if not isinstance(value, Tensor):
+            value = torch.full((), value, dtype=target.dtype, device=target.device)
+
+        def written(onto: Tensor, what: Tensor) -> Tensor:
+            changed = onto.clone()
+            changed[index] = what.to(changed.dtype)
             return changed
 
-        values = [one for one in (target, value) if isinstance(one, Tensor)]
+        def again(replaced: Mapping[int, Tensor]) -> Tensor:
+            return written(replaced[id(target)], replaced[id(value)])
+
         with torch.enable_grad():
-            changed = again({id(one): one for one in values})
-        marks = [mark for one in values if (mark := self.tape.mark(one))]
-        mark = self.tape.mark(target)
-        examples = (
-            mark.examples
-            if mark is not None
-            else broadcast_examples(marks[0].examples, value.shape, changed.shape)
-        )
+            changed = written(target, value)
+        of_target, of_value = self.tape.mark(target), self.tape.mark(value)
+        if of_target is not None:
+            examples = of_target.examples
+        else:
+            assert of_value is not None
+            nothing = torch.zeros(target.shape)
+            with torch.no_grad():
+                found = rearranged_examples(
+                    of_value.examples, value.shape, lambda numbers: written(nothing, numbers)
+                )
+            examples = found if isinstance(found, Examples) else found[0]
+        marks = [mark for mark in (of_target, of_value) if mark is not None]
         self.tape.marks[changed] = merged(marks, examples)
-        self._report_constants(changed, values, again)
+        self._report_constants(changed, [target, value], again)
         return changed
 
     def replace(self, target: Tensor, result: Tensor) -> None:
@@ -708,8 +725,15 @@ _ANYHOW: dict[Function, Function] = {
     Tensor.view_as: Tensor.reshape_as,
 }
 
-_RANDOM = frozenset({"bernoulli", "bernoulli_", "rand", "randn", "rand_like", "randn_like",
-                     "normal_", "uniform_", "multinomial", "randint", "randperm"})  # fmt: skip
+_WRITES = frozenset({Tensor.__setitem__, Tensor.copy_})
+
+_RANDOM = frozenset(
+    spelled(
+        "bernoulli", "bernoulli_", "rand", "randn", "rand_like", "randn_like", "randint",
+        "randint_like", "randperm", "normal", "normal_", "uniform_", "exponential_", "multinomial",
+        "poisson",
+    )
+)  # fmt: skip
 
 
 def expand(function: Function) -> Function:
@@ -733,6 +757,10 @@ def expand(function: Function) -> Function:
         function.__defaults__,
         function.__closure__,
     )
+
+
+def _autocasts(device_type: str) -> bool:
+    return torch.is_autocast_enabled(device_type)
 
 
 def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:

@@ -609,7 +609,16 @@ def _dropout(tape: Interception, function: Function, args: Args, kwargs: Kwargs)
 
 @handles(*spelled("masked_fill"))
 def _masked_fill(tape: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    return tape.elementwise(function, args, kwargs)
+    """Filled positions are no longer what they were: their relevance goes to the filling."""
+
+    def bind(input: Tensor, mask: Tensor, value: Any) -> Any:
+        return input, mask, value
+
+    x, mask, value = bind(*args, **kwargs)
+    if not isinstance(value, Tensor):
+        value = torch.full((), value, dtype=x.dtype, device=x.device)
+    with tape:
+        return torch.where(mask, value, x)
 
 
 @handles(*registry.SOFTMAXES)
@@ -671,8 +680,42 @@ def _pooling(tape: Interception, function: Function, args: Args, kwargs: Kwargs)
 
 
 _REDUCTIONS = frozenset(
-    spelled("mean", "sum", "nanmean", "nansum", "amax", "amin", "logsumexp", "norm", "var", "std")
-)
+    spelled(
+        "mean", "sum", "nanmean", "nansum", "amax", "amin", "logsumexp", "norm", "vector_norm",
+        "var", "std",
+    )
+)  # fmt: skip
+
+
+@handles(*spelled("var_mean", "std_mean"))
+def _spread_and_mean(tape: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    spread = torch.var if function.__name__ == "var_mean" else torch.std
+    source, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
+    of_mean = {name: kwargs[name] for name in ("dim", "keepdim") if name in kwargs}
+    with tape:
+        return spread(source, *rest, **kwargs), torch.mean(source, *rest[:1], **of_mean)
+
+
+@handles(*spelled("max", "min", "maximum", "minimum"))
+def _extremum(tape: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """Of one tensor along a dimension, of one tensor in all, or of two element by element."""
+    larger = function.__name__.startswith("max")
+    values = (*args, *kwargs.values())
+    if len(values) > 1 and isinstance(values[1], Tensor):
+        with tape:
+            return torch.where(values[0] >= values[1], *(values if larger else values[::-1]))
+    reduced = torch.amax if larger else torch.amin
+    if len(values) == 1:
+        with tape:
+            return reduced(values[0], tuple(range(values[0].dim())))
+    result = function(*args, **kwargs)
+    dim: int = kwargs["dim"] if "dim" in kwargs else args[1]
+    keepdim = bool(kwargs.get("keepdim", args[2] if len(args) > 2 else False))
+    with tape:
+        found = torch.gather(values[0], dim, result.indices if keepdim else
+                             result.indices.unsqueeze(dim))  # fmt: skip
+        found = found if keepdim else found.squeeze(dim)
+    return type(result)((found, result.indices))
 
 
 # -- fused attention, taken apart ---------------------------------------------------------------

@@ -18,6 +18,12 @@ from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
 
+_CHECKPOINTS = (
+    "the model recomputes activations in its backward pass (torch.utils.checkpoint), which an "
+    "explanation cannot follow: turn that off, with model.set_grad_checkpointing(False) in timm or "
+    "model.gradient_checkpointing_disable() in transformers"
+)
+
 
 @dataclass
 class Recording:
@@ -68,6 +74,7 @@ def recorded(
         class_rules,
         strict=strict,
         pixel_rule=pixel_rule,
+        device_type=inputs[0].device.type,
     )
     device = inputs[0].device
     devices = [device] if device.type == "cuda" else []
@@ -77,6 +84,7 @@ def recorded(
             torch.enable_grad(),
             torch.random.fork_rng(devices),
             torch.autocast(device.type, enabled=False),
+            torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTS),
         ):
             leaves: list[list[Tensor]] = []
             arguments: list[Tensor] = []

@@ -74,6 +74,9 @@ def register_rule(
         )
     if isinstance(target, type) and issubclass(target, nn.Module):
         MODULE_RULES[target] = instance
+        known = captum_lrp.SUPPORTED_LAYERS_WITH_RULES.get(target)
+        non_linear = target in captum_lrp.SUPPORTED_NON_LINEAR_LAYERS
+        _CAPTUMS.setdefault(target, (known, non_linear))
         _enter_in_captum(target, instance)
     elif callable(target) and not isinstance(target, type):
         for function in synonyms(target):
@@ -89,9 +92,14 @@ def unregister_rule(target: Target) -> None:
     """Undo :func:`register_rule`; functions of PyTorch fall back to the library's own rule."""
     if isinstance(target, type):
         MODULE_RULES.pop(target, None)
-        captum_lrp.SUPPORTED_LAYERS_WITH_RULES.pop(target, None)
-        if target in captum_lrp.SUPPORTED_NON_LINEAR_LAYERS:
-            captum_lrp.SUPPORTED_NON_LINEAR_LAYERS.remove(target)
+        layer_rule, is_non_linear = _CAPTUMS.pop(target, (None, False))
+        layers = captum_lrp.SUPPORTED_LAYERS_WITH_RULES
+        layers.pop(target, None)
+        if layer_rule is not None:
+            layers[target] = layer_rule
+        non_linear = captum_lrp.SUPPORTED_NON_LINEAR_LAYERS
+        if target in non_linear and not is_non_linear:
+            non_linear.remove(target)
         return
     for function in synonyms(target):
         if function in _DEFAULTS:
@@ -119,6 +127,10 @@ def rule_overrides(
     return functions, modules
 
 
+_CAPTUMS: dict[Any, tuple[Any, bool]] = {}
+"""What Captum's tables said of a class before :func:`register_rule`."""
+
+
 def _enter_in_captum(module_class: type[nn.Module], rule: PropagationRule) -> None:
     if isinstance(rule, PassRule):
         if module_class not in captum_lrp.SUPPORTED_NON_LINEAR_LAYERS:
@@ -144,7 +156,7 @@ NORMALIZATIONS = spelled(
 
 SCALES = spelled(
     "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
-    "feature_dropout", "native_dropout", "masked_fill",
+    "feature_dropout", "native_dropout",
 )  # fmt: skip
 
 POOLINGS = spelled(
@@ -152,7 +164,7 @@ POOLINGS = spelled(
     "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "max_pool1d",
     "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d",
     "adaptive_max_pool3d", "lp_pool1d", "lp_pool2d", "interpolate", "upsample", "grid_sample",
-    "amax", "amin", "logsumexp", "cumsum",
+    "amax", "amin", "logsumexp", "cumsum", "var", "std", "norm", "vector_norm", "fold", "col2im",
 )  # fmt: skip
 
 CONVOLUTIONS = spelled(
