@@ -54,6 +54,7 @@ class AttentionFlow(RecordedAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
+        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
 
     Reference:
         Samira Abnar, Willem Zuidema, *Quantifying Attention Flow in Transformers*, ACL 2020.
@@ -68,6 +69,8 @@ class AttentionFlow(RecordedAttribution):
         (torch.Size([2, 101]), True)
     """
 
+    default_dtype = torch.float32
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -76,8 +79,11 @@ class AttentionFlow(RecordedAttribution):
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        super().__init__(
+            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+        )
         check_head_fusion(head_fusion)
         self.head_fusion = head_fusion
 

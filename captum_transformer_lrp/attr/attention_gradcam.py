@@ -25,6 +25,7 @@ class AttentionGradCam(SingleAttentionAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
+        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
 
     Reference:
         Ramprasaath R. Selvaraju et al., *Grad-CAM*, ICCV 2017, as section 4 of Chefer et al. 2021
@@ -37,6 +38,8 @@ class AttentionGradCam(SingleAttentionAttribution):
         >>> AttentionGradCam(model).attribute(torch.randn(2, 3, 160, 160), target=1).shape
         torch.Size([2, 3, 160, 160])
     """
+
+    default_dtype = torch.float32
 
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         (gradient,) = gradients(recording, start, [step])

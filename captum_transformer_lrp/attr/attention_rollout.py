@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
@@ -37,6 +38,7 @@ class AttentionRollout(RolloutAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
+        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
 
     Reference:
         Samira Abnar, Willem Zuidema, *Quantifying Attention Flow in Transformers*, ACL 2020.
@@ -50,6 +52,8 @@ class AttentionRollout(RolloutAttribution):
         torch.Size([2, 101])
     """
 
+    default_dtype = torch.float32
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -59,8 +63,11 @@ class AttentionRollout(RolloutAttribution):
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        super().__init__(
+            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+        )
         check_head_fusion(head_fusion)
         if not 0 <= discard_ratio < 1:
             raise ValueError(f"discard_ratio must be at least 0 and below 1; found {discard_ratio}")

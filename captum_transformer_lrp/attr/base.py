@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.targets import predicted, seed
-from captum_transformer_lrp.engine.interception import tensors_in
+from captum_transformer_lrp.engine.interception import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
@@ -46,9 +46,15 @@ class RecordedAttribution(Attribution):
             module class.  A ``module.rule`` of the model goes first.
         stabilizer: keeps denominators away from zero.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
+        dtype: what to compute in, if that is more precise than the model; attributions come back
+            as precise as the inputs.  Relevance is ill-conditioned: eq. 2 divides by attention
+            scores, some of which are near zero, so rounding the forward pass to float32 moves
+            R by per cents.  Methods that propagate relevance therefore compute in float64 unless
+            told otherwise; ``torch.float32`` takes half the time and memory.
     """
 
     preset: Preset | None = None
+    default_dtype: torch.dtype = torch.float64
 
     def __init__(
         self,
@@ -57,8 +63,12 @@ class RecordedAttribution(Attribution):
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(forward_func)
+        self._dtype = self.default_dtype if dtype is None else dtype
+        if self._dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype must be torch.float32 or torch.float64, found {dtype}")
         self._function_rules, self._class_rules = rule_overrides(rules)
         self._stabilizer = stabilizer or SignAwareStabilizer()
         self._strict = strict
@@ -98,6 +108,7 @@ class RecordedAttribution(Attribution):
             strict=self._strict,
             keeps_books=keeps_books,
             pixel_rule=preset.pixels if preset else None,
+            dtype=self._dtype,
         )
 
     def _each_target(
@@ -113,8 +124,8 @@ class RecordedAttribution(Attribution):
             for target in targets:
                 chosen = predicted(recording.output) if target is None else target
                 result = explained(recording, seed(recording.output, chosen))
-                _check_finite(result)
-                found.append(result)
+                check_finite(result)
+                found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
             return found
 
 
@@ -266,6 +277,7 @@ class SingleAttentionAttribution(RecordedAttribution):
         rules: as in :class:`RecordedAttribution`.
         stabilizer: as in :class:`RecordedAttribution`.
         strict: as in :class:`RecordedAttribution`.
+        dtype: as in :class:`RecordedAttribution`.
     """
 
     def __init__(
@@ -276,8 +288,11 @@ class SingleAttentionAttribution(RecordedAttribution):
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        super().__init__(
+            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+        )
         self.layer = layer
 
     @captum_method
@@ -360,7 +375,8 @@ class SingleAttentionAttribution(RecordedAttribution):
         return steps[self.layer]
 
 
-def _check_finite(result: Any) -> None:
+def check_finite(result: Any) -> None:
+    """Raise rather than return NaN."""
     for value in tensors_in(result):
         if not bool(value.isfinite().all()):
             raise ExplanationError(

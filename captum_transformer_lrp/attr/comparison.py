@@ -12,7 +12,7 @@ import captum.attr
 import torch
 import torch.nn.functional as F
 from captum._utils.progress import progress
-from captum.attr import Attribution, LayerAttribution
+from captum.attr import Attribution, LayerAttribution, PerturbationAttribution
 from torch import Tensor
 
 from captum_transformer_lrp.attr.attention_flow import AttentionFlow
@@ -106,7 +106,8 @@ def compare(
 
     Returns:
         For each method, for each target, a detached map: (N, H, W) for images, the sum over the
-        channels; (N, S) for tokens, the sum over the embedding dimension.  For one image it is
+        channels; (N, S) for tokens, the sum over the embedding dimension.  Where a method says
+        what removing a cell or token does, that is the value of all of it.  For one image this is
         what :func:`captum_transformer_lrp.visualization.method_class_grid` takes.
 
     Raises:
@@ -253,6 +254,8 @@ def _explained(
     if isinstance(attribution, captum.attr.DeepLiftShap):
         # A distribution of baselines, which must have more than one.
         defaults["baselines"] = defaults["baselines"][:1].repeat_interleave(2, 0)
+    # They give the effect of removing a group of features to every feature of it.
+    fusion = torch.mean if isinstance(attribution, PerturbationAttribution) else torch.sum
     found = []
     for target in targets:
         inputs = arguments.inputs
@@ -264,7 +267,7 @@ def _explained(
             additional_forward_args=arguments.additional or None,
             **{**defaults, **options},
         )
-        found.append(_reduced(attributions, arguments.inputs))
+        found.append(_reduced(attributions, arguments.inputs, fusion=fusion))
     return found
 
 
@@ -311,8 +314,10 @@ def _for_object(attribution: Attribution, prepared: _Prepared) -> _Arguments:
     return prepared.captums
 
 
-def _reduced(attributions: Any, inputs: Tensor) -> Tensor:
-    """A map (N, H, W) or (N, S)."""
+def _reduced(
+    attributions: Any, inputs: Tensor, fusion: Callable[[Tensor, int], Tensor] = torch.sum
+) -> Tensor:
+    """A map (N, H, W) or (N, S), its channels or features fused."""
     if isinstance(attributions, tuple):
         if len(attributions) != 1:
             raise ValueError(
@@ -323,13 +328,13 @@ def _reduced(attributions: Any, inputs: Tensor) -> Tensor:
     found: Tensor = attributions.detach()
     if inputs.dim() == 4:
         if found.dim() == 4:
-            found = found.sum(1)
+            found = fusion(found, 1)
         if found.dim() == 3 and found.shape[1:] != inputs.shape[2:]:
             size = inputs.shape[2:]
             found = F.interpolate(found[:, None], size, mode="bilinear", align_corners=False)[:, 0]
         expected: tuple[int, ...] = (inputs.shape[0], *inputs.shape[2:])
     else:
-        found = found.sum(-1) if found.dim() == 3 else found
+        found = fusion(found, -1) if found.dim() == 3 else found
         expected = tuple(inputs.shape[:2])
     if found.shape != expected:
         raise ValueError(

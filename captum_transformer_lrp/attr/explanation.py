@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from captum_transformer_lrp.engine.interception import replace_tensors
 
 
 @dataclass(frozen=True)
@@ -54,3 +57,25 @@ class Explanation:
     relevances: tuple[Tensor, ...]
     absorbed: dict[str, Tensor]
     total: Tensor
+
+    def to(self, dtype: torch.dtype) -> Explanation:
+        """The same in another precision."""
+
+        def change(value: Tensor) -> Tensor:
+            return value.to(dtype)
+
+        return Explanation(
+            attributions=replace_tensors(self.attributions, change),
+            output=self.output.to(dtype),
+            target=self.target,
+            attentions=tuple(
+                AttentionMaps(maps.name, *(change(getattr(maps, name)) for name in _MAPS))
+                for maps in self.attentions
+            ),
+            relevances=replace_tensors(self.relevances, change),
+            absorbed=replace_tensors(self.absorbed, change),
+            total=self.total.to(dtype),
+        )
+
+
+_MAPS = ("attention", "gradient", "relevance", "weighted")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class PartialLRP(SingleAttentionAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
+        dtype: as in :class:`TransformerAttribution`.
 
     Reference:
         Elena Voita et al., *Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy
@@ -51,9 +53,15 @@ class PartialLRP(SingleAttentionAttribution):
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            forward_func, layer=layer, rules=rules, stabilizer=stabilizer, strict=strict
+            forward_func,
+            layer=layer,
+            rules=rules,
+            stabilizer=stabilizer,
+            strict=strict,
+            dtype=dtype,
         )
         self.preset = named_preset(preset)
 

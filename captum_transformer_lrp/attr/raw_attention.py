@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution
@@ -21,6 +22,7 @@ class RawAttention(SingleAttentionAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
+        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
 
     Example:
         >>> import timm, torch
@@ -30,6 +32,8 @@ class RawAttention(SingleAttentionAttribution):
         >>> round(row.sum().item(), 4)
         1.0
     """
+
+    default_dtype = torch.float32
 
     @property
     def multiplies_by_inputs(self) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
+import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import (
     RolloutAttribution,
+    check_finite,
     gradients,
     relevances,
     sum_all,
@@ -49,6 +51,8 @@ class TransformerAttribution(RolloutAttribution):
             module class.  A ``module.rule`` of the model goes first.
         stabilizer: keeps denominators away from zero.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
+        dtype: what to compute in, if that is more precise than the model; float64 unless told
+            otherwise (see :class:`~captum_transformer_lrp.attr.base.RecordedAttribution`).
         head_weighting: what R is multiplied by in eq. 13: ``"gradient"`` for ∇A, as the paper has
             it; ``"attention"`` for A, its ablation "w/o ∇A"; ``"none"`` for R alone.
         layers: the attentions that take part in eq. 14, counted from the input, negative ones from
@@ -77,10 +81,13 @@ class TransformerAttribution(RolloutAttribution):
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
         head_weighting: HeadWeighting = "gradient",
         layers: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        super().__init__(
+            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+        )
         if head_weighting not in get_args(HeadWeighting):
             raise ValueError(
                 f"head_weighting must be one of {get_args(HeadWeighting)}: {head_weighting!r}"
@@ -138,7 +145,7 @@ class TransformerAttribution(RolloutAttribution):
             total = sum_all(
                 [value.flatten(1).sum(1) for value in summed] + list(tape.absorbed.values())
             )
-            return Explanation(
+            explanation = Explanation(
                 attributions=attributions,
                 output=recording.output.detach(),
                 target=target,
@@ -163,6 +170,8 @@ class TransformerAttribution(RolloutAttribution):
                 absorbed={n: v for n, v in tape.absorbed.items() if bool(v.any())},
                 total=total,
             )
+            check_finite(explanation.attributions)
+            return explanation.to(recording.dtype)
 
     def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
         used = super()._used(recording, start_layer)

@@ -44,6 +44,7 @@ class TransformerLRP(RecordedAttribution):
         rules: as in :class:`TransformerAttribution`; they go before the preset's.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
+        dtype: as in :class:`TransformerAttribution`.
 
     Reference:
         Sebastian Bach et al., *On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
@@ -74,8 +75,11 @@ class TransformerLRP(RecordedAttribution):
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
         strict: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(forward_func, rules=rules, stabilizer=stabilizer, strict=strict)
+        super().__init__(
+            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+        )
         chosen = named_preset(preset) if isinstance(preset, str) else preset
         if input_range is not None:
             chosen = chosen.with_input_range(*input_range)

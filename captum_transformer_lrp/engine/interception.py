@@ -99,6 +99,7 @@ class Interception(TorchFunctionMode):
         strict: whether an operation without a rule is an error, or follows eq. 2.
         pixel_rule: the rule of a linear operation that reads the inputs themselves.
         device_type: where the model runs, ``"cpu"`` or ``"cuda"``.
+        dtype: what to compute in, unless the model's own is more precise.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Interception(TorchFunctionMode):
         strict: bool = True,
         pixel_rule: Rule | None = None,
         device_type: str = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.tape = tape
@@ -128,6 +130,8 @@ class Interception(TorchFunctionMode):
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
         self._device_type = device_type
+        self._dtype = dtype
+        self.given = torch.float32
         self._is_function = model is None
         if model is not None:
             self._learn_names(model)
@@ -200,6 +204,12 @@ class Interception(TorchFunctionMode):
         if function in CASTS:
             return self._cast(function, args, kwargs)
         return self._unknown(function, args, kwargs)
+
+    def raised(self, given: Tensor) -> Tensor:
+        """What comes in from outside, in the precision of the tape."""
+        if given.dtype == torch.float64:
+            self.given = torch.float64
+        return given.to(self._dtype) if given.element_size() < self._dtype.itemsize else given
 
     def module_name(self) -> str:
         """The name of the module that is calling."""
@@ -297,8 +307,7 @@ class Interception(TorchFunctionMode):
         _, index, examples = self.token_inputs[id(ids)]
         if function is F.embedding or function is torch.embedding:
             axis = examples.axis or 0
-            leaf = result.movedim(axis, 0).detach()
-            leaf = (leaf.float() if leaf.element_size() < 4 else leaf).requires_grad_()
+            leaf = self.raised(result.movedim(axis, 0).detach()).requires_grad_()
             self.token_leaves.append((index, leaf))
             embedded = leaf.movedim(0, axis)
             self.tape.marks[embedded] = Mark(examples, origins=1 << index, base=object())

@@ -35,12 +35,14 @@ class Recording:
         leaves: for every explained input the tensors on the tape that stand for it: itself, or for
             integer token ids the embeddings that were looked up for them.
         shapes: the shapes of the inputs.
+        dtype: the precision of what came in, float32 or float64, to return results in.
     """
 
     tape: Tape
     output: Tensor
     leaves: list[list[Tensor]]
     shapes: list[torch.Size]
+    dtype: torch.dtype
 
 
 @contextlib.contextmanager
@@ -56,10 +58,12 @@ def recorded(
     strict: bool,
     keeps_books: bool,
     pixel_rule: Rule | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
 
     Neither the model nor the inputs are changed, nor the state of the random number generators.
+    Everything is computed in ``dtype``, or in the model's own if that is more precise.
     """
     check_inputs(inputs)
     model = forward_func if isinstance(forward_func, nn.Module) else None
@@ -75,6 +79,7 @@ def recorded(
         strict=strict,
         pixel_rule=pixel_rule,
         device_type=inputs[0].device.type,
+        dtype=torch.float32 if inputs[0].device.type == "mps" else dtype,
     )
     device = inputs[0].device
     devices = [device] if device.type == "cuda" else []
@@ -91,8 +96,7 @@ def recorded(
             for index, value in enumerate(inputs):
                 stand_in = value.detach().clone() if value.is_inference() else value.detach()
                 if value.is_floating_point():
-                    if stand_in.element_size() < 4:
-                        stand_in = stand_in.float()
+                    stand_in = interception.raised(stand_in)
                     stand_in.requires_grad_()
                     tape.marks[stand_in] = Mark(
                         interception.examples,
@@ -115,7 +119,8 @@ def recorded(
                 leaves[index].append(leaf)
             interception.close()
             check_output(output, tape, inputs, leaves)
-            yield Recording(tape, output, leaves, [value.shape for value in inputs])
+            shapes = [value.shape for value in inputs]
+            yield Recording(tape, output, leaves, shapes, interception.given)
     finally:
         interception.close()
         tape.clear()

@@ -31,7 +31,6 @@ from captum_transformer_lrp import (
 from captum_transformer_lrp.attr.comparison import METHODS
 from captum_transformer_lrp.visualization import method_class_grid
 
-NEEDS_SKLEARN = ["lime", "kernel_shap"]
 FEW: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 5},
     "shapley_value_sampling": {"n_samples": 1},
@@ -55,8 +54,6 @@ def run(case: Any, methods: Any, targets: Any = (1,), **options: Any) -> Any:
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("case", ["timm ViT", "Hugging Face ViT", "BERT"], indirect=True)
 def test_every_method_gives_a_map_for_every_target(case: Any, name: str) -> None:
-    if name in NEEDS_SKLEARN:
-        pytest.importorskip("sklearn")
     torch.manual_seed(0)
     targets = {"one": 1, "each its own": [0, 1, 2], "predicted": None}
     options = {name: FEW[name]} if name in FEW else None
@@ -108,7 +105,9 @@ def test_occlusion_of_text_replaces_one_token_at_a_time_by_padding(bert_case: An
         changed[:, place] = 0  # [PAD]
         with torch.no_grad():
             less = case.model(changed, **case.kwargs).logits[:, 1]
-        assert torch.allclose(maps[:, place], case.logits()[:, 1] - less)
+        # Captum computes these in float32.
+        expected = (case.logits()[:, 1] - less).float()
+        assert torch.allclose(maps[:, place].float(), expected, atol=1e-5)
 
 
 def test_token_ids_of_a_model_of_ones_own() -> None:
@@ -278,7 +277,8 @@ def test_two_classes_of_a_photo_are_told_apart_best_by_transformer_attribution(
 ) -> None:
     """Correlation between the maps of two classes, over patches, DeiT-tiny in float64.
 
-    Measured, for each photo and on average (TransformerAttribution is lowest on four of five):
+    Measured, for each photo and on average (TransformerAttribution is lowest on four of five;
+    the third decimal depends on how the stabiliser is set):
 
     ====================== ====== ====== ====== ====== ====== =====
     attention rollout       1.000  1.000  1.000  1.000  1.000 1.000
