@@ -223,7 +223,7 @@ class TransformerLRP(RecordedAttribution):
         leaves = [leaf for one in recording.leaves for leaf in one]
         arrived = iter(tape.backward(Phase.RELEVANCE, recording.output, seed, leaves))
         summed = [sum_all([next(arrived) for _ in one]).detach() for one in recording.leaves]
+        kinds = zip(summed, recording.shapes, recording.are_ids, strict=True)
         return tuple(
-            value.sum(-1) if value.dim() > len(shape) else value
-            for value, shape in zip(summed, recording.shapes, strict=True)
+            views.id_values(value, shape) if are_ids else value for value, shape, are_ids in kinds
         )

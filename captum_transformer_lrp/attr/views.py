@@ -38,9 +38,15 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
     wanted = [leaf for leaves in recording.leaves for leaf in leaves]
     masses = iter(tape.backward(Phase.ROLLOUT, origin, seed, wanted))
     found = []
-    for index, (leaves, shape) in enumerate(zip(recording.leaves, recording.shapes, strict=True)):
+    kinds = zip(recording.leaves, recording.shapes, recording.are_ids, strict=True)
+    for index, (leaves, shape, are_ids) in enumerate(kinds):
         arrived = torch.stack(
-            [_at_input(next(masses), shape, tape.patch_features) for _ in leaves]
+            [
+                id_values(next(masses), shape)
+                if are_ids
+                else _at_pixels(next(masses), shape, tape.patch_features)
+                for _ in leaves
+            ]
         ).sum(0)
         for grid, mark in tape.grids:
             if mark.origins == 1 << index:
@@ -54,16 +60,19 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
     return tuple(found)
 
 
-def _at_input(mass: Tensor, shape: torch.Size, patch_features: int | None) -> Tensor:
-    """Mass on an input tensor, or on the embeddings (N, S, D) of token ids (N, S)."""
-    if len(shape) < mass.dim():
-        per_id = mass.sum(-1)
-        if per_id.numel() != shape.numel():
-            raise ExplanationError(
-                f"the model looked up {tuple(per_id.shape)} of the {tuple(shape)} token ids, so it "
-                "is not known which: pass their embeddings as the inputs instead"
-            )
-        return per_id.reshape(shape)
+def id_values(of_embeddings: Tensor, shape: torch.Size) -> Tensor:
+    """The sum over the embedding (…, D) that was looked up for each token id, (N, S)."""
+    values = of_embeddings.sum(-1)
+    if values.numel() != shape.numel():
+        raise ExplanationError(
+            f"the model looked up {tuple(values.shape)} of the {tuple(shape)} token ids, so it is "
+            "not known which: pass their embeddings as the inputs instead"
+        )
+    return values.reshape(shape)
+
+
+def _at_pixels(mass: Tensor, shape: torch.Size, patch_features: int | None) -> Tensor:
+    """Mass on a float input; where a linear layer read patches of pixels, smoothed like a grid."""
     if len(shape) == 4 and patch_features is not None:
         side = math.isqrt(patch_features // shape[1])
         if side * side * shape[1] == patch_features and not any(n % side for n in shape[2:]):

@@ -27,15 +27,21 @@ class Method(str, enum.Enum):
     """Which `Attribution` class explains; the values are what `--method` takes."""
 
     TRANSFORMER_ATTRIBUTION = "transformer_attribution"
+    ATTENTION_ROLLOUT = "attention_rollout"
+    RAW_ATTENTION = "raw_attention"
+    ATTENTION_GRADCAM = "attention_gradcam"
+    PARTIAL_LRP = "partial_lrp"
+    TRANSFORMER_LRP = "transformer_lrp"
+    ATTENTION_FLOW = "attention_flow"
 
     @property
     def class_name(self) -> str:
         """The name of the class in `captum_transformer_lrp`.
 
-        >>> Method.TRANSFORMER_ATTRIBUTION.class_name
-        'TransformerAttribution'
+        >>> Method.TRANSFORMER_ATTRIBUTION.class_name, Method.PARTIAL_LRP.class_name
+        ('TransformerAttribution', 'PartialLRP')
         """
-        return self.value.title().replace("_", "")
+        return self.value.title().replace("_", "").replace("Lrp", "LRP").replace("cam", "Cam")
 
 
 class UsageError(Exception):

@@ -38,7 +38,7 @@ from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
 from captum_transformer_lrp.rules.call import AutogradKernel, Examples
-from captum_transformer_lrp.rules.registry import FUNCTION_RULES
+from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
 from captum_transformer_lrp.rules.spellings import in_place_spellings, spelled
 
 Function = Callable[..., Any]
@@ -132,6 +132,7 @@ class Interception(TorchFunctionMode):
         self._device_type = device_type
         self._dtype = dtype
         self.given = torch.float32
+        self.input_dims: dict[int, int] = {}
         self._is_function = model is None
         if model is not None:
             self._learn_names(model)
@@ -502,6 +503,12 @@ class Interception(TorchFunctionMode):
         """The rule that the calling module has of its own."""
         unit = self._units.current() if self._units.present else None
         return None if unit is None else unit.rule
+
+    def reads_pixels(self, mark: Mark, function: Function) -> bool:
+        """Whether a linear operation reads raw pixels or samples, rather than embeddings."""
+        if mark.source is None:
+            return False
+        return function in CONVOLUTIONS or self.input_dims.get(mark.source, 0) >= 4
 
     def rule_for(self, function: Function, *, reads_pixels: bool = False) -> Rule:
         """The rule for a call: the module's own, the user's for the function, the registry's."""

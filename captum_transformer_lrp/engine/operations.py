@@ -79,7 +79,7 @@ def weighted(
         output,
         rule=tape.rule_for(
             F.linear if function in registry.PRODUCTS else function,
-            reads_pixels=mark.source is not None and x.dim() > 2,
+            reads_pixels=tape.reads_pixels(mark, function),
         ),
         flow=flow,
         mark=mark.but(

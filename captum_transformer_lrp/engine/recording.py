@@ -35,6 +35,7 @@ class Recording:
         leaves: for every explained input the tensors on the tape that stand for it: itself, or for
             integer token ids the embeddings that were looked up for them.
         shapes: the shapes of the inputs.
+        are_ids: whether each input is token ids.
         dtype: the precision of what came in, float32 or float64, to return results in.
     """
 
@@ -42,6 +43,7 @@ class Recording:
     output: Tensor
     leaves: list[list[Tensor]]
     shapes: list[torch.Size]
+    are_ids: list[bool]
     dtype: torch.dtype
 
 
@@ -98,6 +100,7 @@ def recorded(
                 if value.is_floating_point():
                     stand_in = interception.raised(stand_in)
                     stand_in.requires_grad_()
+                    interception.input_dims[index] = value.dim()
                     tape.marks[stand_in] = Mark(
                         interception.examples,
                         origins=1 << index,
@@ -120,7 +123,8 @@ def recorded(
             interception.close()
             check_output(output, tape, inputs, leaves)
             shapes = [value.shape for value in inputs]
-            yield Recording(tape, output, leaves, shapes, interception.given)
+            are_ids = [not value.is_floating_point() for value in inputs]
+            yield Recording(tape, output, leaves, shapes, are_ids, interception.given)
     finally:
         interception.close()
         tape.clear()

@@ -99,6 +99,7 @@ class StockLRP(TorchFunctionMode):
             tape, attribution.model, inputs[0].shape[0], **self._options
         )
         for index, value in enumerate(inputs):
+            interception.input_dims[index] = value.dim()
             if value.requires_grad:
                 tape.marks[value] = Mark(
                     interception.examples, origins=1 << index, source=index, base=object()

@@ -87,7 +87,7 @@ def overlay_image(
     """
     scale = Scale.of([to_map(attribution)])
     panel = blend(image, attribution, opacity=opacity, scale=scale)
-    return _draw([[(panel, [title] if title else [])]], [], scale, shared=True)
+    return _draw([[(panel, [title] if title else [])]], [], {0: scale}, shared=True)
 
 
 def class_grid(
@@ -144,7 +144,7 @@ def class_grid(
         overlay = blend(image, relevance, opacity=opacity, scale=scale)
         panels.append((overlay, [name, chance] if chance else [name]))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    return _draw(rows, [], scales[0], shared=shared_scale)
+    return _draw(rows, [], {0: scales[0]}, shared=shared_scale)
 
 
 def method_class_grid(
@@ -155,6 +155,9 @@ def method_class_grid(
     opacity: float = 0.6,
 ) -> Figure:
     """Draw a table of overlays: one row per method, one column per class, the photo at the left.
+
+    Each map uses the whole colour range. Methods whose maps have negative values are drawn on a
+    diverging scale with a colour bar of its own.
 
     Args:
         maps: the map of each class by each method. Every method must explain the same classes.
@@ -181,20 +184,23 @@ def method_class_grid(
     if not classes:
         raise ValueError("found no maps, expected at least one method with at least one class")
     arrays = [[to_map(of_class[name]) for name in classes] for of_class in maps.values()]
-    scales = _scales([relevance for row in arrays for relevance in row], shared=False)
+    scales = [_scales(row, shared=False) for row in arrays]
     rows = [
         [
             (to_rgb(image), [image_title]),
             *(
-                (blend(image, relevance, opacity=opacity, scale=_like(relevance, scales)), [name])
-                for relevance, name in zip(row, classes, strict=True)
+                (blend(image, relevance, opacity=opacity, scale=scale), [name])
+                for relevance, scale, name in zip(row, of_row, classes, strict=True)
             ),
         ]
-        for row in arrays
+        for row, of_row in zip(arrays, scales, strict=True)
     ]
     # The column's name stands once, above the first row.
     rows[1:] = [[(panel, []) for panel, _ in row] for row in rows[1:]]
-    return _draw(rows, list(maps), scales[0], shared=False)
+    # A colour bar beside the first row of each kind.
+    signed = [of_row[0].signed for of_row in scales]
+    bars = {signed.index(kind): scales[signed.index(kind)][0] for kind in set(signed)}
+    return _draw(rows, list(maps), bars, shared=False)
 
 
 def _scales(maps: Sequence[FloatArray], shared: bool) -> list[Scale]:
@@ -207,7 +213,7 @@ def _like(relevance: FloatArray, scales: Sequence[Scale]) -> Scale:
     """The scale of one map, signed if those beside it are."""
     if not scales[0].signed:
         return Scale.of([relevance])
-    limit = float(np.abs(relevance).max())
+    limit = float(np.abs(relevance).max()) or 1.0  # a map of zeros is neutral
     return Scale(-limit, limit, signed=True)
 
 
@@ -216,9 +222,13 @@ def _size(array: FloatArray) -> str:
 
 
 def _draw(
-    rows: Sequence[Sequence[_Panel]], labels: Sequence[str], scale: Scale, *, shared: bool
+    rows: Sequence[Sequence[_Panel]],
+    labels: Sequence[str],
+    bars: Mapping[int, Scale],
+    *,
+    shared: bool,
 ) -> Figure:
-    """Panels in rows, with titles above, labels at the left and one colour bar at the right.
+    """Panels in rows, with titles above, labels at the left and colour bars beside some rows.
 
     Everything is placed in inches: room for the titles is known once they are wrapped.
     """
@@ -237,6 +247,7 @@ def _draw(
     figure = Figure(figsize=(width, height))
 
     top = height - _MARGIN
+    x_bar = left + columns * (panel_width + _GAP)
     for index, row in enumerate(rows):
         top -= title_heights[index] + panel_height
         for column, (panel, _) in enumerate(row):
@@ -251,10 +262,11 @@ def _draw(
             if labels and not column:
                 label = "\n".join(wrap(labels[index], 72 * panel_height, _TITLE_SIZE, max_lines=2))
                 axes.set_ylabel(label, fontsize=_TITLE_SIZE, parse_math=False)
-    x = left + columns * (panel_width + _GAP)
-    y = height - _MARGIN - title_heights[0] - panel_height
-    bar = figure.add_axes((x / width, y / height, 0.13 / width, panel_height / height))
-    _color_bar(figure, bar, scale, in_units=shared and scale.high > scale.low)
+        if index in bars:
+            scale = bars[index]
+            box = (x_bar / width, top / height, 0.13 / width, panel_height / height)
+            in_units = shared and scale.high > scale.low
+            _color_bar(figure, figure.add_axes(box), scale, in_units=in_units)
     return figure
 
 
