@@ -248,6 +248,7 @@ def _draw(
 
     top = height - _MARGIN
     x_bar = left + columns * (panel_width + _GAP)
+    places: dict[int, tuple[float, float, float, float]] = {}
     for index, row in enumerate(rows):
         top -= title_heights[index] + panel_height
         for column, (panel, _) in enumerate(row):
@@ -263,10 +264,10 @@ def _draw(
                 label = "\n".join(wrap(labels[index], 72 * panel_height, _TITLE_SIZE, max_lines=2))
                 axes.set_ylabel(label, fontsize=_TITLE_SIZE, parse_math=False)
         if index in bars:
-            scale = bars[index]
-            box = (x_bar / width, top / height, 0.13 / width, panel_height / height)
-            in_units = shared and scale.high > scale.low
-            _color_bar(figure, figure.add_axes(box), scale, in_units=in_units)
+            places[index] = (x_bar / width, top / height, 0.13 / width, panel_height / height)
+    for index, scale in sorted(bars.items()):
+        in_units = shared and scale.high > scale.low
+        _color_bar(figure, figure.add_axes(places[index]), scale, in_units=in_units)
     return figure
 
 
