@@ -263,9 +263,8 @@ class Interception(TorchFunctionMode):
         """Raise for a tensor that depends on something, but on no call that was seen."""
         if tensor.requires_grad and not tensor.is_leaf and id(tensor) not in self._constants:
             raise UnsupportedOperationError(
-                f"{self.module_name()} uses a result of {_node_name(tensor)}, which PyTorch does "
-                "not announce to anybody: write it with PyTorch functions, or give its module a "
-                "rule (module.rule = ..., or register_rule(ModuleClass, ...))"
+                f"{self.module_name()} uses a result of {_node_name(tensor)}, a custom operation "
+                "that PyTorch does not announce to anybody: write it with PyTorch functions"
             )
 
     def constant_title(self, value: Any) -> str:

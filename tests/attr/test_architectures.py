@@ -6,6 +6,7 @@ architecture to the library.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -55,7 +56,6 @@ VISION = [
 TEXT = [
     "albert",
     "bart",
-    "bloom",
     "camembert",
     "convbert",
     "deberta",
@@ -157,13 +157,14 @@ def test_of_transformers(kind: str) -> None:
     config: Any = CONFIG_MAPPING[kind]()
     for name, value in SMALL.items():
         if hasattr(config, name) or name == "decoder_start_token_id":
-            setattr(config, name, value)
+            with contextlib.suppress(AttributeError, NotImplementedError):  # derived from others
+                setattr(config, name, value)
     if getattr(config, "layer_types", None):
         config.layer_types = list(config.layer_types)[:2]
     model = AutoModelForSequenceClassification.from_config(config).double().eval()
     _draw_zero_weights(model)
     ids = torch.randint(3, 60, (2, 16))
-    ids[:, -1] = config.eos_token_id or 2
+    ids[:, -1] = getattr(config, "eos_token_id", None) or 2
     check(model, ids)
 
 
