@@ -53,9 +53,9 @@ class Units:
     def rule_of(self, module: nn.Module) -> Rule | None:
         """The user's rule for a module, set on it or registered for its class."""
         rule = vars(module).get("rule")
-        if not isinstance(rule, PropagationRule):
+        if not isinstance(rule, PropagationRule) or isinstance(rule, EngineRule):
             rule = self._class_rules.get(type(module))
-        if rule is None or isinstance(rule, EngineRule):
+        if rule is None:
             return None
         return rule if isinstance(rule, Rule) else CaptumRule(rule, module)
 
