@@ -16,7 +16,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.targets import predicted, seed
-from captum_transformer_lrp.engine.interception import replace_tensors, tensors_in
+from captum_transformer_lrp.engine.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.interception import replace_tensors
+from captum_transformer_lrp.engine.arguments import replace_tensors
 
 
 @dataclass(frozen=True)

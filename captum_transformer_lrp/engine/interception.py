@@ -8,8 +8,7 @@ the provenance of the result.  The model is not touched.
 
 from __future__ import annotations
 
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +18,18 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.arguments import (
+    Args,
+    Function,
+    Kwargs,
+    first_tensor,
+    node_name,
+    replace_tensors,
+    tensors_in,
+    title,
+    with_first,
+)
+from captum_transformer_lrp.engine.books import report_constants
 from captum_transformer_lrp.engine.frames import calling_modules, module_name
 from captum_transformer_lrp.engine.marks import (
     Mark,
@@ -33,7 +44,7 @@ from captum_transformer_lrp.engine.structure import (
     PERMUTATIONS,
     REARRANGEMENTS,
 )
-from captum_transformer_lrp.engine.tape import Phase, Tape
+from captum_transformer_lrp.engine.tape import Tape
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
@@ -41,8 +52,7 @@ from captum_transformer_lrp.rules.call import AutogradKernel, Examples
 from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
 from captum_transformer_lrp.rules.spellings import in_place_spellings, spelled
 
-Function = Callable[..., Any]
-Handler = Callable[["Interception", Function, tuple[Any, ...], dict[str, Any]], Any]
+Handler = Callable[["Interception", Function, Args, Kwargs], Any]
 
 HANDLERS: dict[Function, Handler] = {}
 """What to do with a call of a given function, for calls that take an activation."""
@@ -58,32 +68,6 @@ def handles(*functions: Function) -> Callable[[Handler], Handler]:
         return handler
 
     return enter
-
-
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor in nested tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from tensors_in(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from tensors_in(item)
-
-
-def replace_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
-    """A copy of nested tuples, lists and dictionaries with every tensor changed."""
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, tuple):
-        items = [replace_tensors(item, change) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
-    if isinstance(value, list):
-        return [replace_tensors(item, change) for item in value]
-    if isinstance(value, dict):
-        return {key: replace_tensors(item, change) for key, item in value.items()}
-    return value
 
 
 class Interception(TorchFunctionMode):
@@ -154,7 +138,7 @@ class Interception(TorchFunctionMode):
     ) -> Any:
         return self.call(func, tuple(args), dict(kwargs or {}))
 
-    def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
         if getattr(function, "__name__", "") == "__get__":
             return self._get_property(function, args)
@@ -168,7 +152,7 @@ class Interception(TorchFunctionMode):
                 self._learn_names(outermost)
         if function in _RANDOM:
             raise ExplanationError(
-                f"{self.module_name()} draws random numbers ({_title(function)}), so its output "
+                f"{self.module_name()} draws random numbers ({title(function)}), so its output "
                 "has no one explanation: call model.eval() first"
             )
         if _autocasts(self._device_type):
@@ -184,7 +168,7 @@ class Interception(TorchFunctionMode):
             return self._without_activation(function, args, kwargs)
         if kwargs.get("out") is not None:
             raise ExplanationError(
-                f"{_title(function)} in {self.module_name()} writes into out=; "
+                f"{title(function)} in {self.module_name()} writes into out=; "
                 "explanations need its result as a new tensor"
             )
         precision = max((tensor.dtype for tensor in active), key=lambda dtype: dtype.itemsize)
@@ -263,7 +247,7 @@ class Interception(TorchFunctionMode):
         """Raise for a tensor that depends on something, but on no call that was seen."""
         if tensor.requires_grad and not tensor.is_leaf and id(tensor) not in self._constants:
             raise UnsupportedOperationError(
-                f"{self.module_name()} uses a result of {_node_name(tensor)}, a custom operation "
+                f"{self.module_name()} uses a result of {node_name(tensor)}, a custom operation "
                 "that PyTorch does not announce to anybody: write it with PyTorch functions"
             )
 
@@ -280,9 +264,7 @@ class Interception(TorchFunctionMode):
 
     # -- calls without activation ----------------------------------------------------------------
 
-    def _without_activation(
-        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _without_activation(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         for tensor in tensors_in((args, kwargs)):
             if id(tensor) in self.token_inputs:
                 return self._with_token_ids(function, args, kwargs)
@@ -297,9 +279,7 @@ class Interception(TorchFunctionMode):
                     self._constants[id(tensor)] = (tensor, name)
         return result
 
-    def _with_token_ids(
-        self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _with_token_ids(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """A call on integer inputs: an embedding makes activations of them."""
         with torch.no_grad():
             result = function(*args, **kwargs)
@@ -348,7 +328,7 @@ class Interception(TorchFunctionMode):
 
     # -- calls that move elements ----------------------------------------------------------------
 
-    def _rearrange(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _rearrange(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         source = next(t for t in tensors_in((args, kwargs)) if self.tape.mark(t))
         mark = self.tape.mark(source)
         assert mark is not None
@@ -386,7 +366,7 @@ class Interception(TorchFunctionMode):
                 mark if examples == mark.examples else mark.but(examples=examples)
             )
 
-    def _join(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _join(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
         values = list(tensors_in((args, kwargs)))
         active = [t for t in values if self.tape.mark(t)]
@@ -413,76 +393,26 @@ class Interception(TorchFunctionMode):
         values: Sequence[Tensor],
         again: Callable[[Mapping[int, Tensor]], Tensor],
     ) -> None:
-        """Report the relevance of constants and parameters that are joined to activations.
-
-        Args:
-            result: the joined tensor.
-            values: what it was joined from.
-            again: joins other tensors in the same way, given for each of ``values`` by its id.
-        """
-        tape = self.tape
-        floating = [value for value in values if value.is_floating_point()]
-        constants = [value for value in floating if tape.mark(value) is None]
-        if not tape.keeps_books or not constants:
-            return
-        names = {id(value): self.constant_title(value) for value in constants}
-        count = self.examples.count
-        mark = tape.mark(result)
-        assert mark is not None
-        examples = mark.examples
-        per_example = [
-            value
-            for value in constants
-            if count == 1 or (value.dim() == result.dim() and value.shape[0] == count)
-        ]
-        shared = [value for value in constants if not any(value is one for one in per_example)]
-
-        def report(relevance: Tensor) -> None:
-            if tape.phase is not Phase.RELEVANCE:
-                return
-            with torch.enable_grad():
-                leaves = {id(value): value.detach() for value in values}
-                for value in floating:
-                    leaves[id(value)].requires_grad_()
-                wanted = [leaves[id(value)] for value in floating]
-                found = torch.autograd.grad(again(leaves), wanted, relevance, allow_unused=True)
-            arrived = {
-                id(value): torch.zeros_like(value) if one is None else one
-                for value, one in zip(floating, found, strict=True)
-            }
-            for value in per_example:
-                amount = arrived[id(value)]
-                total = amount.flatten(1).sum(1) if count > 1 else amount.sum().reshape(1)
-                tape.absorb(names[id(value)], total)
-            if shared:  # what nobody else has got
-                rest = examples.sum(relevance)
-                for value in floating:
-                    of_value = tape.mark(value)
-                    if of_value is not None:
-                        rest = rest - of_value.examples.sum(arrived[id(value)])
-                for value in per_example:
-                    rest = rest - arrived[id(value)].flatten(1).sum(1)
-                tape.absorb(", ".join(dict.fromkeys(names[id(value)] for value in shared)), rest)
-
-        result.register_hook(report)
+        if self.tape.keeps_books:
+            report_constants(self.tape, result, values, again, self.constant_title)
 
     def _joined_examples(
         self,
         source: Tensor,
         examples: Examples,
         result: Tensor,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
     ) -> Examples:
         if result.dim() == source.dim() + 1:  # stack: a new axis at ``dim``
-            dim = kwargs.get("dim", args[1] if len(args) > 1 else 0)
-            dim = dim % result.dim()
+            dim: int = kwargs["dim"] if "dim" in kwargs else (*args, 0, 0)[1]
+            dim %= result.dim()
             if examples.axis is None or examples.count == 1:
                 return examples
             return Examples(examples.count, examples.axis + (dim <= examples.axis), examples.index)
         return broadcast_examples(examples, source.shape, result.shape)
 
-    def _cast(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _cast(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         source = args[0]
         mark = self.tape.mark(source)
         if mark is None:
@@ -521,7 +451,7 @@ class Interception(TorchFunctionMode):
             raise KeyError(function)
         if not isinstance(rule, Rule):
             raise TypeError(
-                f"the rule for {_title(function)} is {rule!r}, which changes a layer's weights: "
+                f"the rule for {title(function)} is {rule!r}, which changes a layer's weights: "
                 "set it on a module (module.rule = ...) or use a rule of captum_transformer_lrp"
             )
         return rule
@@ -529,15 +459,15 @@ class Interception(TorchFunctionMode):
     def elementwise(
         self,
         function: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         *,
         flow: flows.Flow = flows.keep,
         event: bool = False,
         **changes: Any,
     ) -> Any:
         """A call that maps its first argument to a tensor of the same shape."""
-        source, rest = _first(args, kwargs)
+        source, rest = first_tensor(args, kwargs)
         mark = self.tape.mark(source)
         if mark is None:
             raise self.unsupported(function, "an activation as a second argument")
@@ -549,7 +479,7 @@ class Interception(TorchFunctionMode):
         mark = mark.but(source=None, **changes)
         return self.tape.record(
             function,
-            AutogradKernel(lambda value: function(*_with_first(args, kwargs, value), **rest)),
+            AutogradKernel(lambda value: function(*with_first(args, value), **rest)),
             (source,),
             output,
             rule=self.rule_for(function),
@@ -560,7 +490,7 @@ class Interception(TorchFunctionMode):
     def unsupported(self, function: Function, what: str) -> UnsupportedOperationError:
         """The error for a call that cannot be explained."""
         return UnsupportedOperationError(
-            f"{_title(function)}, called by {self.module_name()}, has no propagation rule for "
+            f"{title(function)}, called by {self.module_name()}, has no propagation rule for "
             f"{what}: file one with captum_transformer_lrp.rules.register_rule, set module.rule, "
             "or pass strict=False to let it follow the generic rule, eq. 2"
         )
@@ -568,8 +498,8 @@ class Interception(TorchFunctionMode):
     def _unknown(
         self,
         function: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
     ) -> Any:
         output = function(*args, **kwargs)
         if isinstance(output, Tensor) and not output.requires_grad:
@@ -609,14 +539,14 @@ class Interception(TorchFunctionMode):
 
     # -- in-place updates ------------------------------------------------------------------------
 
-    def _in_place(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        target, _ = _first(args, kwargs)
+    def _in_place(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        target, _ = first_tensor(args, kwargs)
         active = any(self.tape.mark(tensor) for tensor in tensors_in((args, kwargs)))
         if not active:
             if id(target) in self._state:
                 raise ExplanationError(
                     f"{self.module_name()} changes {self._state[id(target)]} in its forward pass "
-                    f"({_title(function)}): call model.eval() first"
+                    f"({title(function)}): call model.eval() first"
                 )
             return self._without_activation(function, args, kwargs)
         if id(target) in self._state:
@@ -677,8 +607,8 @@ class Interception(TorchFunctionMode):
         self,
         unit: Unit,
         function: Function,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         active: list[Tensor],
     ) -> Any:
         if not unit.inputs:
@@ -751,53 +681,5 @@ _RANDOM = frozenset(
 )  # fmt: skip
 
 
-def expand(function: Function) -> Function:
-    """A Python function of :mod:`torch.nn.functional`, to be watched from the inside.
-
-    PyTorch announces such a function as one call.  The returned function runs the same body but
-    does not announce itself, so that the calls in its body are announced instead.
-    """
-    silent = {
-        name: (lambda *args: False)
-        for name in (
-            "has_torch_function",
-            "has_torch_function_unary",
-            "has_torch_function_variadic",
-        )
-    }
-    return types.FunctionType(
-        function.__code__,
-        {**function.__globals__, **silent},
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-
-
 def _autocasts(device_type: str) -> bool:
     return torch.is_autocast_enabled(device_type)
-
-
-def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-    """The first tensor argument, and the keyword arguments without it."""
-    if args:
-        return args[0], kwargs
-    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
-    return kwargs[name], {key: value for key, value in kwargs.items() if key != name}
-
-
-def _with_first(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[Any, ...]:
-    return (value, *args[1:])
-
-
-def _title(function: Function) -> str:
-    name = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", function))
-    return name.replace("_VariableFunctionsClass", "torch").replace("TensorBase", "Tensor")
-
-
-def _node_name(tensor: Tensor) -> str:
-    node = tensor.grad_fn
-    return "a custom operation" if node is None else node.name()
-
-
-from captum_transformer_lrp.engine import operations  # noqa: E402, F401

@@ -79,6 +79,11 @@ def merged(marks: list[Mark], examples: Examples) -> Mark:
     )
 
 
+def is_statistic_of(statistic: Mark, of: Mark) -> bool:
+    """Whether one tensor is a mean, norm or the like of what the other is made from."""
+    return statistic.statistic and not of.statistic and statistic.base is of.base
+
+
 def broadcast_examples(examples: Examples, source: torch.Size, result: torch.Size) -> Examples:
     """The examples of an operation's result whose trailing axes are those of its source."""
     if examples.count == 1 or examples.axis is None:

@@ -11,7 +11,8 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.interception import Function, Interception
+from captum_transformer_lrp.engine.arguments import Function
+from captum_transformer_lrp.engine.interception import Interception
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.engine.tape import Tape
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError

@@ -1,0 +1,87 @@
+"""Arguments of watched calls: finding tensors in them, and putting others in their place."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor
+
+Function = Callable[..., Any]
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Every tensor in nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from tensors_in(item)
+
+
+def replace_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
+    """A copy of nested tuples, lists and dictionaries with every tensor changed."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, tuple):
+        items = [replace_tensors(item, change) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+    if isinstance(value, list):
+        return [replace_tensors(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: replace_tensors(item, change) for key, item in value.items()}
+    return value
+
+
+def first_tensor(args: Args, kwargs: Kwargs) -> tuple[Tensor, dict[str, Any]]:
+    """The first tensor argument, and the keyword arguments without it."""
+    if args:
+        return args[0], kwargs
+    name = next(name for name, value in kwargs.items() if isinstance(value, Tensor))
+    return kwargs[name], {key: value for key, value in kwargs.items() if key != name}
+
+
+def with_first(args: Args, value: Tensor) -> Args:
+    """Positional arguments with another first one."""
+    return (value, *args[1:])
+
+
+def expand(function: Function) -> Function:
+    """A Python function of :mod:`torch.nn.functional`, to be watched from the inside.
+
+    PyTorch announces such a function as one call.  The returned function runs the same body but
+    does not announce itself, so that the calls in its body are announced instead.
+    """
+    silent = {
+        name: (lambda *args: False)
+        for name in (
+            "has_torch_function",
+            "has_torch_function_unary",
+            "has_torch_function_variadic",
+        )
+    }
+    return types.FunctionType(
+        function.__code__,
+        {**function.__globals__, **silent},
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
+    )
+
+
+def title(function: Function) -> str:
+    """A function's name for a message, e.g. ``Tensor.mul``."""
+    name = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", function))
+    return name.replace("_VariableFunctionsClass", "torch").replace("TensorBase", "Tensor")
+
+
+def node_name(tensor: Tensor) -> str:
+    """The name of the autograd node that made a tensor."""
+    node = tensor.grad_fn
+    return "a custom operation" if node is None else node.name()

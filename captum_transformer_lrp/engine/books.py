@@ -1,0 +1,72 @@
+"""Keeping the books: which constants and parameters the relevance ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine.tape import Phase, Tape
+
+
+def report_constants(
+    tape: Tape,
+    result: Tensor,
+    values: Sequence[Tensor],
+    again: Callable[[Mapping[int, Tensor]], Tensor],
+    title: Callable[[Tensor], str],
+) -> None:
+    """Report the relevance of constants and parameters that are joined to activations.
+
+    Args:
+        tape: where to.
+        result: the joined tensor.
+        values: what it was joined from.
+        again: joins other tensors in the same way, given for each of ``values`` by its id.
+        title: what a constant's share is reported under.
+    """
+    floating = [value for value in values if value.is_floating_point()]
+    constants = [value for value in floating if tape.mark(value) is None]
+    if not constants:
+        return
+    names = {id(value): title(value) for value in constants}
+    mark = tape.mark(result)
+    assert mark is not None
+    examples = mark.examples
+    count = examples.count
+    per_example = [
+        value
+        for value in constants
+        if count == 1 or (value.dim() == result.dim() and value.shape[0] == count)
+    ]
+    shared = [value for value in constants if not any(value is one for one in per_example)]
+
+    def report(relevance: Tensor) -> None:
+        if tape.phase is not Phase.RELEVANCE:
+            return
+        with torch.enable_grad():
+            leaves = {id(value): value.detach() for value in values}
+            for value in floating:
+                leaves[id(value)].requires_grad_()
+            wanted = [leaves[id(value)] for value in floating]
+            found = torch.autograd.grad(again(leaves), wanted, relevance, allow_unused=True)
+        arrived = {
+            id(value): torch.zeros_like(value) if one is None else one
+            for value, one in zip(floating, found, strict=True)
+        }
+        for value in per_example:
+            amount = arrived[id(value)]
+            total = amount.flatten(1).sum(1) if count > 1 else amount.sum().reshape(1)
+            tape.absorb(names[id(value)], total)
+        if shared:  # what nobody else has got
+            rest = examples.sum(relevance)
+            for value in floating:
+                of_value = tape.mark(value)
+                if of_value is not None:
+                    rest = rest - of_value.examples.sum(arrived[id(value)])
+            for value in per_example:
+                rest = rest - arrived[id(value)].flatten(1).sum(1)
+            tape.absorb(", ".join(dict.fromkeys(names[id(value)] for value in shared)), rest)
+
+    result.register_hook(report)

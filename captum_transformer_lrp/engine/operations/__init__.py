@@ -1,0 +1,17 @@
+"""What each PyTorch operation means to the engine: its operands, its kernel, its flow of mass.
+
+Importing this package enters its handlers in
+:data:`captum_transformer_lrp.engine.interception.HANDLERS`.
+"""
+
+from captum_transformer_lrp.engine.operations import (
+    elementwise,
+    fused,
+    linear,
+    pooling,
+    products,
+    scaling,
+    sums,
+)
+
+__all__ = ["elementwise", "fused", "linear", "pooling", "products", "scaling", "sums"]

@@ -1,0 +1,88 @@
+"""Activations, normalisation, dropout, masking and softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules import registry
+from captum_transformer_lrp.rules.spellings import spelled
+
+
+@handles(*registry.ACTIVATIONS)
+def _activation(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    inplace = kwargs.pop("inplace", False)
+    output = watch.elementwise(function, args, kwargs, event=True)
+    if inplace:
+        watch.replace(args[0], output)
+    return output
+
+
+@handles(*registry.NORMALIZATIONS)
+def _normalization(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    if function is F.batch_norm and (kwargs.get("training", args[5] if len(args) > 5 else False)):
+        raise ExplanationError(
+            f"{watch.module_name()} normalises by the statistics of the batch, so that one "
+            "example's explanation would depend on the others: call model.eval() first"
+        )
+    return watch.elementwise(function, args, kwargs, base=object(), statistic=False)
+
+
+@handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",
+                  "dropout3d", "feature_alpha_dropout"))  # fmt: skip
+def _dropout(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    def bind(
+        input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False,
+        train: bool = False,
+    ) -> Any:  # fmt: skip
+        return input, p, training or train, inplace
+
+    source, p, training, _ = bind(*args, **kwargs)
+    if p and training:
+        raise ExplanationError(
+            f"{watch.module_name()} drops activations at random (p = {p}), so the output has no "
+            "one explanation: call model.eval() first"
+        )
+    return source
+
+
+@handles(*spelled("masked_fill"))
+def _masked_fill(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """Filled positions are no longer what they were: their relevance goes to the filling."""
+
+    def bind(input: Tensor, mask: Tensor, value: Any) -> Any:
+        return input, mask, value
+
+    x, mask, value = bind(*args, **kwargs)
+    if not isinstance(value, Tensor):
+        value = torch.full((), value, dtype=x.dtype, device=x.device)
+    with watch:
+        return torch.where(mask, value, x)
+
+
+@handles(*registry.SOFTMAXES)
+def _softmax(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    source = args[0] if args else kwargs["input"]
+    mark = watch.tape.mark(source)
+    assert mark is not None
+    attends = mark.scores
+    kwargs.pop("_stacklevel", None)
+    dtype = kwargs.get("dtype")
+    if isinstance(dtype, torch.dtype) and dtype.itemsize < source.element_size():
+        kwargs.pop("dtype")  # the watch never loses precision
+    return watch.elementwise(
+        function,
+        args,
+        kwargs,
+        flow=flows.blocked if attends else flows.keep,
+        attention=attends,
+        base=object(),
+        statistic=False,
+    )

@@ -1,0 +1,57 @@
+"""Fused attention, taken apart so that its map is a tensor on the tape."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs, expand
+from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.errors import ExplanationError
+
+
+@handles(F.scaled_dot_product_attention)
+def _scaled_dot_product_attention(
+    watch: Interception, function: Function, args: Args, kwargs: Kwargs
+) -> Any:
+    def bind(
+        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Any:  # fmt: skip
+        return query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+
+    query, key, value, mask, p, is_causal, scale, grouped = bind(*args, **kwargs)
+    if p:
+        raise ExplanationError(
+            f"{watch.module_name()} drops attention at random (p = {p}), so the output has no one "
+            "explanation: call model.eval() first"
+        )
+    with watch:
+        if grouped and key.shape[-3] != query.shape[-3]:
+            key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+            value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
+        scores = torch.matmul(query, key.transpose(-2, -1))
+        scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+        if is_causal:
+            rows, columns = scores.shape[-2:]
+            allowed = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
+            scores = scores.masked_fill(~allowed, -math.inf)
+        if mask is not None:
+            if mask.dtype == torch.bool:
+                scores = scores.masked_fill(~mask, -math.inf)
+            else:
+                scores = scores + mask
+        return torch.matmul(torch._safe_softmax(scores, -1), value)
+
+
+@handles(F.multi_head_attention_forward)
+def _multi_head_attention(
+    watch: Interception, function: Function, args: Args, kwargs: Kwargs
+) -> Any:
+    with watch:
+        return expand(function)(*args, **kwargs)

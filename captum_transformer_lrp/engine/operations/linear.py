@@ -1,0 +1,154 @@
+"""Linear layers and convolutions: one activation and a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.engine.marks import (
+    Mark,
+    broadcast_examples,
+)
+from captum_transformer_lrp.rules import registry
+from captum_transformer_lrp.rules.call import (
+    AutogradKernel,
+    Examples,
+    Kernel,
+    LinearKernel,
+)
+from captum_transformer_lrp.rules.spellings import spelled
+
+
+@handles(F.linear)
+def _linear(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    def bind(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+        return input, weight, bias
+
+    x, weight, bias = bind(*args, **kwargs)
+    if (
+        watch.tape.mark(x) is None
+        or watch.tape.mark(weight)
+        or (bias is not None and watch.tape.mark(bias))
+    ):
+        with watch:
+            product = torch.matmul(x, weight.t())
+            return product if bias is None else product + bias
+    return weighted(watch, function, LinearKernel(), x, weight, bias, F.linear(x, weight, bias))
+
+
+def weighted(
+    watch: Interception,
+    function: Function,
+    kernel: Kernel,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    output: Tensor,
+    flow: flows.Flow = flows.spread_over_features,
+    examples: Examples | None = None,
+) -> Tensor:
+    """Record an operation that is linear in one activation."""
+    mark = watch.tape.mark(x)
+    assert mark is not None
+    if mark.source is not None and flow is flows.spread_over_features:
+        watch.tape.patch_features = x.shape[-1]
+    return watch.tape.record(
+        function,
+        kernel,
+        (x,),
+        output,
+        rule=watch.rule_for(
+            F.linear if function in registry.PRODUCTS else function,
+            reads_pixels=watch.reads_pixels(mark, function),
+        ),
+        flow=flow,
+        mark=mark.but(
+            events=mark.events | watch.tape.new_event(),
+            examples=examples or broadcast_examples(mark.examples, x.shape, output.shape),
+            stem=mark.stem and function in registry.CONVOLUTIONS,
+            source=None,
+            base=object(),
+            statistic=False,
+        ),
+        name=watch.module_name() if watch.tape.keeps_books else "",
+        weight=weight,
+        bias=bias,
+    )
+
+
+class ConvolutionKernel:
+    """A convolution without bias."""
+
+    def __init__(self, function: Callable[..., Tensor], options: Kwargs) -> None:
+        self._function = function
+        self._options = options
+
+    def forward(self, inputs: Any, weight: Tensor | None) -> Tensor:
+        """See :class:`~captum_transformer_lrp.rules.call.Kernel`."""
+        return self._function(inputs[0], weight, **self._options)
+
+    def vjp(self, seed: Tensor, inputs: Any, weight: Tensor | None) -> tuple[Tensor, ...]:
+        """See :class:`~captum_transformer_lrp.rules.call.Kernel`."""
+        with torch.enable_grad():
+            x = torch.empty_like(inputs[0]).requires_grad_()
+            return torch.autograd.grad(self.forward((x,), weight), x, seed)
+
+
+@handles(*registry.CONVOLUTIONS)
+def _convolution(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    names = (
+        ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+        if "transpose" in function.__name__
+        else ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    )
+    options = dict(zip(names, args, strict=False)) | kwargs
+    x, weight = options.pop("input"), options.pop("weight")
+    bias = options.pop("bias", None)
+    mark = watch.tape.mark(x)
+    if mark is None or watch.tape.mark(weight):
+        raise watch.unsupported(function, "a kernel that is an activation")
+    output = function(x, weight, bias, **options)
+    if bias is not None:
+        bias = bias.reshape(-1, *[1] * (weight.dim() - 2))
+    return weighted(
+        watch,
+        function,
+        ConvolutionKernel(function, options),
+        x,
+        weight,
+        bias,
+        output,
+        _convolution_flow(mark, weight),
+        mark.examples,
+    )
+
+
+def _convolution_flow(mark: Mark, weight: Tensor) -> flows.Flow:
+    """Below the first attention a convolution makes the tokens; later ones move their mass."""
+    pointwise = all(size == 1 for size in weight.shape[2:])
+    if mark.attended or pointwise or not mark.stem:
+        return flows.spread_evenly
+    return flows.capture_grid
+
+
+@handles(*spelled("addmm"))
+def _addmm(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    def bind(
+        input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+    ) -> Any:
+        return input, mat1, mat2, beta, alpha
+
+    bias, x, weight, beta, alpha = bind(*args, **kwargs)
+    plain = watch.tape.mark(x) and not watch.tape.mark(weight) and not watch.tape.mark(bias)
+    if plain and beta == 1 and alpha == 1:
+        kernel = AutogradKernel(torch.mm)
+        return weighted(watch, function, kernel, x, weight, bias, torch.addmm(bias, x, weight))
+    with watch:
+        return beta * bias + alpha * torch.mm(x, weight)

@@ -1,0 +1,128 @@
+"""Multiplication and division, element by element."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.engine.marks import (
+    Mark,
+    broadcast_examples,
+    is_statistic_of,
+    merged,
+)
+from captum_transformer_lrp.rules import ScaleRule, registry
+from captum_transformer_lrp.rules.call import (
+    AutogradKernel,
+)
+from captum_transformer_lrp.rules.spellings import spelled
+
+_SCALE = ScaleRule()
+
+
+@handles(*spelled("mul", "multiply", "__mul__", "__rmul__"))
+def _mul(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    u, v = two_operands(args, kwargs)
+    return _scaled(watch, function, torch.mul, u, v)
+
+
+@handles(*spelled("div", "divide", "true_divide", "__truediv__", "__div__"))
+def _div(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    if kwargs.pop("rounding_mode", None) is not None:
+        raise watch.unsupported(function, "rounding")
+    u, v = two_operands(args, kwargs)
+    return _divided(watch, function, u, v)
+
+
+@handles(*spelled("__rtruediv__", "__rdiv__"))
+def _rdiv(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    v, u = two_operands(args, kwargs)
+    return _divided(watch, function, u, v)
+
+
+def _divided(watch: Interception, function: Function, u: Any, v: Any) -> Any:
+    divisor = watch.tape.mark(v) if isinstance(v, Tensor) else None
+    if divisor is None:
+        return _scaled(watch, function, torch.div, u, v)
+    dividend = watch.tape.mark(u) if isinstance(u, Tensor) else None
+    if dividend is not None and is_statistic_of(divisor, dividend):
+        return _scaled(watch, function, torch.div, u, v)
+    with watch:
+        return torch.mul(u, torch.reciprocal(v))
+
+
+def _scaled(
+    watch: Interception, function: Function, run: Callable[..., Tensor], u: Any, v: Any
+) -> Any:
+    of_u = watch.tape.mark(u) if isinstance(u, Tensor) else None
+    of_v = watch.tape.mark(v) if isinstance(v, Tensor) else None
+    output = run(u, v)
+    if not output.requires_grad:
+        return output
+    if of_u is not None and of_v is not None:
+        if is_statistic_of(of_v, of_u):  # a norm spelled out: x · statistic(x)
+            return scaled_by_constant(watch, function, of_u, u, v, output)
+        if is_statistic_of(of_u, of_v):
+            return scaled_by_constant(watch, function, of_v, v, u, output)
+        mark = merged([of_u, of_v], broadcast_examples(of_u.examples, u.shape, output.shape))
+        return watch.tape.record(
+            function,
+            AutogradKernel(run),
+            (u, v),
+            output,
+            rule=watch.rule_for(torch.matmul if function not in registry.SCALINGS else function),
+            flow=flows.product,
+            mark=mark.but(
+                events=mark.events | watch.tape.new_event(),
+                source=None,
+                base=object() if of_u.base is not of_v.base else of_u.base,
+                statistic=of_u.statistic and of_v.statistic,
+            ),
+            name=watch.module_name() if watch.tape.keeps_books else "",
+            mass=_gate_factors(of_u, of_v),
+        )
+    if of_u is not None:
+        return scaled_by_constant(watch, function, of_u, u, v, output)
+    assert of_v is not None
+    return scaled_by_constant(watch, function, of_v, v, u, output)
+
+
+def _gate_factors(of_u: Mark, of_v: Mark) -> tuple[float, float]:
+    """Mass of ``x * gate(x)`` stays with x; of two branches each takes half."""
+    if of_u.events != of_v.events:
+        if of_u.events & ~of_v.events == 0:
+            return 1.0, 0.0
+        if of_v.events & ~of_u.events == 0:
+            return 0.0, 1.0
+    return 0.5, 0.5
+
+
+def scaled_by_constant(
+    watch: Interception, function: Function, mark: Mark, x: Tensor, by: Any, output: Tensor
+) -> Tensor:
+    """Record ``x`` scaled by a constant, a parameter or a statistic of itself."""
+    constant = by if isinstance(by, Tensor) and by.dim() > 0 else None
+    return watch.tape.record(
+        function,
+        AutogradKernel(torch.mul),
+        (x,),
+        output,
+        rule=watch.module_rule() or _SCALE,
+        flow=flows.keep if constant is None else flows.masked,
+        mark=mark.but(
+            examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None
+        ),
+        constant=constant,
+    )
+
+
+def two_operands(args: Args, kwargs: Kwargs) -> tuple[Any, Any]:
+    """The operands of a binary operation, however they were passed."""
+    values = (*args, *(kwargs[name] for name in ("input", "self", "other") if name in kwargs))
+    return values[0], values[1]

@@ -1,0 +1,150 @@
+"""Addition and subtraction: skip connections, position embeddings, masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.engine.marks import (
+    Mark,
+    broadcast_examples,
+    is_statistic_of,
+    merged,
+)
+from captum_transformer_lrp.engine.operations.scaling import scaled_by_constant, two_operands
+from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules.call import (
+    AutogradKernel,
+)
+from captum_transformer_lrp.rules.spellings import spelled
+
+
+@handles(*spelled("add", "__add__", "__radd__"))
+def _add(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    alpha = kwargs.pop("alpha", 1)
+    u, v = two_operands(args, kwargs)
+    return _summed(watch, function, u, v if alpha == 1 else _times(watch, v, alpha))
+
+
+@handles(*spelled("sub", "subtract", "__sub__"))
+def _sub(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    alpha = kwargs.pop("alpha", 1)
+    u, v = two_operands(args, kwargs)
+    return _subtracted(watch, function, u, v, alpha)
+
+
+@handles(*spelled("__rsub__", "rsub"))
+def _rsub(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    alpha = kwargs.pop("alpha", 1)
+    v, u = two_operands(args, kwargs)
+    return _subtracted(watch, function, u, v, alpha)
+
+
+def _times(watch: Interception, value: Any, factor: Any) -> Any:
+    with watch:
+        return value * factor
+
+
+def _subtracted(watch: Interception, function: Function, u: Any, v: Any, alpha: Any) -> Any:
+    of_u = watch.tape.mark(u) if isinstance(u, Tensor) else None
+    of_v = watch.tape.mark(v) if isinstance(v, Tensor) else None
+    if of_u is not None and of_v is not None and is_statistic_of(of_v, of_u):
+        return scaled_by_constant(watch, function, of_u, u, 1.0, torch.sub(u, v, alpha=alpha))
+    return _summed(watch, function, u, _times(watch, v, -alpha))
+
+
+def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
+    of_u = watch.tape.mark(u) if isinstance(u, Tensor) else None
+    of_v = watch.tape.mark(v) if isinstance(v, Tensor) else None
+    if of_u is not None and of_v is not None:
+        return _skip_add(watch, function, u, of_u, v, of_v)
+    x, mark, constant = (u, of_u, v) if of_u is not None else (v, of_v, u)
+    assert mark is not None
+    if not isinstance(constant, Tensor):
+        if constant == 0:  # Captum's and others' way to copy
+            return _copied(watch, x, mark)
+        constant = torch.full((), constant, dtype=x.dtype, device=x.device)
+    output = torch.add(x, constant)
+    if not output.requires_grad:
+        return output
+    if constant.dtype == torch.bool or not constant.is_floating_point():
+        constant = constant.to(x.dtype)
+    mark = mark.but(examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None)
+    _require_examples(watch, mark)
+    return watch.tape.record(
+        function,
+        AutogradKernel(torch.add),
+        (x,),
+        output,
+        rule=watch.rule_for(torch.add),
+        flow=flows.keep,
+        mark=mark,
+        constant=constant,
+        name=watch.constant_title(v if of_u is not None else u) if watch.tape.keeps_books else "",
+    )
+
+
+def _copied(watch: Interception, x: Tensor, mark: Mark) -> Tensor:
+    copy = x.clone()
+    watch.tape.marks[copy] = mark
+    return copy
+
+
+def _require_examples(watch: Interception, mark: Mark) -> None:
+    if not mark.examples.known:
+        raise ExplanationError(
+            f"in {watch.module_name()} the examples of the batch cannot be told apart, so their "
+            "relevance cannot be normalised one by one: explain one example at a time"
+        )
+
+
+def _skip_add(
+    watch: Interception, function: Function, u: Tensor, of_u: Mark, v: Tensor, of_v: Mark
+) -> Tensor:
+    output = torch.add(u, v)
+    examples = broadcast_examples(of_u.examples, u.shape, output.shape)
+    if not examples.known:
+        examples = broadcast_examples(of_v.examples, v.shape, output.shape)
+    mark = merged([of_u, of_v], examples)
+    factors = (0.5, 0.5)
+    branch_events = 0
+    stream: tuple[Tensor, Mark, Mark] | None = None
+    if of_u.events != of_v.events:
+        if of_u.events & ~of_v.events == 0:
+            stream = u, of_u, of_v
+        elif of_v.events & ~of_u.events == 0:
+            stream = v, of_v, of_u
+    if stream is not None:
+        tensor, skipped, branch = stream
+        attends = bool(branch.events & ~skipped.events & watch.tape.attention_events)
+        through_branch = 1.0 if attends else 0.0
+        factors = (1.0, through_branch) if tensor is u else (through_branch, 1.0)
+        branch_events = branch.events & ~skipped.events
+        if attends:
+            watch.tape.streams.append(tensor)
+        mark = mark.but(events=skipped.events)
+    else:
+        attending = [bool(one.events & watch.tape.attention_events) for one in (of_u, of_v)]
+        if all(attending):
+            factors = (1.0, 1.0)
+        elif any(attending):
+            factors = (1.0, 0.0) if attending[0] else (0.0, 1.0)
+    mark = mark.but(source=None)
+    _require_examples(watch, mark)
+    return watch.tape.record(
+        function,
+        AutogradKernel(torch.add),
+        (u, v),
+        output,
+        rule=watch.rule_for(torch.add),
+        flow=flows.skip_add,
+        mark=mark,
+        mass=factors,
+        branch=branch_events,
+        mass_through_branch=(0.0, 1.0) if stream is not None and stream[0] is u else (1.0, 0.0),
+    )
