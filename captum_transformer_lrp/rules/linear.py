@@ -38,12 +38,15 @@ class LinearRule(Rule):
         size, magnitude = x.abs(), call.weight.abs()
         total = call.forward(size, weight=magnitude)
         product = call.output if call.bias is None else call.output - call.bias
-        positive = (total + product) / 2
-        # Below this the sum of positive products is rounding error of the larger sums.
-        largest = total if call.bias is None else total + call.bias.abs()
-        nothing = positive <= 8 * torch.finfo(total.dtype).eps * largest
-        share = call.divide(relevance, positive, total).masked_fill(nothing, 0)
+        positive = (total + product).mul_(0.5)
+        # Up to here the sum of positive products is rounding error of the larger sums.
+        rounding = 8 * torch.finfo(total.dtype).eps
+        noise = total * rounding
+        if call.bias is not None:
+            noise += call.bias.abs() * rounding
+        nothing = positive <= noise
+        share = call.divide(relevance, positive, total).masked_fill_(nothing, 0)
         call.absorb(lambda: call.examples.sum(relevance * nothing))
         (signed,) = call.vjp(share)
         (unsigned,) = call.vjp(share, inputs=(size,), weight=magnitude)
-        return (x * signed + size * unsigned) / 2
+        return torch.addcmul(x * signed, size, unsigned).mul_(0.5)

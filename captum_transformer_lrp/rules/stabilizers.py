@@ -28,11 +28,9 @@ class SignAwareStabilizer:
     def __call__(self, numerator: Tensor, denominator: Tensor, scale: Tensor | None) -> Tensor:
         """``numerator / (denominator ± (ε² + ε·scale))``."""
         epsilon = torch.finfo(denominator.dtype).eps
-        if scale is None:
-            floor = torch.full((), epsilon**2, dtype=denominator.dtype, device=denominator.device)
-        else:
-            floor = scale * epsilon + epsilon**2
-        return numerator / (denominator + torch.copysign(floor, denominator))
+        floor = torch.zeros_like(denominator) if scale is None else scale * epsilon
+        floor.add_(epsilon**2).copysign_(denominator).add_(denominator)
+        return numerator / floor
 
 
 @dataclass(frozen=True)
