@@ -32,8 +32,8 @@ class SkipAddRule(Rule):
         if call.constant is None:
             u, v = call.inputs
         else:
-            (u,) = call.inputs
-            v = call.constant.masked_fill(call.constant <= MASKED, 0)
+            u, v = call.inputs[0], call.constant
+            u, v = u.masked_fill(u == -torch.inf, 0), v.masked_fill(v <= MASKED, 0)
         u, v = u.expand_as(relevance), v.expand_as(relevance)
         share = call.divide(relevance, u + v, u.abs() + v.abs())
         parts = (u * share, v * share)

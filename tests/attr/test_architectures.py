@@ -75,6 +75,7 @@ TEXT = [
     "gptj",
     "layoutlm",
     "llama",
+    "longformer",
     "mbart",
     "mistral",
     "modernbert",
@@ -115,6 +116,7 @@ SMALL = {
     "pooler_hidden_size": 32,
     "rotary_dim": 4,
     "block_sizes": [1, 1],
+    "attention_window": [8, 8],
 }
 
 

@@ -305,3 +305,16 @@ def test_equal_and_opposite_operands_break_nothing(dtype: torch.dtype) -> None:
     assert bool(of_u.isfinite().all())
     assert bool(of_v.isfinite().all())
     assert math.isclose(float(of_u.sum() + of_v.sum()), 1.0, rel_tol=1e-5)
+
+
+def test_scores_that_are_switched_off_twice_stay_finite(equations: Any, noise: Any) -> None:
+    """As in banded attention: -inf written into the scores, and a mask of -inf added."""
+    scores = noise(3, 4)
+    off = torch.tensor([False, True, False, False])
+    relevance = equations.seed(scores).masked_fill(off, 0)
+
+    def masked(x: Tensor) -> Tensor:
+        return x.masked_fill(off, -torch.inf) + torch.zeros(4).masked_fill(off, -torch.inf).double()
+
+    found = equations.propagate(masked, scores, relevance=relevance)
+    assert torch.allclose(found.inputs[0], relevance, atol=1e-12)
