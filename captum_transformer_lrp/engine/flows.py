@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
 from captum_transformer_lrp.rules.call import sum_to_shape
 
@@ -127,8 +128,15 @@ def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
         return tuple(part if same else None for same in alike)
     share = call.divide(mass, call.output)
     sizes = [(value * part).abs() for value, part in zip(call.inputs, call.vjp(share), strict=True)]
-    arrived = torch.stack([size.sum() for size in sizes]).sum()
-    return tuple(size * call.divide(mass.sum(), arrived) for size in sizes)
+    count = call.examples.count
+    if count > 1 and any(size.shape[0] != count for size in (*sizes, mass)):
+        raise ExplanationError(
+            f"{step.name} mixes or folds the examples of the batch by an operation without a rule: "
+            "explain one example at a time"
+        )
+    rows = [size.reshape(count, -1).sum(1) for size in sizes]
+    factor = call.divide(mass.reshape(count, -1).sum(1), torch.stack(rows).sum(0))
+    return tuple(size * factor.reshape(-1, *[1] * (size.dim() - 1)) for size in sizes)
 
 
 def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
@@ -139,7 +147,7 @@ def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     elif first.shape[:-1] == mass.shape[:-1]:
         kept = (mass.sum(-1, keepdim=True) / first.shape[-1]).expand_as(first)
     else:
-        raise RuntimeError(
+        raise ExplanationError(
             f"{step.name} turns {tuple(first.shape)} into {tuple(mass.shape)}, so its rule alone "
             "does not say which token is which: explain it without a rule of its own"
         )

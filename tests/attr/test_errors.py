@@ -100,6 +100,18 @@ def test_without_strictness_a_degree_one_operation_conserves() -> None:
     assert float((total - 1).abs().max()) < 1e-9
 
 
+def test_without_strictness_examples_do_not_touch_each_other() -> None:
+    """An operation that changes shapes: its mass is shared out for each example by itself."""
+
+    def inside(x: Tensor) -> Tensor:
+        return torch.kron(x, torch.ones(1, 1, 2).double())[..., ::2]
+
+    method = TransformerAttribution(classifier(inside), strict=False)
+    singles = [method.attribute(IMAGES[one : one + 1], 1) for one in range(len(IMAGES))]
+    found = method.attribute(IMAGES, 1)
+    assert float((found - torch.cat(singles)).abs().max()) < 1e-9 * float(found.max())
+
+
 def test_supported_models_need_no_strictness_to_be_off(vit_case: Any) -> None:
     found = TransformerAttribution(vit_case.model, strict=False).attribute(vit_case.inputs, 1)
     assert torch.equal(found, vit_case.attribute())
