@@ -104,7 +104,7 @@ def test_without_strictness_examples_do_not_touch_each_other() -> None:
     """An operation that changes shapes: its mass is shared out for each example by itself."""
 
     def inside(x: Tensor) -> Tensor:
-        return torch.kron(x, torch.ones(1, 1, 2).double())[..., ::2]
+        return torch.kron(x.contiguous(), torch.ones(1, 1, 2).double())[..., ::2]
 
     method = TransformerAttribution(classifier(inside), strict=False)
     singles = [method.attribute(IMAGES[one : one + 1], 1) for one in range(len(IMAGES))]
