@@ -264,11 +264,17 @@ def relu_in_place(x: Tensor) -> Tensor:
     return x
 
 
+def leaky_relu_in_place(x: Tensor) -> Tensor:
+    F.leaky_relu(x, 0.2, True)
+    return x
+
+
 IN_PLACE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "+=": (add_in_place, lambda x: x + 0.5),
     "mul_": (lambda x: x.mul_(2), lambda x: x * 2),
     "relu_": (lambda x: x.relu_(), lambda x: x.relu()),
     "relu(inplace=True)": (relu_in_place, lambda x: x.relu()),
+    "leaky_relu(x, 0.2, True)": (leaky_relu_in_place, lambda x: F.leaky_relu(x, 0.2)),
     "setitem": (
         set_rows,
         lambda x: torch.cat([x[:, :1], x[:, 1:3] * 2, x[:, 3:]], 1),
