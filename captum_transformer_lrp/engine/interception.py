@@ -200,6 +200,10 @@ class Interception(TorchFunctionMode):
         """The name of the module that is calling."""
         return module_name(self._names)
 
+    def book_title(self) -> str:
+        """What an operation's absorbed relevance is reported under, if anybody keeps the books."""
+        return self.module_name() if self.tape.keeps_books else ""
+
     # -- arguments -------------------------------------------------------------------------------
 
     def _resolved(self, value: Any, unit: Unit | None = None) -> Any:
@@ -485,6 +489,7 @@ class Interception(TorchFunctionMode):
             rule=self.rule_for(function),
             flow=flow,
             mark=mark,
+            name=self.book_title(),
         )
 
     def unsupported(self, function: Function, what: str) -> UnsupportedOperationError:

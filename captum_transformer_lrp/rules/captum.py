@@ -39,9 +39,14 @@ class CaptumRule(Rule):
         sign = torch.where(output < 0, -1.0, 1.0)
         share = relevance / (output.detach() + sign * self._rule.STABILITY_FACTOR)
         products = torch.autograd.grad(output, inputs, share)
-        return tuple(
+        parts = tuple(
             value.detach() * product for value, product in zip(inputs, products, strict=True)
         )
+        count = call.examples.count
+        if all(part.shape[0] == count for part in parts):  # the bias and ε have the rest
+            received = torch.stack([part.flatten(1).sum(1) for part in parts]).sum(0)
+            call.absorb(lambda: call.examples.sum(relevance) - received)
+        return parts
 
 
 def _detached_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
@@ -51,7 +56,7 @@ def _detached_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
         memo[id(tensor)] = (
             nn.Parameter(tensor.detach().to(dtype, copy=True), requires_grad=False)
             if isinstance(tensor, nn.Parameter)
-            else tensor.detach().clone()
+            else tensor.detach().to(dtype if tensor.is_floating_point() else None, copy=True)
         )
     rule = module.__dict__.get("rule")
     if rule is not None:

@@ -77,7 +77,7 @@ def weighted(
             base=object(),
             statistic=False,
         ),
-        name=watch.module_name() if watch.tape.keeps_books else "",
+        name=watch.book_title(),
         weight=weight,
         bias=bias,
     )

@@ -51,7 +51,7 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         rule=watch.rule_for(function),
         flow=flows.native,
         mark=mark.but(examples=examples, source=None, statistic=mark.statistic or reduces),
-        name=watch.module_name() if watch.tape.keeps_books else "",
+        name=watch.book_title(),
     )
 
 

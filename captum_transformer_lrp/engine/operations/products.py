@@ -175,7 +175,7 @@ def multiplied(
         rule=watch.rule_for(torch.matmul),
         flow=flow,
         mark=mark.but(source=None, base=object(), statistic=False),
-        name=watch.module_name() if watch.tape.keeps_books else "",
+        name=watch.book_title(),
         **facts,
     )
 

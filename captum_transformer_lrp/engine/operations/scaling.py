@@ -84,7 +84,7 @@ def _scaled(
                 base=object() if of_u.base is not of_v.base else of_u.base,
                 statistic=of_u.statistic and of_v.statistic,
             ),
-            name=watch.module_name() if watch.tape.keeps_books else "",
+            name=watch.book_title(),
             mass=_gate_factors(of_u, of_v),
         )
     if of_u is not None:
@@ -119,6 +119,7 @@ def scaled_by_constant(
             examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None
         ),
         constant=constant,
+        name=watch.book_title(),
     )
 
 

@@ -144,6 +144,7 @@ def _skip_add(
         rule=watch.rule_for(torch.add),
         flow=flows.skip_add,
         mark=mark,
+        name=watch.book_title(),
         mass=factors,
         branch=branch_events,
         mass_through_branch=(0.0, 1.0) if stream is not None and stream[0] is u else (1.0, 0.0),
