@@ -39,6 +39,7 @@ from captum_transformer_lrp.engine.marks import (
 )
 from captum_transformer_lrp.engine.structure import (
     CASTS,
+    COPIES,
     IGNORED,
     JOINS,
     PERMUTATIONS,
@@ -337,6 +338,9 @@ class Interception(TorchFunctionMode):
         mark = self.tape.mark(source)
         assert mark is not None
         result = function(*args, **kwargs)
+        if function in COPIES:
+            self.tape.marks[result] = mark
+            return result
 
         # The stand-in is laid out in memory in its own way, which view() would object to.
         anyhow = _ANYHOW.get(function, function)
@@ -366,9 +370,7 @@ class Interception(TorchFunctionMode):
         if isinstance(found, Examples):
             found = [found] * len(parts)
         for part, examples in zip(parts, found, strict=False):
-            self.tape.marks[part] = (
-                mark if examples == mark.examples else mark.but(examples=examples)
-            )
+            self.tape.marks[part] = mark.but(examples=examples, arrangement=object())
 
     def _join(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
@@ -378,7 +380,9 @@ class Interception(TorchFunctionMode):
         for part in tensors_in(result):
             if part.requires_grad:
                 examples = self._joined_examples(active[0], marks[0].examples, part, args, kwargs)
-                self.tape.marks[part] = merged(marks, examples)
+                self.tape.marks[part] = merged(marks, examples).but(
+                    arrangement=object(), channels=0
+                )
         if isinstance(result, Tensor) and result.requires_grad:
 
             def again(replaced: Mapping[int, Tensor]) -> Tensor:
@@ -480,7 +484,7 @@ class Interception(TorchFunctionMode):
             return output
         if event:
             changes["events"] = mark.events | self.tape.new_event()
-        mark = mark.but(source=None, **changes)
+        mark = mark.but(source=None, channels=0, **changes)
         return self.tape.record(
             function,
             AutogradKernel(lambda value: function(*with_first(args, value), **rest)),
@@ -529,7 +533,10 @@ class Interception(TorchFunctionMode):
         marks = [mark for tensor in active if (mark := self.tape.mark(tensor))]
         examples = broadcast_examples(marks[0].examples, active[0].shape, output.shape)
         mark = merged(marks, examples).but(
-            events=merged(marks, examples).events | self.tape.new_event(), source=None
+            events=merged(marks, examples).events | self.tape.new_event(),
+            source=None,
+            base=object(),
+            channels=0,
         )
         return self.tape.record(
             function,
@@ -594,7 +601,7 @@ class Interception(TorchFunctionMode):
                 )
             examples = found if isinstance(found, Examples) else found[0]
         marks = [mark for mark in (of_target, of_value) if mark is not None]
-        self.tape.marks[changed] = merged(marks, examples)
+        self.tape.marks[changed] = merged(marks, examples).but(arrangement=object(), channels=0)
         self._report_constants(changed, [target, value], again)
         return changed
 
@@ -656,7 +663,13 @@ class Interception(TorchFunctionMode):
             tensor,
             rule=unit.rule,
             flow=flows.unit,
-            mark=outside.but(events=outside.events | self.tape.new_event(), unit=None, source=None),
+            mark=outside.but(
+                events=outside.events | self.tape.new_event(),
+                unit=None,
+                source=None,
+                base=object(),
+                channels=0,
+            ),
             name=self._names.get(id(unit.module)) or type(unit.module).__name__,
         )
         self._replaced[id(tensor)] = (tensor, switched)

@@ -35,6 +35,10 @@ class Mark:
         base: identifies the tensor that this one is computed from element by element, or by
             statistics over some of its axes.
         statistic: whether such a statistic (a mean, a norm) was taken on the way from the base.
+        arrangement: identifies how the elements have been moved since the base; None if they have
+            not.
+        channels: how many outputs the linear layer (or the scaling by a parameter) has whose bare
+            product this is, 0 if it is anything else: a bias may follow.
         unit: the call of a module with a rule of its own that it was made in, if any.
     """
 
@@ -48,6 +52,8 @@ class Mark:
     source: int | None = None
     base: object | None = None
     statistic: bool = False
+    arrangement: object | None = None
+    channels: int = 0
     unit: Unit | None = None
 
     def but(self, **changes: Any) -> Mark:
@@ -65,6 +71,7 @@ def merged(marks: list[Mark], examples: Examples) -> Mark:
         origins |= mark.origins
         events |= mark.events
     same = all(mark.base is first.base for mark in marks)
+    aligned = all(mark.arrangement is first.arrangement for mark in marks)
     return Mark(
         examples=examples,
         origins=origins,
@@ -76,12 +83,23 @@ def merged(marks: list[Mark], examples: Examples) -> Mark:
         source=first.source if all(mark.source == first.source for mark in marks) else None,
         base=first.base if same else object(),
         statistic=same and any(mark.statistic for mark in marks),
+        arrangement=first.arrangement if aligned else object(),
     )
 
 
 def is_statistic_of(statistic: Mark, of: Mark) -> bool:
     """Whether one tensor is a mean, norm or the like of what the other is made from."""
     return statistic.statistic and not of.statistic and statistic.base is of.base
+
+
+def is_function_of_same(u: Mark, v: Mark) -> bool:
+    """Whether two tensors are made, element by element, from the same elements."""
+    return (
+        u.base is not None
+        and u.base is v.base
+        and u.arrangement is v.arrangement
+        and not (u.statistic or v.statistic)
+    )
 
 
 def broadcast_examples(examples: Examples, source: torch.Size, result: torch.Size) -> Examples:

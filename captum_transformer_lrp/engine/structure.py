@@ -23,6 +23,9 @@ REARRANGEMENTS: frozenset[Callable[..., Any]] = frozenset(
 )  # fmt: skip
 """One activation in, the same elements out; gradients are relevance already."""
 
+COPIES: frozenset[Callable[..., Any]] = frozenset(spelled("clone", "contiguous", "alias"))
+"""Those of them that leave every element where it is."""
+
 PERMUTATIONS: frozenset[Callable[..., Any]] = frozenset(
     spelled("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "adjoint")
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -76,11 +77,20 @@ def weighted(
             source=None,
             base=object(),
             statistic=False,
+            channels=_channels(function, x, weight, output) if bias is None else 0,
         ),
         name=watch.book_title(),
         weight=weight,
         bias=bias,
     )
+
+
+def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> int:
+    """How many outputs a layer has for each position, which is the size of its bias."""
+    if function in registry.CONVOLUTIONS:
+        return weight.shape["transpose" in function.__name__]
+    # rows · outputs values are made from rows · inputs values by inputs · outputs weights.
+    return math.isqrt(output.numel() * weight.numel() // x.numel())
 
 
 class ConvolutionKernel:

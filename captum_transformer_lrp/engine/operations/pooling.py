@@ -50,7 +50,13 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         output,
         rule=watch.rule_for(function),
         flow=flows.native,
-        mark=mark.but(examples=examples, source=None, statistic=mark.statistic or reduces),
+        mark=mark.but(
+            examples=examples,
+            source=None,
+            statistic=mark.statistic or reduces,
+            arrangement=object(),
+            channels=0,
+        ),
         name=watch.book_title(),
     )
 

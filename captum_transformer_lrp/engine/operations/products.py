@@ -174,7 +174,7 @@ def multiplied(
         output,
         rule=watch.rule_for(torch.matmul),
         flow=flow,
-        mark=mark.but(source=None, base=object(), statistic=False),
+        mark=mark.but(source=None, base=object(), statistic=False, channels=0),
         name=watch.book_title(),
         **facts,
     )

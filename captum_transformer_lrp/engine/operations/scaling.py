@@ -14,16 +14,17 @@ from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.marks import (
     Mark,
     broadcast_examples,
+    is_function_of_same,
     is_statistic_of,
     merged,
 )
-from captum_transformer_lrp.rules import ScaleRule, registry
+from captum_transformer_lrp.rules import GELURule, ScaleRule, registry
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,
 )
 from captum_transformer_lrp.rules.spellings import spelled
 
-_SCALE = ScaleRule()
+_SCALE, _ACTIVATION = ScaleRule(), GELURule()
 
 
 @handles(*spelled("mul", "multiply", "__mul__", "__rmul__"))
@@ -70,6 +71,8 @@ def _scaled(
             return scaled_by_constant(watch, function, of_u, u, v, output)
         if is_statistic_of(of_u, of_v):
             return scaled_by_constant(watch, function, of_v, v, u, output)
+        if is_function_of_same(of_u, of_v):
+            return function_of_same(watch, function, run, u, of_u, v, of_v, output)
         mark = merged([of_u, of_v], broadcast_examples(of_u.examples, u.shape, output.shape))
         return watch.tape.record(
             function,
@@ -83,6 +86,7 @@ def _scaled(
                 source=None,
                 base=object() if of_u.base is not of_v.base else of_u.base,
                 statistic=of_u.statistic and of_v.statistic,
+                channels=0,
             ),
             name=watch.book_title(),
             mass=_gate_factors(of_u, of_v),
@@ -103,6 +107,36 @@ def _gate_factors(of_u: Mark, of_v: Mark) -> tuple[float, float]:
     return 0.5, 0.5
 
 
+def function_of_same(
+    watch: Interception,
+    function: Function,
+    run: Callable[..., Tensor],
+    u: Tensor,
+    of_u: Mark,
+    v: Tensor,
+    of_v: Mark,
+    output: Tensor,
+) -> Tensor:
+    """Record an activation function spelled out, such as ``x * (1 + tanh(x))``: all goes to x.
+
+    Both operands are functions of the same elements, and the one that is so more directly takes
+    the relevance and the mass of each, as it would take them from ``F.gelu``.
+    """
+    direct, of_direct = (v, of_v) if of_v.events & ~of_u.events == 0 else (u, of_u)
+    if of_u.events & ~of_v.events == 0:
+        direct, of_direct = u, of_u
+    return watch.tape.record(
+        function,
+        AutogradKernel(run),
+        (direct,),
+        output,
+        rule=watch.module_rule() or _ACTIVATION,
+        flow=flows.keep,
+        mark=of_direct.but(events=of_u.events | of_v.events, source=None, channels=0),
+        name=watch.book_title(),
+    )
+
+
 def scaled_by_constant(
     watch: Interception, function: Function, mark: Mark, x: Tensor, by: Any, output: Tensor
 ) -> Tensor:
@@ -116,7 +150,9 @@ def scaled_by_constant(
         rule=watch.module_rule() or _SCALE,
         flow=flows.keep if constant is None else flows.masked,
         mark=mark.but(
-            examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None
+            examples=broadcast_examples(mark.examples, x.shape, output.shape),
+            source=None,
+            channels=0 if constant is None else constant.numel(),
         ),
         constant=constant,
         name=watch.book_title(),

@@ -13,15 +13,24 @@ from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.marks import (
     Mark,
     broadcast_examples,
+    is_function_of_same,
     is_statistic_of,
     merged,
 )
-from captum_transformer_lrp.engine.operations.scaling import scaled_by_constant, two_operands
+from captum_transformer_lrp.engine.operations.scaling import (
+    function_of_same,
+    scaled_by_constant,
+    two_operands,
+)
 from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules import ScaleRule
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,
 )
 from captum_transformer_lrp.rules.spellings import spelled
+
+_BIAS = ScaleRule()
+"""The bias of a linear layer spelled out takes nothing, as that of ``F.linear`` (eq. 5)."""
 
 
 @handles(*spelled("add", "__add__", "__radd__"))
@@ -74,14 +83,17 @@ def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
         return output
     if constant.dtype == torch.bool or not constant.is_floating_point():
         constant = constant.to(x.dtype)
-    mark = mark.but(examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None)
+    is_bias = 0 < mark.channels == constant.numel()
+    mark = mark.but(
+        examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None, channels=0
+    )
     _require_examples(watch, mark)
     return watch.tape.record(
         function,
         AutogradKernel(torch.add),
         (x,),
         output,
-        rule=watch.rule_for(torch.add),
+        rule=watch.module_rule() or _BIAS if is_bias else watch.rule_for(torch.add),
         flow=flows.keep,
         mark=mark,
         constant=constant,
@@ -107,6 +119,8 @@ def _skip_add(
     watch: Interception, function: Function, u: Tensor, of_u: Mark, v: Tensor, of_v: Mark
 ) -> Tensor:
     output = torch.add(u, v)
+    if is_function_of_same(of_u, of_v):
+        return function_of_same(watch, function, torch.add, u, of_u, v, of_v, output)
     examples = broadcast_examples(of_u.examples, u.shape, output.shape)
     if not examples.known:
         examples = broadcast_examples(of_v.examples, v.shape, output.shape)

@@ -1,0 +1,99 @@
+"""What a test says: the library's numbers are those of the independent implementation.
+
+Tolerance, 1e-9 of the largest entry of what is compared.  Both sides compute in float64, whose
+rounding is 2e-16, and divide by attention scores and by sums over heads and tokens that cancel:
+eq. 2 magnifies rounding by Σ|q·k| / |Σ q·k|, up to some 1e5 for the seeds used here.  The library's
+stabiliser adds 2e-16 times the summands to a denominator, which is no more than that; the
+independent implementation has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer_lrp import Explanation, TransformerAttribution
+from tests.independent.relprop import Value, propagate
+
+TOLERANCE = 1e-9
+
+
+@dataclass
+class Truth:
+    """The independent implementation's forward pass of one example.
+
+    Args:
+        logits: of shape (C,).
+        attentions: A of every attention, in the order of the forward pass.
+        inputs: images, or what was looked up for token ids.
+    """
+
+    logits: Value
+    attentions: list[Value]
+    inputs: list[Value]
+    gradients: Sequence[Tensor] = ()
+
+    def explain(self, target: int) -> None:
+        """Fill in R and ∇A."""
+        propagate(self.logits, target)
+        wanted = [attention.data for attention in self.attentions]
+        self.gradients = torch.autograd.grad(self.logits.data[target], wanted)
+
+    def weighted(self, index: int) -> Tensor:
+        """E_h(∇A ⊙ R)⁺ of eq. 13, with the heads along the axis before the last two."""
+        relevance = self.attentions[index].relevance
+        assert relevance is not None
+        return (self.gradients[index] * relevance).clamp(min=0).mean(-3)
+
+
+def alive(model: nn.Module) -> nn.Module:
+    """Random weights of trained models' size, biases and norms included, in float64."""
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=1.2 * parameter[0].numel() ** -0.5)
+        else:
+            nn.init.normal_(parameter, mean=float(parameter.detach().mean().round()), std=0.2)
+    return model.double().eval()
+
+
+def compare(
+    model: Any,
+    inputs: Tensor | tuple[Tensor, ...],
+    truths: Sequence[Truth],
+    target: int,
+    kwargs: dict[str, Any] | None = None,
+) -> Explanation:
+    """Explain all examples in one batch, and compare each with its truth."""
+    explanation = TransformerAttribution(model).explain(inputs, target, kwargs)
+    count = len(truths)
+    assert len(explanation.attentions) == len(truths[0].attentions)
+    for n, truth in enumerate(truths):
+        truth.explain(target)
+        close(explanation.output[n], truth.logits.data, "logits", TOLERANCE)
+        for index, maps in enumerate(explanation.attentions):
+            attention = truth.attentions[index]
+            for found, expected, what in (
+                (maps.attention, attention.data, "A"),
+                (maps.gradient, truth.gradients[index], "∇A"),
+                (maps.relevance, attention.relevance, "R"),
+            ):
+                assert expected is not None
+                of_example = found.reshape(count, *expected.shape)[n]
+                close(of_example, expected, f"{what} of attention {index}, {maps.name}")
+        found_inputs = [relevance[n] for relevance in explanation.relevances]
+        for found, given in zip(found_inputs, truth.inputs, strict=True):
+            assert given.relevance is not None
+            close(found, given.relevance, "R of the inputs")
+    return explanation
+
+
+def close(found: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+    """Equal up to ``tolerance`` of the largest entry."""
+    assert found.shape == expected.shape, f"{what}: {found.shape}, expected {expected.shape}"
+    error = float(((found - expected).abs().max() / expected.abs().max()).detach())
+    assert error <= tolerance, f"{what} differs by {error:.1e} of its largest entry"
