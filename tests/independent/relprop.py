@@ -22,7 +22,7 @@ from torch import Tensor
 Divide = Callable[[Tensor], Sequence[Tensor]]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Value:
     """An activation of one example.
 
@@ -83,7 +83,8 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 
 
 def linear_relevance(x: Tensor, weight: Tensor, R: Tensor) -> Tensor:
-    """Eq. 5 for x of shape (…, in), weight (out, in) and R (…, out): the products x_j·w_ji ≥ 0."""
+    """Eq. 5 for x of shape (…, in), weight (…, out, in), R (…, out): the products x_j·w_ji ≥ 0."""
+    weight = weight.unsqueeze(-3) if weight.dim() > 2 else weight  # one for each head
     products = (x.unsqueeze(-2) * weight).clamp(min=0)
     shares = ratio(products, products.sum(-1, keepdim=True))
     return (R.unsqueeze(-1) * shares).sum(-2)
@@ -116,7 +117,7 @@ def matmul_relevance(u: Tensor, v: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
 def linear(x: Value, weight: Tensor, bias: Tensor | None = None) -> Value:
     """Eq. 5; the bias takes nothing."""
     weight = weight.detach()
-    data = x.data @ weight.T
+    data = x.data @ weight.mT
     data = data if bias is None else data + bias.detach()
     return Value(data, (x,), lambda R: (linear_relevance(x.data, weight, R),))
 
@@ -159,8 +160,11 @@ def elementwise(x: Value, function: Callable[[Tensor], Tensor]) -> Value:
 
 
 def hide(x: Value, allowed: Tensor) -> Value:
-    """Scores that are switched off before softmax; nothing comes from there."""
-    data = x.data.masked_fill(~allowed, -torch.inf)
+    """Scores that are switched off before softmax; nothing comes from there.
+
+    By a number, not by -inf: a row that is switched off altogether, of padding, is uniform.
+    """
+    data = x.data.masked_fill(~allowed, torch.finfo(x.data.dtype).min)
     return Value(data, (x,), lambda R: (R * allowed,))
 
 
@@ -291,3 +295,18 @@ def rotated(x: Value, base: float = 10000.0) -> Value:
     )
     signs = torch.ones(width).index_fill(0, torch.arange(width // 2), -1)
     return add(scale(x, angles.cos().double()), scale(swapped, (signs * angles.sin()).double()))
+
+
+def resampled(image: Value, function: Callable[[Tensor], Tensor]) -> Value:
+    """Eq. 2 for interpolation, (C, H, W) → (C, H', W'): as the dense matrix that it is."""
+    _, height, width = image.data.shape
+    basis = torch.eye(height * width, dtype=torch.float64).unflatten(-1, (height, width))
+    matrix = function(basis).flatten(1).T
+    data = (image.data.flatten(1) @ matrix.T).reshape(function(image.data).shape)
+
+    def divide(R: Tensor) -> tuple[Tensor]:
+        products = image.data.flatten(1).unsqueeze(-2) * matrix
+        shares = ratio(products, products.sum(-1, keepdim=True))
+        return ((R.flatten(1).unsqueeze(-1) * shares).sum(-2).reshape(image.data.shape),)
+
+    return Value(data, (image,), divide)
