@@ -45,6 +45,18 @@ def native(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return NATIVE
 
 
+def summands(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A sum: each output's mass goes in equal parts to the summands that are not exactly 0.
+
+    So a sum over heads is E_h of eq. 13, a dot product keeps its token's mass, and under a mean
+    spelled out as a masked sum padding gets none and changes nothing.
+    """
+    (x,) = call.inputs
+    present = (x != 0).to(mass.dtype)
+    (part,) = call.vjp(mass / call.forward(present).clamp(min=1))
+    return (part * present,)
+
+
 def blocked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Attention weights send no mass to the scores that they come from."""
     return (None,)

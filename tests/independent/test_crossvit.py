@@ -61,9 +61,7 @@ def by_hand(model: CrossVit, image: Tensor) -> Truth:
             back = project(add(rows(tokens, slice(0, 1)), looked), stage.revert_projs[i])
             fused.append(join([back, rows(branches[i], slice(1, None))], torch.cat))
         branches = fused
-    read = [
-        dense(rows(layer_norm(branches[i], model.norm[i]), 0), model.head[i]) for i in range(2)
-    ]
+    read = [dense(rows(layer_norm(branches[i], model.norm[i]), 0), model.head[i]) for i in range(2)]
     return Truth(mean(join(read, torch.stack), 0), attentions, [pixels])
 
 

@@ -44,15 +44,19 @@ def by_hand(model: DebertaForSequenceClassification, ids: Tensor, mask: Tensor) 
     attentions: list[Value] = []
     for block in deberta.encoder.layer:
         positions = deberta.encoder.rel_embeddings.weight
-        mixed = attend(x, getattr(block.attention, "self"), positions, mask, attentions)
-        x = layer_norm(add(dense(mixed, block.attention.output.dense), x), block.attention.output.LayerNorm)
+        mixed = attend(x, block.attention.self, positions, mask, attentions)
+        x = layer_norm(
+            add(dense(mixed, block.attention.output.dense), x), block.attention.output.LayerNorm
+        )
         hidden = elementwise(dense(x, block.intermediate.dense), torch.nn.functional.gelu)
         x = layer_norm(add(dense(hidden, block.output.dense), x), block.output.LayerNorm)
     pooled = elementwise(dense(rows(x, 0), model.pooler.dense), torch.nn.functional.gelu)
     return Truth(dense(pooled, model.classifier), attentions, [words])
 
 
-def attend(x: Value, module: Any, positions: Tensor, mask: Tensor, attentions: list[Value]) -> Value:
+def attend(
+    x: Value, module: Any, positions: Tensor, mask: Tensor, attentions: list[Value]
+) -> Value:
     """The projection is grouped by head: Q, K, V of head 0, then those of head 1."""
     weights = module.in_proj.weight.unflatten(0, (HEADS, 3, HEAD))
     copies = move(x, lambda value: value.expand(HEADS, -1, -1))

@@ -43,7 +43,9 @@ def by_hand(model: SwinTransformer, image: Tensor) -> Truth:
     attentions: list[Value] = []
     for stage, heads in zip(model.layers, HEADS, strict=True):
         if stage is not model.layers[0]:
-            x = dense(layer_norm(move(x, merged), stage.downsample.norm), stage.downsample.reduction)
+            x = dense(
+                layer_norm(move(x, merged), stage.downsample.norm), stage.downsample.reduction
+            )
         for index, block in enumerate(stage.blocks):
             x = add(x, attend(layer_norm(x, block.norm1), block.attn, heads, index, attentions))
             hidden = elementwise(dense(layer_norm(x, block.norm2), block.mlp.fc1), gelu)
@@ -107,9 +109,7 @@ def windows(height: int, width: int, shifted: bool) -> tuple[Tensor, Tensor]:
 
 def cut(values: Tensor) -> Tensor:
     """(H, W) → (windows, WINDOW²)."""
-    return (
-        values.unfold(0, WINDOW, WINDOW).unfold(1, WINDOW, WINDOW).flatten(0, 1).flatten(1)
-    )
+    return values.unfold(0, WINDOW, WINDOW).unfold(1, WINDOW, WINDOW).flatten(0, 1).flatten(1)
 
 
 def position_bias(table: Tensor) -> Tensor:

@@ -49,7 +49,7 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         (source,),
         output,
         rule=watch.rule_for(function),
-        flow=flows.native,
+        flow=flows.summands if function in _SUMS else flows.native,
         mark=mark.but(
             examples=examples,
             source=None,
@@ -67,6 +67,8 @@ _REDUCTIONS = frozenset(
         "var", "std",
     )
 )  # fmt: skip
+
+_SUMS = frozenset(spelled("sum", "nansum"))
 
 
 @handles(*spelled("var_mean", "std_mean"))
