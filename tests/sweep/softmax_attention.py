@@ -1,7 +1,7 @@
 """Whether a model computes softmax attention, observed without the library.
 
-An attention is a softmax over scores that are a product of two activations, whose result
-multiplies values; or a call of PyTorch's fused attention, which is the same.
+An attention is a softmax whose result multiplies activations as a matrix: a weighted mean of
+values, whatever the scores are made from.  Fused attention is the same in one call.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from torch.overrides import TorchFunctionMode
 Output = TypeVar("Output")
 
 _PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm", "mm", "__matmul__"}
-_WEIGHTED = {
-    "linear", "conv1d", "conv2d", "conv3d", "layer_norm", "batch_norm", "group_norm", "rms_norm",
-}  # fmt: skip
+_ENDS = {"linear", "layer_norm", "batch_norm", "group_norm", "rms_norm", "sum", "mean"}
 _FUSED = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
 
 
@@ -32,38 +30,30 @@ def computes_softmax_attention(run: Callable[[], Output]) -> tuple[Output, bool]
 
 
 class _Watch(TorchFunctionMode):
-    """Follows scores from the product that makes them to the softmax and to the values."""
+    """Follows the results of softmax to the products that they are used in."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found = False
-        self._kinds: dict[int, tuple[Tensor, str]] = {}
+        self._maps: dict[int, Tensor] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if func in _FUSED:
-            self.found = True
-        if self.found or not isinstance(result, (Tensor, tuple, list)):
-            return result
         name = getattr(func, "__name__", "")
         operands = [one for one in _flat((args, kwargs)) if isinstance(one, Tensor)]
-        kinds = {self._kinds[id(one)][1] for one in operands if id(one) in self._kinds}
-        kind = ""
-        if name in _PRODUCTS:
-            activations = [one for one in operands if not isinstance(one, torch.nn.Parameter)]
-            if "attention" in kinds:
-                self.found = len(activations) > 1
-            elif len(activations) > 1:
-                kind = "scores"
-        elif name == "softmax":
-            kind = "attention" if "scores" in kinds else ""
-        elif name not in _WEIGHTED and kinds:
-            kind = "attention" if "attention" in kinds else "scores"
-        if kind:
-            for one in _flat(result):
-                if isinstance(one, Tensor):
-                    self._kinds[id(one)] = one, kind
+        are_maps = [id(one) in self._maps for one in operands]
+        if func in _FUSED:
+            self.found = True
+        elif name in _PRODUCTS:
+            values = [
+                one
+                for one, is_map in zip(operands, are_maps, strict=True)
+                if not is_map and not isinstance(one, torch.nn.Parameter)
+            ]
+            self.found |= any(are_maps) and bool(values)
+        elif name == "softmax" or (any(are_maps) and name not in _ENDS):
+            self._maps |= {id(one): one for one in _flat(result) if isinstance(one, Tensor)}
         return result
 
 

@@ -1,7 +1,8 @@
 """The suite of timm: every module's smallest model, and all of the registry up to 60 M parameters.
 
-A model that stands for its module is built at its own input size; the others at the smallest size
-that they can be built and run with.  Entries that differ by pretrained weights alone are one.
+A model that stands for its module is built at its own input size if it has up to 30 M parameters;
+the others at the smallest size that they can be built and run with.  Entries that differ by
+pretrained weights alone are one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tests.sweep.softmax_attention import computes_softmax_attention
 
 _REGISTRY = Path(__file__).resolve().parents[2] / "docs" / "sweep" / "timm_registry.json"
 LARGEST = 60e6
+AT_OWN_SIZE = 30e6
 SIDES = (64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 
@@ -44,7 +46,7 @@ def build(entry: Entry) -> Case:
     """Build one entry with random weights, in float64."""
     channels, *size = timm.get_pretrained_cfg(entry.name).input_size
     options: dict[str, Any] = {}
-    if not entry.smallest:
+    if not (entry.smallest and _parameters(_on_meta(entry.name, {})) <= AT_OWN_SIZE):
         size, options = _smallest_size(entry.name, size)
     model = timm.create_model(entry.name, num_classes=10, **options)
     if not isinstance(model, nn.Module):
@@ -69,23 +71,28 @@ def _smallest_size(name: str, own: list[int]) -> tuple[list[int], dict[str, Any]
             break
         for options in ({"img_size": side}, {}):
             try:
-                _run_on_meta(name, [side, side], options)
+                _attends(name, _on_meta(name, options), [side, side])
             except Exception:  # whatever a model raises for a size that it is not made for
                 continue
             return [side, side], options
     return own, {}
 
 
-def _run_on_meta(name: str, size: list[int], options: dict[str, Any]) -> tuple[int, bool]:
-    """Number of parameters, and whether softmax attention is computed."""
-    with warnings.catch_warnings(), torch.no_grad():
+def _on_meta(name: str, options: dict[str, Any]) -> nn.Module:
+    with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
-        with torch.device("meta"):
-            model = timm.create_model(name, num_classes=10, **options).eval()
-            images = torch.empty(2, timm.get_pretrained_cfg(name).input_size[0], *size)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        _, attends = computes_softmax_attention(lambda: model(images))
-    return parameters, attends
+        model: nn.Module = timm.create_model(name, num_classes=10, **options).eval()
+        return model
+
+
+def _attends(name: str, model: nn.Module, size: list[int]) -> bool:
+    images = torch.empty(2, timm.get_pretrained_cfg(name).input_size[0], *size, device="meta")
+    with torch.no_grad():
+        return computes_softmax_attention(lambda: model(images))[1]
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _smallest(listed: dict[str, Any], by_size: list[str]) -> set[str]:
@@ -100,22 +107,28 @@ def _smallest(listed: dict[str, Any], by_size: list[str]) -> set[str]:
 
 
 def _registry() -> dict[str, dict[str, Any]]:
-    """All of timm's registry: module, parameters, attention.  Takes minutes, so it is kept."""
+    """All of timm's registry: module, number of parameters, and whether softmax attention is seen.
+
+    That takes minutes, so it is kept.  Larger models than the sweep takes are not looked at (null).
+    """
     if _REGISTRY.exists():
         kept = json.loads(_REGISTRY.read_text(encoding="utf-8"))
         if kept["timm"] == timm.__version__:
             models: dict[str, dict[str, Any]] = kept["models"]
             return models
-    listed = {}
+    listed: dict[str, dict[str, Any]] = {}
     for module in timm.list_modules():
-        for name in timm.list_models(module=module):
-            size = timm.get_pretrained_cfg(name).input_size[1:]
-            parameters, attends = _run_on_meta(name, list(size), {})
+        models = {name: _on_meta(name, {}) for name in timm.list_models(module=module)}
+        sizes = {name: _parameters(model) for name, model in models.items()}
+        for name, model in models.items():
+            own = list(timm.get_pretrained_cfg(name).input_size[1:])
+            looked_at = sizes[name] <= max(LARGEST, min(sizes.values()))
             listed[name] = {
                 "module": module,
-                "parameters": parameters,
-                "softmax_attention": attends,
+                "parameters": sizes[name],
+                "softmax_attention": _attends(name, model, own) if looked_at else None,
             }
+    _REGISTRY.parent.mkdir(exist_ok=True)
     text = json.dumps({"timm": timm.__version__, "models": listed}, indent=0)
-    _REGISTRY.write_text(text, encoding="utf-8")
+    _REGISTRY.write_text(text + "\n", encoding="utf-8")
     return listed
