@@ -55,6 +55,7 @@ class RecordedAttribution(Attribution):
 
     preset: Preset | None = None
     default_dtype: torch.dtype = torch.float64
+    needs_attention: bool = True
 
     def __init__(
         self,
@@ -109,6 +110,7 @@ class RecordedAttribution(Attribution):
             keeps_books=keeps_books,
             pixel_rule=preset.pixels if preset else None,
             dtype=self._dtype,
+            needs_attention=self.needs_attention,
         )
 
     def _each_target(

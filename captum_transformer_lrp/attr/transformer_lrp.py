@@ -27,6 +27,9 @@ Contrast: TypeAlias = Literal["clrp", "sglrp"]
 class TransformerLRP(RecordedAttribution):
     r"""Relevance all the way to the pixels or the embeddings.
 
+    It needs no attention map, so models with linear attention and without any attention can be
+    explained, too.
+
     Args:
         forward_func: as in :class:`TransformerAttribution`.
         preset: the rules, a :class:`~captum_transformer_lrp.rules.Preset` or the name of one:
@@ -63,6 +66,8 @@ class TransformerLRP(RecordedAttribution):
         >>> round((attributions.sum() + delta).item(), 6)  # delta: what the parameters absorb
         1.0
     """
+
+    needs_attention = False
 
     def __init__(
         self,

@@ -132,6 +132,14 @@ def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     )
 
 
+def accumulation(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A sum of several tensors' elements: by the size of what is added."""
+    sizes = [value.abs() for value in call.inputs]
+    total = call.forward(*sizes)
+    share = mass / total.clamp(min=torch.finfo(total.dtype).tiny)
+    return [size * part for size, part in zip(sizes, call.vjp(share, inputs=sizes), strict=True)]
+
+
 def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Nothing is known of it: mass goes to inputs of its shape, else by the magnitudes of eq. 2."""
     alike = [value.shape == mass.shape for value in call.inputs]

@@ -35,7 +35,10 @@ from captum_transformer_lrp.engine.marks import (
     Mark,
     broadcast_examples,
     merged,
+    numbered,
+    read_examples,
     rearranged_examples,
+    unknown_examples,
 )
 from captum_transformer_lrp.engine.structure import (
     CASTS,
@@ -218,14 +221,11 @@ class Interception(TorchFunctionMode):
         replaced = self._replaced.get(id(tensor))
         if replaced is not None:
             return self.resolve(replaced[1], unit)
+        if self._overwritten and tensor.untyped_storage()._cdata in self._overwritten:
+            return self._view_made_again(tensor)
         mark = self.tape.mark(tensor)
         if mark is None:
             return tensor
-        if self._overwritten and tensor.untyped_storage()._cdata in self._overwritten:
-            raise ExplanationError(
-                f"{self.module_name()} reads a view of a tensor that was changed in place since; "
-                "change the tensor itself, or copy it first"
-            )
         if mark.unit is not None and mark.unit is not unit:
             return self._leave_unit(tensor, mark)
         return tensor
@@ -346,9 +346,11 @@ class Interception(TorchFunctionMode):
         anyhow = _ANYHOW.get(function, function)
 
         def again(stand_in: Tensor) -> Any:
-            if function is Tensor.as_strided:  # reads memory, so it must be laid out alike
+            if function in _AS_STRIDED:  # reads memory, so it must be laid out alike
                 alike = torch.empty_strided(source.shape, source.stride())
                 stand_in = alike.copy_(stand_in)
+            elif function is torch.view_as_complex:  # needs pairs that lie side by side
+                stand_in = stand_in.contiguous()
             change = lambda t: stand_in if t is source else t.cpu()  # noqa: E731
             return anyhow(*replace_tensors(args, change), **replace_tensors(kwargs, change))
 
@@ -365,8 +367,9 @@ class Interception(TorchFunctionMode):
             return
         found: Examples | list[Examples] = mark.examples
         if mark.examples.count > 1 and mark.examples.axis is not None:
+            twice = (lambda one: again(torch.complex(one, one))) if source.is_complex() else again
             with torch.no_grad():
-                found = rearranged_examples(mark.examples, source.shape, again)
+                found = rearranged_examples(mark.examples, source.shape, twice)
         if isinstance(found, Examples):
             found = [found] * len(parts)
         for part, examples in zip(parts, found, strict=False):
@@ -377,23 +380,48 @@ class Interception(TorchFunctionMode):
         values = list(tensors_in((args, kwargs)))
         active = [t for t in values if self.tape.mark(t)]
         marks = [mark for t in active if (mark := self.tape.mark(t))]
+        if isinstance(result, Tensor):
+            if result.requires_grad:
+                examples = self._joined_examples(function, args, kwargs, active, result)
+                self.tape.marks[result] = _joined(marks, examples)
+                self._report_constants(result, values, _again(function, args, kwargs))
+            return result
         for part in tensors_in(result):
             if part.requires_grad:
-                examples = self._joined_examples(active[0], marks[0].examples, part, args, kwargs)
-                self.tape.marks[part] = merged(marks, examples).but(
-                    arrangement=object(), channels=0
-                )
-        if isinstance(result, Tensor) and result.requires_grad:
-
-            def again(replaced: Mapping[int, Tensor]) -> Tensor:
-                change = lambda t: replaced[id(t)]  # noqa: E731
-                joined: Tensor = function(
-                    *replace_tensors(args, change), **replace_tensors(kwargs, change)
-                )
-                return joined
-
-            self._report_constants(result, values, again)
+                examples = broadcast_examples(marks[0].examples, active[0].shape, part.shape)
+                self.tape.marks[part] = _joined(marks, examples)
         return result
+
+    def _joined_examples(
+        self,
+        function: Function,
+        args: Args,
+        kwargs: Kwargs,
+        active: Sequence[Tensor],
+        result: Tensor,
+    ) -> Examples:
+        active = [tensor for tensor in active if tensor.numel()] or active
+        known = [mark.examples for tensor in active if (mark := self.tape.mark(tensor))]
+        if known[0].count == 1:
+            return known[0]
+        first = active[0]
+        stacked = result.dim() == first.dim() + 1
+        if not stacked and all(one.axis == known[0].axis for one in known):
+            simple = broadcast_examples(known[0], first.shape, result.shape)
+            if simple.known and all(one == known[0] for one in known):
+                return simple
+        if not all(one.known for one in known):
+            return unknown_examples(known[0])
+        with torch.no_grad():
+            stand_ins = {
+                id(value): numbered(mark.examples, value.shape)
+                if (mark := self.tape.mark(value))
+                else torch.zeros(value.shape)
+                if value.is_floating_point()
+                else value.cpu()
+                for value in tensors_in((args, kwargs))
+            }
+            return read_examples(_again(function, args, kwargs)(stand_ins), known[0].count)
 
     def _report_constants(
         self,
@@ -403,22 +431,6 @@ class Interception(TorchFunctionMode):
     ) -> None:
         if self.tape.keeps_books:
             report_constants(self.tape, result, values, again, self.constant_title)
-
-    def _joined_examples(
-        self,
-        source: Tensor,
-        examples: Examples,
-        result: Tensor,
-        args: Args,
-        kwargs: Kwargs,
-    ) -> Examples:
-        if result.dim() == source.dim() + 1:  # stack: a new axis at ``dim``
-            dim: int = kwargs["dim"] if "dim" in kwargs else (*args, 0, 0)[1]
-            dim %= result.dim()
-            if examples.axis is None or examples.count == 1:
-                return examples
-            return Examples(examples.count, examples.axis + (dim <= examples.axis), examples.index)
-        return broadcast_examples(examples, source.shape, result.shape)
 
     def _cast(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         source = args[0]
@@ -580,7 +592,7 @@ class Interception(TorchFunctionMode):
             value = torch.full((), value, dtype=target.dtype, device=target.device)
 
         def written(onto: Tensor, what: Tensor) -> Tensor:
-            changed = onto.clone()
+            changed = onto.to(torch.promote_types(onto.dtype, what.dtype), copy=True)
             changed[index] = what.to(changed.dtype)
             return changed
 
@@ -601,7 +613,7 @@ class Interception(TorchFunctionMode):
                 )
             examples = found if isinstance(found, Examples) else found[0]
         marks = [mark for mark in (of_target, of_value) if mark is not None]
-        self.tape.marks[changed] = merged(marks, examples).but(arrangement=object(), channels=0)
+        self.tape.marks[changed] = _joined(marks, examples)
         self._report_constants(changed, [target, value], again)
         return changed
 
@@ -610,8 +622,36 @@ class Interception(TorchFunctionMode):
         if result is target:
             return
         self._replaced[id(target)] = (target, result)
-        if self.tape.mark(target) is not None:
-            self._overwritten.add(target.untyped_storage()._cdata)
+        base = target._base
+        if base is not None and base.shape.numel() > 0:
+            self._write_through(base, target, result)
+        self._overwritten.add(target.untyped_storage()._cdata)
+
+    def _write_through(self, base: Tensor, view: Tensor, result: Tensor) -> None:
+        """What was written into a view has been written into the tensor that it is a view of."""
+        if not is_laid_out_plainly(base):
+            return  # reading it is an error from now on
+        place = view.shape, view.stride(), view.storage_offset()
+        onto = base
+        if base.dtype != result.dtype:
+            onto = base.to(result.dtype)
+            if (mark := self.tape.mark(base)) is not None:
+                self.tape.marks[onto] = mark
+        changed = self._join(_written_at, (onto, result, *place), {})
+        self._replaced[id(base)] = (base, changed)
+
+    def _view_made_again(self, tensor: Tensor) -> Tensor:
+        """A view whose memory was changed since, read from what the memory should be now."""
+        base = tensor._base
+        found = None if base is None else self._replaced.get(id(base))
+        if base is None or found is None or not is_laid_out_plainly(base):
+            raise ExplanationError(
+                f"{self.module_name()} reads a view of a tensor that was changed in place since; "
+                "change the tensor itself, or copy it first"
+            )
+        now = self.resolve(base)
+        place = tensor.shape, tensor.stride(), tensor.storage_offset()
+        return self.call(torch.as_strided, (now.contiguous(), *place), {})
 
     # -- modules with a rule of their own --------------------------------------------------------
 
@@ -683,10 +723,47 @@ class Interception(TorchFunctionMode):
         self.token_inputs.clear()
 
 
+def _written_at(
+    onto: Tensor, what: Tensor, size: torch.Size, stride: tuple[int, ...], offset: int
+) -> Tensor:
+    """``onto``, with ``what`` in the place of a view of its memory.
+
+    The derivative of PyTorch's own ``as_strided_scatter`` is wrong where two such calls follow
+    each other (seen in 2.14).
+    """
+    places = torch.arange(onto.numel(), device=onto.device).as_strided(size, stride, offset)
+    return onto.flatten().index_copy(0, places.flatten(), what.flatten()).view(onto.shape)
+
+
+def is_laid_out_plainly(base: Tensor) -> bool:
+    """Whether places in its memory are places in whatever contiguous tensor replaces it."""
+    return bool(base.is_contiguous() and base.storage_offset() == 0)
+
+
+def _again(
+    function: Function, args: Args, kwargs: Kwargs
+) -> Callable[[Mapping[int, Tensor]], Tensor]:
+    """The same call on other tensors, given for each of its own by its id."""
+
+    def call(replaced: Mapping[int, Tensor]) -> Tensor:
+        change = lambda t: replaced[id(t)]  # noqa: E731
+        result: Tensor = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+        return result
+
+    return call
+
+
+def _joined(marks: list[Mark], examples: Examples) -> Mark:
+    """The provenance of elements of several tensors, put side by side."""
+    return merged(marks, examples).but(arrangement=object(), channels=0)
+
+
 _ANYHOW: dict[Function, Function] = {
     Tensor.view: Tensor.reshape,
     Tensor.view_as: Tensor.reshape_as,
 }
+
+_AS_STRIDED = frozenset(spelled("as_strided"))
 
 _WRITES = frozenset({Tensor.__setitem__, Tensor.copy_})
 

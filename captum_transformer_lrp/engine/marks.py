@@ -124,40 +124,59 @@ def rearranged_examples(
 
     The operation itself is run on a small stand-in whose elements are the numbers of their
     examples: no table of shapes can know more about ``view``, ``roll`` or ``einops`` than they do.
-    The stand-in is an expanded vector, so views of it cost nothing.
     """
     if examples.count == 1 or examples.axis is None:
         return examples
-    # Counted from 1: zeros are padding.  Floats, as not everything is written for integers.
+    result = rearrange(numbered(examples, shape))
+    if isinstance(result, (tuple, list)):
+        return [read_examples(part, examples.count) for part in result]
+    return read_examples(result, examples.count)
+
+
+def numbered(examples: Examples, shape: torch.Size) -> Tensor:
+    """A stand-in of the given shape whose elements are the numbers of their examples.
+
+    They are counted from 1, as zeros are padding, and floats, as not everything is written for
+    integers.  It is an expanded vector, so that views of it cost nothing.
+    """
+    assert examples.axis is not None
     index = range(examples.count) if examples.index is None else examples.index
     rows = torch.tensor([number + 1.0 for number in index])
     view = [1] * len(shape)
     view[examples.axis] = -1
-    result = rearrange(rows.view(view).expand(shape))
-    if isinstance(result, (tuple, list)):
-        return [_read_examples(part, examples.count) for part in result]
-    return _read_examples(result, examples.count)
+    return rows.view(view).expand(shape)
 
 
-def _read_examples(numbers: Tensor, count: int) -> Examples:
+def read_examples(numbers: Tensor, count: int) -> Examples:
     """Find the one axis along which a tensor of example numbers, counted from 1, varies."""
-    moving = [axis for axis in range(numbers.dim()) if numbers.stride(axis) != 0]
     unknown = Examples(count, axis=None)
-    if numbers.numel() == 0 or numbers.dim() == 0:
+    if numbers.dim() == 0:
         return unknown
-    found: tuple[int, list[int]] | None = None
-    for axis in moving:
-        others = [other for other in range(numbers.dim()) if other != axis]
-        if len(moving) == 1:  # still an expanded vector
-            line = numbers[tuple(slice(None) if a == axis else 0 for a in range(numbers.dim()))]
-        else:
-            line = numbers.amax(others) if others else numbers
-        values = [int(value) - 1 if isfinite(value) else -1 for value in line.tolist()]
-        if len({value for value in values if value >= 0}) > 1:
-            if found is not None or min(values) < 0:
-                return unknown
-            found = axis, values
-    if found is None:
+    if numbers.is_complex():
+        numbers = numbers.real
+    if numbers.numel() == 0:  # the rows of an expert that no token is sent to
+        return Examples(count, list(numbers.shape).index(0), ())
+    moving = [axis for axis in range(numbers.dim()) if numbers.stride(axis) != 0]
+    lines = {axis: _example_line(numbers, axis, alone=len(moving) == 1) for axis in moving or [0]}
+    varying = [axis for axis, line in lines.items() if len(set(line) - {-1}) > 1]
+    if len(varying) > 1:
         return unknown
-    axis, values = found
-    return Examples(count, axis, None if values == list(range(count)) else tuple(values))
+    # All of one example: the axis along which there is padding too, or else any, so the first.
+    padded = [axis for axis, line in lines.items() if len(set(line)) > 1]
+    if not varying and len(padded) > 1:
+        return unknown
+    axis = (varying or padded or list(lines))[0]
+    line = lines[axis]
+    if set(line) == {-1}:
+        return unknown
+    return Examples(count, axis, None if line == tuple(range(count)) else line)
+
+
+def _example_line(numbers: Tensor, axis: int, *, alone: bool) -> tuple[int, ...]:
+    """The example of each position of an axis, -1 for what belongs to none (padding)."""
+    others = [other for other in range(numbers.dim()) if other != axis]
+    if alone:  # still an expanded vector
+        line = numbers[tuple(slice(None) if a == axis else 0 for a in range(numbers.dim()))]
+    else:
+        line = numbers.amax(others) if others else numbers
+    return tuple(int(value) - 1 if isfinite(value) else -1 for value in line.tolist())

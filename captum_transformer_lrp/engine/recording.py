@@ -62,11 +62,13 @@ def recorded(
     keeps_books: bool,
     pixel_rule: Rule | None = None,
     dtype: torch.dtype = torch.float32,
+    needs_attention: bool = True,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
 
     Neither the model nor the inputs are changed, nor the state of the random number generators.
-    Everything is computed in ``dtype``, or in the model's own if that is more precise.
+    Everything is computed in ``dtype``, or in the model's own if that is more precise.  Where
+    ``needs_attention``, a model that computes none is an error.
     """
     check_inputs(inputs)
     model = forward_func if isinstance(forward_func, nn.Module) else None
@@ -123,6 +125,8 @@ def recorded(
                 leaves[index].append(leaf)
             interception.close()
             check_output(output, tape, inputs, leaves)
+            if needs_attention:
+                check_attention(tape)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
             yield Recording(tape, output, leaves, shapes, are_ids, interception.given)
@@ -228,14 +232,28 @@ def check_output(
         )
     if not bool(output.isfinite().all()):
         raise ExplanationError("the model's output contains NaN or infinite values")
-    if not tape.attentions:
-        raise NoAttentionError(
-            "the model computes no softmax attention that its output depends on; for models "
-            "without attention use captum.attr.LRP or IntegratedGradients"
-        )
     for place, found in enumerate(leaves):
         if not found:
             raise ExplanationError(
                 f"input {place} is an integer tensor that no embedding looked up: pass it in "
                 "additional_forward_args instead"
             )
+
+
+def check_attention(tape: Tape) -> None:
+    """Raise for a model without a softmax between tokens, naming what it has in its place."""
+    if tape.attentions:
+        return
+    instead = ""
+    if tape.other_mixing:
+        layers = list(dict.fromkeys(tape.other_mixing))
+        more = f" and {len(layers) - 3} more layers" if len(layers) > 3 else ""
+        instead = (
+            f"; {', '.join(layers[:3])}{more} mix activations by linear attention, a gate or a "
+            "softmax over something else than products of queries and keys, which leaves no "
+            "attention map"
+        )
+    raise NoAttentionError(
+        f"the model computes no softmax attention that its output depends on{instead}; "
+        "TransformerLRP needs none, nor do captum.attr.LRP and IntegratedGradients"
+    )

@@ -35,7 +35,8 @@ JOINS: frozenset[Callable[..., Any]] = frozenset(
     spelled(
         "cat", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack",
         "where", "index_put", "masked_scatter", "scatter", "index_copy", "slice_scatter",
-        "select_scatter", "broadcast_tensors", "meshgrid", "block_diag",
+        "select_scatter", "diagonal_scatter", "complex",
+        "broadcast_tensors", "meshgrid", "block_diag",
     )
 )  # fmt: skip
 """Elements of several tensors, put side by side."""

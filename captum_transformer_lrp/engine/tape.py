@@ -108,6 +108,8 @@ class Tape:
         streams: for each addition around an attention, the operand that skips it.
         through: events of an attention that the rollout phase must go through, not around.
         grids: mass that has arrived at a convolution that makes tokens.
+        other_mixing: names of layers with a softmax or a product of activations that is no
+            attention.
     """
 
     def __init__(self, stabilizer: Stabilizer, *, keeps_books: bool) -> None:
@@ -122,6 +124,7 @@ class Tape:
         self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
         self.grids: list[tuple[Tensor, Mark]] = []
+        self.other_mixing: list[str] = []
         self._events = 0
 
     def mark(self, tensor: Tensor) -> Mark | None:

@@ -54,7 +54,8 @@ class Examples:
     Args:
         count: number of examples.
         axis: the dimension that the examples lie along, or None where that is not known.
-        index: for each position of that dimension, its example; None if position = example.
+        index: for each position of that dimension, its example, or -1 for padding that belongs to
+            none; None if position = example.
     """
 
     count: int
@@ -75,8 +76,9 @@ class Examples:
         rows = values.movedim(self.axis, 0).flatten(1).sum(1) if values.dim() > 1 else values
         if self.index is None:
             return rows
-        index = torch.tensor(self.index, device=values.device)
-        return rows.new_zeros(self.count).index_add(0, index, rows)
+        index = torch.tensor(self.index, dtype=torch.long, device=values.device)
+        sums = rows.new_zeros(self.count + 1).index_add(0, index % (self.count + 1), rows)
+        return sums[: self.count]
 
     def spread(self, per_example: Tensor, dim: int) -> Tensor:
         """``per_example`` of shape ``(count,)``, shaped to multiply a tensor of ``dim`` axes."""
@@ -86,7 +88,9 @@ class Examples:
             raise ExplanationError(_MIXED)
         rows = per_example
         if self.index is not None:
-            rows = per_example[torch.tensor(self.index, device=per_example.device)]
+            with_nobody = torch.cat([per_example, per_example.new_zeros(1)])
+            index = torch.tensor(self.index, dtype=torch.long, device=per_example.device)
+            rows = with_nobody[index]
         shape = [1] * dim
         shape[self.axis] = -1
         return rows.reshape(shape)

@@ -54,3 +54,18 @@ class TaylorRule(Rule):
 
 class PoolingRule(TaylorRule):
     """Mean, sum, average and max pooling, interpolation: eq. 2."""
+
+
+class AccumulationRule(Rule):
+    """Elements added up at given places (``index_add``): eq. 2, for all that is added alike.
+
+    Unlike :class:`TaylorRule` the operation is linear in all inputs together, so that they share
+    the whole.  The relevance of a sum that is exactly 0 is 0/0 in eq. 2: it is absorbed and
+    reported.
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        share = call.divide(relevance, call.output)
+        call.absorb(lambda: call.examples.sum(relevance * (call.output == 0)))
+        return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))

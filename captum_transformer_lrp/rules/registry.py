@@ -16,6 +16,7 @@ from torch import nn
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.binary import MatmulRule, SkipAddRule
 from captum_transformer_lrp.rules.elementwise import (
+    AccumulationRule,
     GELURule,
     NormalizationRule,
     PassRule,
@@ -170,9 +171,10 @@ POOLINGS = spelled(
 CONVOLUTIONS = spelled(
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"
 )
-LINEARS = spelled("linear", "addmm", "einsum")
+LINEARS = spelled("linear", "addmm", "einsum", "grouped_mm", "_grouped_mm")
 PRODUCTS = spelled("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "baddbmm")
 SUMS = spelled("add", "__add__", "__radd__", "sub", "subtract", "__sub__", "__rsub__", "rsub")
+ACCUMULATIONS = spelled("index_add", "scatter_add")
 SCALINGS = spelled("mul", "multiply", "__mul__", "__rmul__", "div", "divide", "true_divide",
                    "__truediv__", "__div__", "__rtruediv__", "__rdiv__")  # fmt: skip
 SOFTMAXES = spelled("softmax", "_safe_softmax", "sparse_softmax")
@@ -189,6 +191,7 @@ _file(POOLINGS, PoolingRule())
 _file((*LINEARS, *CONVOLUTIONS), LinearRule())
 _file((*PRODUCTS, *SCALINGS), MatmulRule())
 _file(SUMS, SkipAddRule())
+_file(ACCUMULATIONS, AccumulationRule())
 _file(SOFTMAXES, SoftmaxRule())
 _DEFAULTS = dict(FUNCTION_RULES)
 

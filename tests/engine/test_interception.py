@@ -297,9 +297,50 @@ def test_an_update_in_place_is_the_update(name: str) -> None:
     assert close(found.relevances[0], expected.relevances[0])
 
 
-def test_reading_an_old_view_after_an_update_is_an_error() -> None:
+def update_seen_by_an_old_view(x: Tensor) -> Tensor:
+    x = x.clone()
+    old = x[:, :3]
+    x.mul_(2)
+    return torch.cat([old, x[:, 3:]], 1)
+
+
+def update_through_a_view(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :3].mul_(2)
+    x[:, 3:].transpose(1, 2).mul_(2)
+    return x
+
+
+def fill_a_fresh_tensor_through_views(x: Tensor) -> Tensor:
+    filled = x.new_empty(x.shape)
+    last = filled[..., 4:]
+    filled[..., :4].copy_(2 * x[..., :4])
+    last.copy_(2 * x[..., 4:])
+    return filled
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        update_seen_by_an_old_view,
+        update_through_a_view,
+        fill_a_fresh_tensor_through_views,
+    ],
+)
+def test_views_of_one_memory_see_each_other_s_updates(written: Callable[..., Tensor]) -> None:
+    found = check_contract(made(lambda: Changed(written)), tokens())
+    expected = TransformerAttribution(made(lambda: Changed(lambda x: 2 * x))).explain(
+        tokens(), [0, 1, 2]
+    )
+    assert close(found.attributions, expected.attributions)
+    assert close(found.relevances[0], expected.relevances[0])
+
+
+def test_reading_an_old_view_of_a_transposed_tensor_after_an_update_is_an_error() -> None:
+    """Its memory is not in the order of its elements, so places in it are not followed."""
+
     def change(x: Tensor) -> Tensor:
-        x = x.clone()
+        x = x.mT.contiguous().mT.exp()  # laid out as its operand
         old = x[:, :3]
         x.mul_(2)
         return torch.cat([old, x[:, 3:]], 1)

@@ -6,6 +6,7 @@ Importing this package enters its handlers in
 
 from captum_transformer_lrp.engine.operations import (
     elementwise,
+    experts,
     fused,
     linear,
     pooling,
@@ -14,4 +15,4 @@ from captum_transformer_lrp.engine.operations import (
     sums,
 )
 
-__all__ = ["elementwise", "fused", "linear", "pooling", "products", "scaling", "sums"]
+__all__ = ["elementwise", "experts", "fused", "linear", "pooling", "products", "scaling", "sums"]

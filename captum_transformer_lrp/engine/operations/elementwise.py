@@ -73,6 +73,8 @@ def _softmax(watch: Interception, function: Function, args: Args, kwargs: Kwargs
     mark = watch.tape.mark(source)
     assert mark is not None
     attends = mark.scores
+    if not attends:
+        watch.tape.other_mixing.append(watch.module_name())
     kwargs.pop("_stacklevel", None)
     dtype = kwargs.get("dtype")
     if isinstance(dtype, torch.dtype) and dtype.itemsize < source.element_size():

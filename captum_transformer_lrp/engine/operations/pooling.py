@@ -31,7 +31,7 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         raise watch.unsupported(function, "more than one output")
     if not output.requires_grad:
         return output
-    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
     reduces = function in _REDUCTIONS
     examples = mark.examples
     if reduces and examples.count > 1 and examples.axis is not None:

@@ -166,6 +166,7 @@ def multiplied(
         )
     else:
         flow = flows.product
+        watch.tape.other_mixing.append(watch.module_name())
         mark = mark.but(scores=True, events=mark.events | event)
     return watch.tape.record(
         function,

@@ -66,6 +66,8 @@ def _scaled(
     output = run(u, v)
     if not output.requires_grad:
         return output
+    if output.is_complex():
+        return _complex_scaled(watch, function, u, v if run is torch.mul else 1 / v)
     if of_u is not None and of_v is not None:
         if is_statistic_of(of_v, of_u):  # a norm spelled out: x · statistic(x)
             return scaled_by_constant(watch, function, of_u, u, v, output)
@@ -95,6 +97,14 @@ def _scaled(
         return scaled_by_constant(watch, function, of_u, u, v, output)
     assert of_v is not None
     return scaled_by_constant(watch, function, of_v, v, u, output)
+
+
+def _complex_scaled(watch: Interception, function: Function, u: Any, v: Any) -> Tensor:
+    """A rotation written with complex numbers, by its real and imaginary parts."""
+    if not all(isinstance(value, Tensor) and value.is_complex() for value in (u, v)):
+        raise watch.unsupported(function, "a complex and a real operand")
+    with watch:
+        return torch.complex(u.real * v.real - u.imag * v.imag, u.real * v.imag + u.imag * v.real)
 
 
 def _gate_factors(of_u: Mark, of_v: Mark) -> tuple[float, float]:

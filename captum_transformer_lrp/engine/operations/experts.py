@@ -1,0 +1,138 @@
+"""Mixtures of experts: rows sorted by expert, one weight for each group, and added up again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.engine.marks import merged, rearranged_examples, unknown_examples
+from captum_transformer_lrp.engine.operations.linear import weighted
+from captum_transformer_lrp.rules.call import AutogradKernel, Examples
+from captum_transformer_lrp.rules.spellings import spelled
+
+
+@handles(*spelled("grouped_mm", "_grouped_mm"))
+def _grouped_mm(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """Each group of rows times its expert's weight; PyTorch's kernel knows no float64."""
+
+    def bind(
+        mat_a: Tensor, mat_b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None,
+        out_dtype: torch.dtype | None = None,
+    ) -> Any:  # fmt: skip
+        return mat_a, mat_b, offs, bias
+
+    rows, experts, ends, bias = bind(*args, **kwargs)
+    if (
+        watch.tape.mark(rows) is None
+        or watch.tape.mark(experts)
+        or rows.dim() != 2
+        or ends is None
+        or bias is not None
+    ):
+        raise watch.unsupported(function, "anything but rows of activations and experts' weights")
+    starts = [0, *ends.tolist()]
+
+    def run(values: Tensor, weights: Tensor) -> Tensor:
+        groups = zip(starts, starts[1:], weights, strict=False)
+        found = [values[start:end] @ weight for start, end, weight in groups]
+        found.append(values.new_zeros(len(values) - starts[-1], weights.shape[-1]))
+        return torch.cat(found)
+
+    return weighted(
+        watch,
+        function,
+        AutogradKernel(run),
+        rows,
+        experts,
+        None,
+        run(rows, experts),
+        flows.spread_over_features,
+    )
+
+
+@handles(*spelled("index_add", "scatter_add"))
+def _accumulate(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """``onto`` with the rows of ``source`` added at the places that ``index`` says."""
+
+    def bind(input: Tensor, dim: int, index: Tensor, *rest: Any, **named: Any) -> Any:
+        source = rest[0] if rest else named.get("source", named.get("src"))
+        return input, dim, index, source, named.get("alpha", 1)
+
+    onto, dim, index, source, alpha = bind(*args, **kwargs)
+    adds_rows = function.__name__ == "index_add"
+    of_onto, of_source = watch.tape.mark(onto), watch.tape.mark(source)
+    with watch:
+        if alpha != 1:
+            source = source * alpha
+            of_source = watch.tape.mark(source)
+        if of_source is None or (of_onto is None and bool(onto.any())):
+            return onto + function(torch.zeros_like(onto), dim, index, source)
+    marks = [mark for mark in (of_onto, of_source) if mark is not None]
+    examples = _accumulated_examples(
+        of_source.examples, onto.shape, dim, index, source, adds_rows=adds_rows
+    )
+    if of_onto is not None:
+        examples = _completed(of_onto.examples, examples)
+
+    def run(*values: Tensor) -> Tensor:
+        base = torch.zeros_like(onto) if of_onto is None else values[0]
+        total: Tensor = function(base, dim, index, values[-1])
+        return total
+
+    inputs = [source] if of_onto is None else [onto, source]
+    return watch.tape.record(
+        function,
+        AutogradKernel(run),
+        inputs,
+        run(*inputs),
+        rule=watch.rule_for(function),
+        flow=flows.accumulation,
+        mark=merged(marks, examples).but(source=None, base=object(), statistic=False),
+        name=watch.book_title(),
+    )
+
+
+def _accumulated_examples(
+    examples: Examples,
+    shape: torch.Size,
+    dim: int,
+    index: Tensor,
+    source: Tensor,
+    *,
+    adds_rows: bool,
+) -> Examples:
+    """The examples of rows put together; unknown if a row gets something of two examples."""
+    place = index.cpu()
+    if adds_rows:
+        place = place.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
+        place = place.expand(source.shape)
+
+    def extreme(reduce: str) -> Examples | list[Examples]:
+        return rearranged_examples(
+            examples,
+            source.shape,
+            lambda numbers: torch.zeros(shape).scatter_reduce(
+                dim, place, numbers, reduce, include_self=False
+            ),
+        )
+
+    with torch.no_grad():
+        largest, smallest = extreme("amax"), extreme("amin")
+    if largest != smallest or not isinstance(largest, Examples):
+        return unknown_examples(examples)
+    return largest
+
+
+def _completed(examples: Examples, others: Examples) -> Examples:
+    """``examples``, with those of ``others`` at positions that belonged to none."""
+    if examples.index is None or -1 not in examples.index:
+        return examples
+    if others.index is None or others.axis != examples.axis:
+        return unknown_examples(examples)
+    pairs = zip(examples.index, others.index, strict=True)
+    return Examples(examples.count, examples.axis, tuple(a if a >= 0 else b for a, b in pairs))

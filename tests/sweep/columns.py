@@ -1,0 +1,245 @@
+"""What is checked of one model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from captum_transformer_lrp import ExplanationError, TransformerAttribution, TransformerLRP
+from captum_transformer_lrp.attr.targets import seed
+from captum_transformer_lrp.engine.recording import Recording, find_logits
+from captum_transformer_lrp.engine.tape import Phase
+from tests.sweep.cases import Case
+from tests.sweep.results import Result
+from tests.sweep.softmax_attention import computes_softmax_attention
+
+
+def examine(case: Case, result: Result) -> None:
+    """Fill in the columns of ``result``, and its verdict."""
+    start = time.process_time()
+    result.parameters = sum(parameter.numel() for parameter in case.model.parameters())
+    result.inputs = [list(value.shape) for value in _tuple(case.inputs)]
+    before = {name: _fingerprint(value) for name, value in case.model.state_dict().items()}
+    try:
+        with torch.no_grad():
+            plain, result.softmax_attention = computes_softmax_attention(
+                lambda: find_logits(_called(case))
+            )
+        method = TransformerAttribution(_explained(case))
+        try:
+            _explain(case, method, plain, result)
+        except ExplanationError as error:
+            result.verdict, result.reason = "refused", f"{type(error).__name__}: {error}"
+            if not result.softmax_attention:
+                result.propagates = _propagates(case)
+            return
+        result.judge()
+        after = {name: _fingerprint(value) for name, value in case.model.state_dict().items()}
+        if before != after:
+            result.verdict, result.reason = "failed", "the model's parameters or buffers changed"
+    finally:
+        result.seconds = round(time.process_time() - start, 2)
+
+
+def _explain(case: Case, method: TransformerAttribution, plain: Tensor, result: Result) -> None:
+    arguments = case.additional_forward_args
+    explanation = method.explain(case.inputs, case.target, arguments)
+    result.attentions = len(explanation.attentions)
+    result.output = _difference([explanation.output], [plain])
+    result.relevance = float((explanation.total - 1).abs().max())
+    shares = {name: float(share.abs().mean()) for name, share in explanation.absorbed.items()}
+    largest = sorted(shares, key=lambda name: -shares[name])[:5]
+    result.absorbed = {name: round(shares[name], 4) for name in largest}
+    maps = _tuple(explanation.attributions)
+    result.finite = all(bool(one.isfinite().all()) and bool((one >= 0).all()) for one in maps)
+    result.shape = all(
+        _is_map_of(one, value) for one, value in zip(maps, _tuple(case.inputs), strict=True)
+    )
+    result.batch = _batch_difference(case, method, maps)
+    with method._recorded(case.inputs, arguments) as recording:
+        start = seed(recording.output, case.target)
+        result.gradient = _gradient_difference(case, recording, start)
+        result.readout = readout(recording, start)
+
+
+def _is_map_of(found: Tensor, value: Tensor) -> bool:
+    """Whether it has the shape of the input and is no constant along any axis of its tokens."""
+    if found.shape != value.shape:
+        return False
+    image = value.is_floating_point() and value.dim() >= 4
+    axes = range(2, value.dim()) if image else [1]
+    rows = found.sum(1) if image else found
+    return all(value.shape[axis] == 1 or bool(rows.std(axis - image).amax() > 0) for axis in axes)
+
+
+def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:
+    count = len(_tuple(case.inputs)[0])
+    worst = 0.0
+    for number in range(count):
+
+        def cut(value: Any, number: int = number) -> Any:
+            batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+            return value[number : number + 1] if batched else value
+
+        inputs = tuple(cut(value) for value in _tuple(case.inputs))
+        single = method.attribute(
+            inputs if isinstance(case.inputs, tuple) else inputs[0],
+            cut(case.target),
+            {name: cut(value) for name, value in case.additional_forward_args.items()},
+        )
+        of_batch = [one[number : number + 1] for one in maps]
+        worst = max(worst, _difference(of_batch, list(_tuple(single))))
+    return worst
+
+
+def _gradient_difference(case: Case, recording: Recording, start: Tensor) -> float:
+    """Between the tape's gradient at the inputs (token ids: their embeddings) and autograd's."""
+    leaves = [leaf for found in recording.leaves for leaf in found]
+    taped = recording.tape.backward(Phase.GRADIENT, recording.output, start, leaves)
+    inputs = [
+        value.clone().requires_grad_() if value.is_floating_point() else value
+        for value in _tuple(case.inputs)
+    ]
+    with torch.enable_grad(), _Embeddings(inputs) as embeddings:
+        output = find_logits(_called(case, tuple(inputs)))
+    wanted = [
+        leaf
+        for value in inputs
+        for leaf in ([value] if value.is_floating_point() else embeddings.of(value))
+    ]
+    plain = torch.autograd.grad(output, wanted, start.to(output.dtype), allow_unused=True)
+    expected = [
+        torch.zeros_like(leaf) if value is None else value
+        for leaf, value in zip(wanted, plain, strict=True)
+    ]
+    return _difference([one.reshape(two.shape) for one, two in zip(taped, expected, strict=True)],
+                       expected)  # fmt: skip
+
+
+class _Embeddings(TorchFunctionMode):
+    """Keeps what is looked up for token ids, whatever has been done to their shape."""
+
+    def __init__(self, inputs: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._found: dict[int, list[Tensor]] = {
+            _memory(value): [] for value in inputs if not value.is_floating_point()
+        }
+
+    def of(self, ids: Tensor) -> list[Tensor]:
+        return self._found[_memory(ids)]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is F.embedding and _memory(args[0]) in self._found:
+            if not result.requires_grad:
+                result.requires_grad_()
+            self._found[_memory(args[0])].append(result)
+        return result
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage().data_ptr())
+
+
+def readout(recording: Recording, start: Tensor) -> str:
+    """Which tokens of the last token sequence the answer is read from, in words.
+
+    This is where the rollout phase's mass lies before any attention has moved it.
+    """
+    tape = recording.tape
+    if not tape.streams:
+        return "no skip connection around an attention"
+    for step in tape.attentions:
+        step.weighted = None
+    stream = tape.streams[-1]
+    mark = tape.mark(stream)
+    assert mark is not None
+    (mass,) = tape.backward(Phase.ROLLOUT, recording.output, start, [stream])
+    if mark.examples.axis is not None and mark.examples.index is None:
+        mass = mass.select(mark.examples.axis, 0)
+        features = stream.dim() - 1 == mass.dim()
+    else:
+        features = True
+    # A token is a place along all axes but the features, which the mass is spread over.
+    return _in_words(_by_token(mass, is_map=features and stream.dim() == 4))
+
+
+def _by_token(mass: Tensor, *, is_map: bool) -> Tensor:
+    """The mass of every token: features are the last axis, or the first of (C, H, W)."""
+    if not is_map:
+        return mass.sum(-1).flatten()
+    last, first = mass.sum(-1).flatten(), mass.sum(0).flatten()
+    by_channel = mass.flatten(1).std(0).mean() < mass.flatten(0, 1).std(0).mean()
+    return first if by_channel else last
+
+
+def _in_words(tokens: Tensor) -> str:
+    total = float(tokens.sum())
+    count = len(tokens)
+    if total <= 0:
+        return "none of the last tokens"
+    read = (tokens > 1e-9 * total).nonzero().flatten().tolist()
+    shares = tokens[read] / total
+    even = bool((shares.max() - shares.min()) < 1e-6)
+    if count == 1:
+        return "one token"
+    if len(read) == 1:
+        place = {0: "the first token", count - 1: "the last token"}
+        return place.get(read[0], f"token {read[0]}")
+    how = "the mean of" if even else "a weighted mean of"
+    if len(read) == count:
+        return f"{how} all tokens"
+    if read == list(range(count - len(read), count)):
+        return f"{how} all tokens but the first {count - len(read)}".replace(
+            "the first 1", "the first"
+        )
+    if len(read) <= 3:
+        return f"{how} tokens {', '.join(map(str, read))}"
+    return f"{how} {len(read)} of {count} tokens"
+
+
+def _propagates(case: Case) -> float | str:
+    """What ``TransformerLRP`` loses on a model without softmax attention."""
+    method = TransformerLRP(_explained(case))
+    try:
+        with method._recorded(
+            case.inputs, case.additional_forward_args, keeps_books=True
+        ) as recording:
+            start = seed(recording.output, case.target)
+            leaves = [leaf for found in recording.leaves for leaf in found]
+            arrived = recording.tape.backward(Phase.RELEVANCE, recording.output, start, leaves)
+            parts = [value.flatten(1).sum(1) for value in arrived]
+            total = torch.stack([*parts, *recording.tape.absorbed.values()]).sum(0)
+            return float((total - 1).abs().max())
+    except ExplanationError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest difference, relative to the largest expected entry."""
+    size = max(float(one.abs().max()) for one in expected)
+    worst = max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True))
+    return worst / size if size else worst
+
+
+def _called(case: Case, inputs: tuple[Tensor, ...] | None = None) -> Any:
+    return _explained(case)(*(inputs or _tuple(case.inputs)), **case.additional_forward_args)
+
+
+def _explained(case: Case) -> Any:
+    return case.forward or case.model
+
+
+def _tuple(value: Any) -> tuple[Tensor, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _fingerprint(value: Tensor) -> tuple[float, float]:
+    value = value.detach().double().flatten()
+    return float(value.sum()), float(value.abs().sum())
