@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from captum_transformer_lrp.cli.benchmark import benchmark
 from captum_transformer_lrp.cli.demo import demo
 from captum_transformer_lrp.cli.explain_image import explain_image
 from captum_transformer_lrp.cli.explain_text import explain_text
@@ -21,6 +22,7 @@ explain = typer.Typer(help="Explain one input.", no_args_is_help=True)
 explain.command("image")(explain_image)
 explain.command("text")(explain_text)
 app.add_typer(explain, name="explain")
+app.add_typer(benchmark, name="benchmark")
 app.command("demo")(demo)
 
 

@@ -1,0 +1,173 @@
+"""`captum-transformer-lrp benchmark`: measure methods as the paper does."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+from rich.console import Console
+
+from captum_transformer_lrp.cli.common import UsageError, clear_errors, to_device
+from captum_transformer_lrp.cli.options import Device
+from captum_transformer_lrp.visualization.labels import printable
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.benchmarks.results import Result
+    from captum_transformer_lrp.models import ImageModel
+
+benchmark = typer.Typer(
+    help=(
+        "Measure how good explanations are. A run that was stopped goes on when the same command "
+        "is given again. `torchrun --nproc-per-node N -m captum_transformer_lrp.benchmarks …` "
+        "takes the same commands and shares the work among N processes."
+    ),
+    no_args_is_help=True,
+)
+
+ModelName: TypeAlias = Annotated[
+    str, typer.Option("--model", help="A timm name, a Hugging Face name, or a folder.")
+]
+Checkpoint: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Weights to use instead of downloaded ones.")
+]
+Methods: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="Names with commas between them. 'paper' and 'ablations' stand for several; options "
+        "follow a colon: transformer_attribution:start_layer=1. A wrong name lists all."
+    ),
+]
+Ablations: TypeAlias = Annotated[
+    bool, typer.Option("--ablations", help="Add the variants of the paper's table 3.")
+]
+Output: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="The folder for results; by default benchmark-NAME. Processes share it."),
+]
+Limit: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="At most so many examples, spread evenly over the data.")
+]
+Seed: TypeAlias = Annotated[int, typer.Option(help="Of methods that draw random numbers.")]
+Quiet: TypeAlias = Annotated[
+    bool, typer.Option("--quiet", help="No progress bar and no table; files are written.")
+]
+
+
+class Explain(str, Enum):
+    """Which class is explained."""
+
+    PREDICTED = "predicted"
+    TARGET = "target"
+
+
+class RemovalOption(str, Enum):
+    """What comes in the place of removed pixels."""
+
+    BLACK = "black"
+    MEAN = "mean"
+    BLUR = "blur"
+
+
+class ResizeOption(str, Enum):
+    """How a photo becomes the model's input."""
+
+    WHOLE = "whole"
+    MODEL = "model"
+
+
+@benchmark.callback()
+def _commands() -> None:
+    """Let there be subcommands, also where there is one only."""
+
+
+@benchmark.command("perturbation")
+def perturbation_command(
+    model: ModelName,
+    data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
+    checkpoint: Checkpoint = None,
+    methods: Methods = "paper",
+    ablations: Ablations = False,
+    explain: Annotated[
+        list[Explain] | None,
+        typer.Option(help="The predicted or the true class; may be given twice. Default: both."),
+    ] = None,
+    removal: Annotated[
+        RemovalOption, typer.Option(help="What comes in the place of pixels.")
+    ] = RemovalOption.BLACK,
+    resize: Annotated[
+        ResizeOption,
+        typer.Option(help="All of the photo, as the paper, or cropped as the model has it."),
+    ] = ResizeOption.WHOLE,
+    labels: Annotated[
+        Path | None, typer.Option(help="A file of lines 'photo.jpg 281', if names do not tell.")
+    ] = None,
+    output: Output = None,
+    limit: Limit = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Remove pixels in the order of each map and measure the accuracy (tables 1 and 3)."""
+    with clear_errors():
+        folder = output_folder(output, "perturbation")
+        if not data.is_dir():
+            raise UsageError(f"found no folder {data}, expected one with photos")
+        loaded, where = image_model(model, checkpoint, device)
+        from captum_transformer_lrp.benchmarks.perturbation import perturbation
+
+        result = perturbation(
+            loaded,
+            data,
+            method_names(methods, ablations),
+            output=folder,
+            explain=[one.value for one in explain or Explain],
+            removal=removal.value,
+            resize=resize.value,
+            labels=labels,
+            limit=limit,
+            device=where,
+            seed=seed,
+            show_progress=not quiet,
+        )
+        report(result, folder, quiet)
+
+
+def method_names(methods: str, ablations: bool) -> list[str]:
+    """What `--methods` and `--ablations` stand for.
+
+    >>> method_names("random, paper", True)
+    ['random', 'paper', 'ablations']
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    return [*names, "ablations"] if ablations and "ablations" not in names else names
+
+
+def output_folder(output: Path | None, name: str) -> Path:
+    """The folder to write, checked before the work is done."""
+    folder = output or Path(f"benchmark-{name}")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {folder} is a file, expected a folder")
+    return folder
+
+
+def image_model(name: str, checkpoint: Path | None, device: str) -> tuple[ImageModel, Any]:
+    """The model, and the device that it is to run on."""
+    from captum_transformer_lrp.benchmarks.distributed import own_device
+    from captum_transformer_lrp.models import load_image_model
+
+    where = own_device(to_device(device))
+    return load_image_model(name, checkpoint=checkpoint), where
+
+
+def report(result: Result, folder: Path, quiet: bool) -> None:
+    """Print the result, once for all processes."""
+    from captum_transformer_lrp.benchmarks.distributed import environment_rank
+
+    if quiet or environment_rank():
+        return
+    Console().print(result.table())
+    for identifier, reason in result.skipped:
+        typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
+    typer.echo(f"wrote {folder / 'results.json'}, with .csv, .md and curves beside it")
