@@ -7,11 +7,13 @@ earlier run of the same settings stopped, and shares the work among the processe
 """
 
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
+from captum_transformer_lrp.benchmarks.grid_pointing import GridPointing, grid_pointing
 from captum_transformer_lrp.benchmarks.images import LabelledImage, labelled_images
 from captum_transformer_lrp.benchmarks.methods import ABLATIONS, NAMES, PAPER
 from captum_transformer_lrp.benchmarks.perturbation import Perturbation, perturbation
 from captum_transformer_lrp.benchmarks.results import Curve, Figure, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import Benchmark, run
+from captum_transformer_lrp.benchmarks.segmentation import Segmentation, segmentation
 
 __all__ = [
     "ABLATIONS",
@@ -21,12 +23,16 @@ __all__ = [
     "BenchmarkError",
     "Curve",
     "Figure",
+    "GridPointing",
     "LabelledImage",
     "Perturbation",
     "Result",
+    "Segmentation",
     "Summary",
     "UnreadableExampleError",
+    "grid_pointing",
     "labelled_images",
     "perturbation",
     "run",
+    "segmentation",
 ]

@@ -92,6 +92,15 @@ def labelled_images(
     ]
 
 
+def photos(
+    data: str | Path | Sequence[LabelledImage], model: ImageModel, labels: str | Path | None = None
+) -> Sequence[LabelledImage]:
+    """The photos of a folder, or those that were given."""
+    if isinstance(data, (str, Path)):
+        return labelled_images(data, model.class_names, labels)
+    return data
+
+
 def _from_file(labels: Path, names: Sequence[str]) -> list[int]:
     if not labels.is_file():
         raise BenchmarkError(f"found no file of labels at {labels}")

@@ -15,9 +15,9 @@ from captum_transformer_lrp.benchmarks.images import (
     LabelledImage,
     evenly_spaced,
     input_size,
-    labelled_images,
     model_logits,
     normalised,
+    photos,
     read_rgb,
     whole_image,
 )
@@ -112,7 +112,7 @@ def perturbation(
     """
     benchmark = Perturbation(
         model,
-        _images(data, model, labels),
+        photos(data, model, labels),
         methods,
         explain=explain,
         removal=removal,
@@ -121,14 +121,6 @@ def perturbation(
         device=device,
     )
     return run(benchmark, output, seed=seed, show_progress=show_progress)
-
-
-def _images(
-    data: str | Path | Sequence[LabelledImage], model: ImageModel, labels: str | Path | None
-) -> Sequence[LabelledImage]:
-    if isinstance(data, (str, Path)):
-        return labelled_images(data, model.class_names, labels)
-    return data
 
 
 @dataclass(frozen=True)

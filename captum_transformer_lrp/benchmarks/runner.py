@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -107,16 +108,7 @@ def run(
             settings.
     """
     identifiers = benchmark.identifiers()
-    if not identifiers:
-        raise BenchmarkError("found no examples, expected at least one")
-    settings = {
-        "benchmark": benchmark.name,
-        "methods": list(benchmark.methods),
-        **benchmark.settings(),
-        "seed": seed,
-        "versions": versions(),
-    }
-    folder = RecordFolder(Path(output), settings, identifiers)
+    folder = record_folder(benchmark, output, seed)
     with joined_processes() as processes:
         lock = filelock.FileLock(folder.folder / "run.lock", timeout=0)
         if processes.rank == 0:
@@ -128,6 +120,9 @@ def run(
             done = folder.done()
             processes.wait()  # nobody writes before everybody has read
             pending = [index for index in range(len(done)) if not done[index]]
+            # Photos are sorted by class, and documents may be by length.  In another order every
+            # process has the like to do, and the remaining time is right from the beginning.
+            random.Random(seed).shuffle(pending)
             _run_shard(
                 benchmark,
                 folder,
@@ -145,6 +140,21 @@ def run(
         finally:
             lock.release()
     return result
+
+
+def record_folder(benchmark: Benchmark[Any], output: str | Path, seed: int = 0) -> RecordFolder:
+    """The folder of a benchmark's records, with all settings that they depend on."""
+    identifiers = benchmark.identifiers()
+    if not identifiers:
+        raise BenchmarkError("found no examples, expected at least one")
+    settings = {
+        "benchmark": benchmark.name,
+        "methods": list(benchmark.methods),
+        **benchmark.settings(),
+        "seed": seed,
+        "versions": versions(),
+    }
+    return RecordFolder(Path(output), settings, identifiers)
 
 
 def versions() -> dict[str, str]:

@@ -46,6 +46,9 @@ Output: TypeAlias = Annotated[
     Path | None,
     typer.Option(help="The folder for results; by default benchmark-NAME. Processes share it."),
 ]
+LabelsFile: TypeAlias = Annotated[
+    Path | None, typer.Option(help="A file of lines 'photo.jpg 281', if names do not tell.")
+]
 Limit: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="At most so many examples, spread evenly over the data.")
 ]
@@ -100,9 +103,7 @@ def perturbation_command(
         ResizeOption,
         typer.Option(help="All of the photo, as the paper, or cropped as the model has it."),
     ] = ResizeOption.WHOLE,
-    labels: Annotated[
-        Path | None, typer.Option(help="A file of lines 'photo.jpg 281', if names do not tell.")
-    ] = None,
+    labels: LabelsFile = None,
     output: Output = None,
     limit: Limit = None,
     device: Device = "cpu",
@@ -112,8 +113,7 @@ def perturbation_command(
     """Remove pixels in the order of each map and measure the accuracy (tables 1 and 3)."""
     with clear_errors():
         folder = output_folder(output, "perturbation")
-        if not data.is_dir():
-            raise UsageError(f"found no folder {data}, expected one with photos")
+        check_photos(data)
         loaded, where = image_model(model, checkpoint, device)
         from captum_transformer_lrp.benchmarks.perturbation import perturbation
 
@@ -132,6 +132,98 @@ def perturbation_command(
             show_progress=not quiet,
         )
         report(result, folder, quiet)
+
+
+@benchmark.command("segmentation")
+def segmentation_command(
+    model: ModelName,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="gtsegs_ijcv.mat, a folder with an index.json, or one with JPEGImages and "
+            "SegmentationClass."
+        ),
+    ],
+    checkpoint: Checkpoint = None,
+    methods: Methods = "paper",
+    ablations: Ablations = False,
+    explain: Annotated[
+        Explain | None,
+        typer.Option(help="The predicted class, or the object's. Default: the object's if known."),
+    ] = None,
+    output: Output = None,
+    limit: Limit = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Compare maps with the masks of objects (tables 2 and 3)."""
+    with clear_errors():
+        folder = output_folder(output, "segmentation")
+        from captum_transformer_lrp.benchmarks.segmentation import segmentation
+        from captum_transformer_lrp.benchmarks.segmentation_data import segmentation_data
+
+        masks = segmentation_data(data)
+        loaded, where = image_model(model, checkpoint, device)
+        result = segmentation(
+            loaded,
+            masks,
+            method_names(methods, ablations),
+            output=folder,
+            explain=None if explain is None else explain.value,
+            limit=limit,
+            device=where,
+            seed=seed,
+            show_progress=not quiet,
+        )
+        report(result, folder, quiet)
+
+
+@benchmark.command("grid-pointing")
+def grid_pointing_command(
+    model: ModelName,
+    data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
+    checkpoint: Checkpoint = None,
+    methods: Methods = "paper",
+    ablations: Ablations = False,
+    grid: Annotated[int, typer.Option(min=2, help="Photos along each side.")] = 2,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="The least probability of a photo's class.")
+    ] = 0.9,
+    labels: LabelsFile = None,
+    output: Output = None,
+    limit: Limit = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """See whether the map of each class in a grid of photos is in its own photo's cell."""
+    with clear_errors():
+        folder = output_folder(output, "grid-pointing")
+        check_photos(data)
+        loaded, where = image_model(model, checkpoint, device)
+        from captum_transformer_lrp.benchmarks.grid_pointing import grid_pointing
+
+        result = grid_pointing(
+            loaded,
+            data,
+            method_names(methods, ablations),
+            output=folder,
+            grid=grid,
+            confidence=confidence,
+            labels=labels,
+            limit=limit,
+            device=where,
+            seed=seed,
+            show_progress=not quiet,
+        )
+        report(result, folder, quiet)
+
+
+def check_photos(folder: Path) -> None:
+    """Refuse a folder that is not there before the model is loaded."""
+    if not folder.is_dir():
+        raise UsageError(f"found no folder {folder}, expected one with photos")
 
 
 def method_names(methods: str, ablations: bool) -> list[str]:
