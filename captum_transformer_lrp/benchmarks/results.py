@@ -101,9 +101,10 @@ class Result:
     Args:
         benchmark: its name.
         settings: everything that the figures depend on.
-        examples: how many examples there were, skipped ones included.
+        examples: how many examples it is of, skipped ones included.
         skipped: the examples that could not be read, with the reason.
         summary: figures and curves.
+        pending: examples that an unfinished run has still to do.
         seconds: for each method, the mean time that one example took.
     """
 
@@ -112,6 +113,7 @@ class Result:
     examples: int
     skipped: tuple[tuple[str, str], ...]
     summary: Summary
+    pending: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
 
     @property
@@ -165,6 +167,7 @@ class Result:
         return {
             "benchmark": self.benchmark,
             "examples": self.examples,
+            "pending": self.pending,
             "skipped": [{"id": name, "reason": reason} for name, reason in self.skipped],
             "settings": dict(self.settings),
             "figures": [_without_nan(asdict(one)) for one in self.figures],
@@ -218,7 +221,8 @@ class Result:
     def _counted(self) -> str:
         used = self.examples - len(self.skipped)
         without = f" ({len(self.skipped)} skipped)" if self.skipped else ""
-        return f"{used} examples{without}"
+        pending = f", {self.pending} still to do" if self.pending else ""
+        return f"{used} examples{without}{pending}"
 
     def _cells(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
         shown = [one for one in self.figures if one.method != MODEL]

@@ -133,7 +133,7 @@ def run(
                 show_progress and processes.rank == 0,
             )
             processes.wait()
-            result = _result(benchmark, folder) if processes.rank == 0 else None
+            result = summary_of(benchmark, folder) if processes.rank == 0 else None
             result = processes.from_first(result)
             if save and processes.rank == 0:
                 result.save(folder.folder)
@@ -280,7 +280,13 @@ def _clock(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _result(benchmark: Benchmark[Any], folder: RecordFolder) -> Result:
+def summary_of(benchmark: Benchmark[Any], folder: RecordFolder) -> Result:
+    """The result of all records that there are, of an unfinished run as well.
+
+    Raises:
+        BenchmarkError: if there are no records, or all examples were skipped.
+    """
+
     def used() -> Iterator[Record]:
         return (record for record in folder.records() if record.skipped is None)
 
@@ -293,13 +299,16 @@ def _result(benchmark: Benchmark[Any], folder: RecordFolder) -> Result:
             skipped.append((record.index, record.identifier, record.skipped))
         for method, value in record.seconds.items():
             seconds[method].add(value)
+    if not count:
+        raise BenchmarkError(f"found no records in {folder.folder}")
     if len(skipped) == count:
-        name, reason = skipped[0][1:] if skipped else ("", "")
+        _, name, reason = min(skipped)
         raise BenchmarkError(f"none of {count} examples could be read; the first, {name}: {reason}")
     return Result(
         benchmark=benchmark.name,
         settings=folder.settings,
         examples=count,
+        pending=len(benchmark.identifiers()) - count,
         skipped=tuple((name, reason) for _, name, reason in sorted(skipped)),
         summary=benchmark.summarise(used),
         seconds={method: mean.value for method, mean in seconds.items()},
