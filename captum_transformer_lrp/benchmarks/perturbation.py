@@ -52,6 +52,7 @@ def perturbation(
     device: str | torch.device = "cpu",
     seed: int = 0,
     show_progress: bool = False,
+    so_far: bool = False,
 ) -> Result:
     """Remove 10 to 90 % of the pixels in a map's order and measure the top-1 accuracy.
 
@@ -77,6 +78,7 @@ def perturbation(
         device: where to compute.
         seed: of methods that draw random numbers.
         show_progress: whether to show a bar with the remaining time.
+        so_far: only sum up what there is of an unfinished run.
 
     Returns:
         In per cent, with ``condition`` the explained class: ``"positive AUC"``,
@@ -120,7 +122,7 @@ def perturbation(
         limit=limit,
         device=device,
     )
-    return run(benchmark, output, seed=seed, show_progress=show_progress)
+    return run(benchmark, output, seed=seed, show_progress=show_progress, so_far=so_far)
 
 
 @dataclass(frozen=True)

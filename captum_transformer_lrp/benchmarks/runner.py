@@ -86,6 +86,7 @@ def run(
     seed: int = 0,
     show_progress: bool = False,
     save: bool = True,
+    so_far: bool = False,
 ) -> Result:
     """Run a benchmark, or what an earlier run of the same settings left to do.
 
@@ -99,6 +100,8 @@ def run(
         seed: of methods that draw random numbers.
         show_progress: whether to show a bar with the remaining time, and damaged examples.
         save: whether to write the result there, too.
+        so_far: run nothing and write nothing, only sum up what there is of an unfinished run,
+            which may be going on meanwhile.
 
     Returns:
         The result, in every process.
@@ -109,6 +112,11 @@ def run(
     """
     identifiers = benchmark.identifiers()
     folder = record_folder(benchmark, output, seed)
+    if so_far:
+        if not folder.settings_file.exists():
+            raise BenchmarkError(f"found no run in {folder.folder}")
+        folder.check()
+        return summary_of(benchmark, folder)
     with joined_processes() as processes:
         lock = filelock.FileLock(folder.folder / "run.lock", timeout=0)
         if processes.rank == 0:

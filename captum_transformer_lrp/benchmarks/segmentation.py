@@ -55,6 +55,7 @@ def segmentation(
     device: str | torch.device = "cpu",
     seed: int = 0,
     show_progress: bool = False,
+    so_far: bool = False,
 ) -> Result:
     """Compare maps with the masks of the objects.
 
@@ -74,6 +75,7 @@ def segmentation(
         device: where to compute.
         seed: of methods that draw random numbers.
         show_progress: whether to show a bar with the remaining time.
+        so_far: only sum up what there is of an unfinished run.
 
     Returns:
         In per cent: ``"pixel accuracy"`` and ``"mIoU"``, the mean of the object's and the
@@ -120,7 +122,7 @@ def segmentation(
     """
     found = data if isinstance(data, SegmentationData) else segmentation_data(data)
     benchmark = Segmentation(model, found, methods, explain=explain, limit=limit, device=device)
-    return run(benchmark, output, seed=seed, show_progress=show_progress)
+    return run(benchmark, output, seed=seed, show_progress=show_progress, so_far=so_far)
 
 
 @dataclass(frozen=True)

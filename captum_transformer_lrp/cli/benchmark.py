@@ -57,6 +57,10 @@ Quiet: TypeAlias = Annotated[
     bool, typer.Option("--quiet", help="No progress bar and no table; files are written.")
 ]
 
+SoFar: TypeAlias = Annotated[
+    bool, typer.Option("--so-far", help="Run nothing: show what an unfinished run has found.")
+]
+
 
 class Explain(str, Enum):
     """Which class is explained."""
@@ -109,6 +113,7 @@ def perturbation_command(
     device: Device = "cpu",
     seed: Seed = 0,
     quiet: Quiet = False,
+    so_far: SoFar = False,
 ) -> None:
     """Remove pixels in the order of each map and measure the accuracy (tables 1 and 3)."""
     with clear_errors():
@@ -130,6 +135,7 @@ def perturbation_command(
             device=where,
             seed=seed,
             show_progress=not quiet,
+            so_far=so_far,
         )
         report(result, folder, quiet)
 
@@ -156,6 +162,7 @@ def segmentation_command(
     device: Device = "cpu",
     seed: Seed = 0,
     quiet: Quiet = False,
+    so_far: SoFar = False,
 ) -> None:
     """Compare maps with the masks of objects (tables 2 and 3)."""
     with clear_errors():
@@ -175,6 +182,7 @@ def segmentation_command(
             device=where,
             seed=seed,
             show_progress=not quiet,
+            so_far=so_far,
         )
         report(result, folder, quiet)
 
@@ -262,4 +270,5 @@ def report(result: Result, folder: Path, quiet: bool) -> None:
     Console().print(result.table())
     for identifier, reason in result.skipped:
         typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
-    typer.echo(f"wrote {folder / 'results.json'}, with .csv, .md and curves beside it")
+    if not result.pending:
+        typer.echo(f"wrote {folder / 'results.json'}, with .csv, .md and curves beside it")

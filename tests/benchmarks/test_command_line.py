@@ -66,7 +66,6 @@ def test_too_few_classes_for_a_grid_are_told(benchmark: Callable[..., Result]) -
     [
         (["--methods", "rolout"], 1, "there is no method 'rolout'"),
         (["--explain", "both"], 2, "'both' is not one of"),
-        (["--limit", "0"], 2, "'--limit': 0 is not in"),
         (["--device", "cuda:99"], 2, "--device cuda:99 cannot be used here"),
     ],
 )

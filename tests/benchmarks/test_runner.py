@@ -116,6 +116,19 @@ def test_two_processes_go_on_where_one_was_killed(tmp_path: Path) -> None:
     assert exact(alone) == json.loads((tmp_path / "two/results.json").read_text())
 
 
+def test_an_unfinished_run_can_be_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="found no run in"):
+        run(Dice(), tmp_path / "killed", so_far=True)
+    start_and_kill(tmp_path / "killed", after=3)
+    before = sorted((file.name, file.read_bytes()) for file in (tmp_path / "killed").iterdir())
+    result = run(Dice(), tmp_path / "killed", so_far=True)
+    assert result.examples + result.pending == 12
+    assert 3 <= result.examples == result.figures[0].count < 12
+    assert f"{result.pending} still to do" in result.markdown()
+    after = sorted((file.name, file.read_bytes()) for file in (tmp_path / "killed").iterdir())
+    assert after == before
+
+
 def test_the_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
     torch.manual_seed(3)
     expected = torch.rand(2)
