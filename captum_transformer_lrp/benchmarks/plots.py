@@ -10,10 +10,14 @@ from matplotlib.figure import Figure as Drawing
 from captum_transformer_lrp.benchmarks.results import Curve
 
 _WIDTH, _HEIGHT, _LEGEND = 4.2, 3.6, 2.6
+# More shades than these, one over the other, hide the curves.
+_MOST_SHADED = 7
 
 
 def curves_figure(curves: Sequence[Curve]) -> Drawing:
     """Draw each panel's curves into axes of their own, ± one standard error shaded.
+
+    Of more than seven methods the errors are not shaded.
 
     Args:
         curves: at least one.
@@ -38,11 +42,14 @@ def curves_figure(curves: Sequence[Curve]) -> Drawing:
             # Twenty colours are hard to tell apart; the first method is the thickest line.
             width = 2.2 if number == 0 else 1.2
             axes.plot(curve.x, curve.y, color=color, linewidth=width, label=curve.method)
+            if len(methods) > _MOST_SHADED:
+                continue
             low = [y - error for y, error in zip(curve.y, curve.standard_errors, strict=True)]
             high = [y + error for y, error in zip(curve.y, curve.standard_errors, strict=True)]
             axes.fill_between(curve.x, low, high, color=color, alpha=0.12, linewidth=0)
-            axes.set_xlabel(curve.x_label)
-            axes.set_ylabel(curve.y_label)
+        first = next(one for one in curves if one.panel == panel)
+        axes.set_xlabel(first.x_label)
+        axes.set_ylabel(first.y_label)
         axes.set_title(panel, parse_math=False)
         axes.grid(alpha=0.25)
     for unused in range(len(panels), rows * columns):
