@@ -10,7 +10,8 @@ weights.
 
 Every phrase of a tree is an example, not only the whole sentence. The treebank's five grades
 become soft targets, so that a neutral phrase asks for even odds: words without sentiment then
-carry no evidence.
+carry no evidence. What *not* and *but* do to an opinion, the treebank shows too rarely: sentences
+about that are made up from its own words (`opinions.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import BertConfig, BertForSequenceClassification
 
+from captum_transformer_lrp.examples.training.opinions import held_out_negations, made_up
 from captum_transformer_lrp.examples.training.schedule import warm_up_then_cosine
 
 MAX_TOKENS = 128
@@ -136,22 +138,34 @@ class Examples(NamedTuple):
     positive: Tensor
 
 
-def encode(tokenizer: Tokenizer, batch: list[Phrase]) -> Examples:
-    """Encode phrases with their soft targets."""
-    rows = [encoding.ids for encoding in tokenizer.encode_batch([p.text for p in batch])]
+def encode(tokenizer: Tokenizer, texts: Sequence[str], positive: Sequence[float]) -> Examples:
+    """Encode texts with their soft targets."""
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
     tokens = torch.tensor([row + [PADDING] * (width - len(row)) for row in rows])
-    return Examples(tokens, lengths, torch.tensor([GRADE_TO_POSITIVE[p.grade] for p in batch]))
+    return Examples(tokens, lengths, torch.tensor(positive))
 
 
 def training_examples(
     tokenizer: Tokenizer, all_phrases: list[Phrase], *, sentence_repeats: int
 ) -> Examples:
-    """Every different phrase once, whole sentences more often."""
+    """Every different phrase once, whole sentences more often, and the made-up sentences."""
     once = list({phrase.text.lower(): phrase for phrase in all_phrases}.values())
     sentences = [phrase for phrase in all_phrases if phrase.is_sentence]
-    return encode(tokenizer, once + sentences * (sentence_repeats - 1))
+    shown = once + sentences * (sentence_repeats - 1)
+    opinions = made_up(grades_of(all_phrases), GRADE_TO_POSITIVE)
+    return encode(
+        tokenizer,
+        [phrase.text for phrase in shown] + [detokenize(each.text.split()) for each in opinions],
+        [GRADE_TO_POSITIVE[phrase.grade] for phrase in shown]
+        + [each.positive for each in opinions],
+    )
+
+
+def grades_of(all_phrases: Iterable[Phrase]) -> dict[str, int]:
+    """The grade of each phrase in lower case."""
+    return {phrase.text.lower(): phrase.grade for phrase in all_phrases}
 
 
 def batches(lengths: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -235,14 +249,32 @@ def sentence_accuracy(
 ) -> float:
     """Share of whole sentences that are not neutral whose sentiment is recognised."""
     sentences = [p for p in all_phrases if p.is_sentence and p.grade != _NEUTRAL_GRADE]
-    examples = encode(tokenizer, sentences)
+    praise = [phrase.grade > _NEUTRAL_GRADE for phrase in sentences]
+    return _accuracy(model, tokenizer, [phrase.text for phrase in sentences], praise)
+
+
+def negation_accuracy(
+    model: BertForSequenceClassification, tokenizer: Tokenizer, train_phrases: list[Phrase]
+) -> float:
+    """Share of negated opinion words recognised, of words never negated by `opinions.made_up`."""
+    texts, praise = zip(*held_out_negations(grades_of(train_phrases)), strict=True)
+    return _accuracy(model, tokenizer, [detokenize(text.split()) for text in texts], praise)
+
+
+def _accuracy(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    praise: Sequence[bool],
+) -> float:
+    examples = encode(tokenizer, texts, [float(each) for each in praise])
     right = 0
-    for rows in torch.arange(len(sentences)).split(256):
+    for rows in torch.arange(len(texts)).split(256):
         tokens = examples.tokens[rows]
         with torch.no_grad():
             logits = model(tokens, attention_mask=(tokens != PADDING).long()).logits
         right += int(((logits[:, 1] > logits[:, 0]) == (examples.positive[rows] > 0.5)).sum())
-    return right / len(sentences)
+    return right / len(texts)
 
 
 def main() -> None:
@@ -307,6 +339,8 @@ def main() -> None:
             model, tokenizer, read_phrases(arguments.treebank / f"{split}.txt")
         )
         print(f"{split} sentences: {accuracy:.1%} right", flush=True)
+    accuracy = negation_accuracy(model, tokenizer, read_phrases(arguments.treebank / "train.txt"))
+    print(f"negations of words never shown negated: {accuracy:.1%} right", flush=True)
 
 
 if __name__ == "__main__":
