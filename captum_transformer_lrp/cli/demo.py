@@ -134,8 +134,9 @@ def _beside_integrated_gradients(scene: Scene, found: ExplainedImage) -> Section
     both = ExplainedImage(found.photo, found.predictions, found.explained, maps)
     section = image_section("Beside IntegratedGradients", both)
     table = Table(
-        "Share of the map inside the object that was asked for, and inside the other one",
-        ["method", *(f"{label}, in {kind}" for label in scene.labels for kind in ("it", "other"))],
+        "Share of the map inside the object that was asked for, and inside the other one; – is a "
+        "map that is zero everywhere",
+        ["method", *(f"{label}: in {kind}" for label in scene.labels for kind in ("it", "other"))],
         [
             [method_label(method), *_shares(scene, of_class)]
             for method, of_class in found.maps.items()
@@ -151,7 +152,9 @@ def _shares(scene: Scene, of_class: dict[str, Tensor]) -> list[str]:
         positive = of_class[label][0].clamp(min=0).numpy()
         (other,) = (name for name in scene.labels if name != label)
         for mask in (scene.masks[label], scene.masks[other]):
-            found.append(f"{100 * positive[mask].sum() / positive.sum():.0f} %")
+            total = positive.sum()
+            # Grad-CAM's map of a class can be zero everywhere.
+            found.append(f"{100 * positive[mask].sum() / total:.0f} %" if total else "–")
     return found
 
 

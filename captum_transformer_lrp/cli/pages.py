@@ -22,9 +22,12 @@ def image_section(title: str, found: ExplainedImage, *, text: str = "") -> Secti
             [each.probability for each in found.explained],
             image_title="what the model sees",
             columns=2,  # on a phone, more would make the titles too small to read
+            panel_inches=1.6,
         )
     else:
-        figure = method_class_grid(maps, found.photo, image_title="what the model sees")
+        figure = method_class_grid(
+            maps, found.photo, image_title="what the model sees", panel_inches=1.3
+        )
     classes = listed(found.explained)
     alt = (
         f"{title}: the picture, then where each class is seen, lit up. "
