@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 from rich.console import Console
 
-from captum_transformer_lrp.cli.common import UsageError, clear_errors, to_device
-from captum_transformer_lrp.cli.options import Device
+from captum_transformer_lrp.cli.errors import UsageError, clear_errors
+from captum_transformer_lrp.cli.options import Device, to_device
 from captum_transformer_lrp.visualization.labels import printable
 
 if TYPE_CHECKING:

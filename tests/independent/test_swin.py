@@ -1,4 +1,4 @@
-"""Swin: shifted windows, padding to whole windows, relative positions, merged patches, mean pooling.
+"""Swin: shifted windows, padding to whole windows, relative positions, merged patches, mean pool.
 
 The picture is not square and its second stage does not divide into windows.
 """
