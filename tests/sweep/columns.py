@@ -25,7 +25,7 @@ def examine(case: Case, result: Result) -> None:
     start = time.process_time()
     result.parameters = sum(parameter.numel() for parameter in case.model.parameters())
     result.inputs = [list(value.shape) for value in _tuple(case.inputs)]
-    before = {name: _fingerprint(value) for name, value in case.model.state_dict().items()}
+    before = _state(case)
     try:
         with torch.no_grad():
             plain, result.softmax_attention = computes_softmax_attention(
@@ -40,8 +40,7 @@ def examine(case: Case, result: Result) -> None:
                 result.propagates = _propagates(case)
             return
         result.judge()
-        after = {name: _fingerprint(value) for name, value in case.model.state_dict().items()}
-        if before != after:
+        if before != _state(case):
             result.verdict, result.reason = "failed", "the model's parameters or buffers changed"
     finally:
         result.seconds = round(time.process_time() - start, 2)
@@ -55,7 +54,7 @@ def _explain(case: Case, method: TransformerAttribution, plain: Tensor, result: 
     result.relevance = float((explanation.total - 1).abs().max())
     shares = {name: float(share.abs().mean()) for name, share in explanation.absorbed.items()}
     largest = sorted(shares, key=lambda name: -shares[name])[:5]
-    result.absorbed = {name: round(shares[name], 4) for name in largest}
+    result.absorbed = {name: round(shares[name], 4) for name in largest if shares[name] >= 5e-5}
     maps = _tuple(explanation.attributions)
     result.finite = all(bool(one.isfinite().all()) and bool((one >= 0).all()) for one in maps)
     result.shape = all(
@@ -78,24 +77,25 @@ def _is_map_of(found: Tensor, value: Tensor) -> bool:
     return all(value.shape[axis] == 1 or bool(rows.std(axis - image).amax() > 0) for axis in axes)
 
 
+def _varies(rows: Tensor, axis: int) -> bool:
+    return bool(rows.std(axis).amax() > 1e-9 * rows.abs().amax())
+
+
 def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:
+    """Between the first example's maps in the batch and by itself."""
     count = len(_tuple(case.inputs)[0])
-    worst = 0.0
-    for number in range(count):
 
-        def cut(value: Any, number: int = number) -> Any:
-            batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
-            return value[number : number + 1] if batched else value
+    def cut(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+        return value[:1] if batched else value
 
-        inputs = tuple(cut(value) for value in _tuple(case.inputs))
-        single = method.attribute(
-            inputs if isinstance(case.inputs, tuple) else inputs[0],
-            cut(case.target),
-            {name: cut(value) for name, value in case.additional_forward_args.items()},
-        )
-        of_batch = [one[number : number + 1] for one in maps]
-        worst = max(worst, _difference(of_batch, list(_tuple(single))))
-    return worst
+    inputs = tuple(map(cut, _tuple(case.inputs)))
+    single = method.attribute(
+        inputs if isinstance(case.inputs, tuple) else inputs[0],
+        cut(case.target),
+        {name: cut(value) for name, value in case.additional_forward_args.items()},
+    )
+    return _difference([one[:1] for one in maps], list(_tuple(single)))
 
 
 def _gradient_difference(case: Case, recording: Recording, start: Tensor) -> float:
@@ -183,7 +183,7 @@ def _in_words(tokens: Tensor) -> str:
     total = float(tokens.sum())
     count = len(tokens)
     if total <= 0:
-        return "none of the last tokens"
+        return "the tokens that a last attention pools"
     read = (tokens > 1e-9 * total).nonzero().flatten().tolist()
     shares = tokens[read] / total
     even = bool((shares.max() - shares.min()) < 1e-6)
@@ -240,6 +240,7 @@ def _tuple(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _fingerprint(value: Tensor) -> tuple[float, float]:
-    value = value.detach().double().flatten()
-    return float(value.sum()), float(value.abs().sum())
+def _state(case: Case) -> dict[str, tuple[int, int]]:
+    """Where parameters and buffers lie, and how often they have been written to."""
+    state = case.model.state_dict(keep_vars=True)
+    return {name: (value.data_ptr(), value._version) for name, value in state.items()}

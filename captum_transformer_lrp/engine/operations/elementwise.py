@@ -32,7 +32,8 @@ def _normalization(watch: Interception, function: Function, args: Args, kwargs: 
             f"{watch.module_name()} normalises by the statistics of the batch, so that one "
             "example's explanation would depend on the others: call model.eval() first"
         )
-    return watch.elementwise(function, args, kwargs, base=object(), statistic=False)
+    # Whatever is normalised is no longer the product of two activations: not softmax scores.
+    return watch.elementwise(function, args, kwargs, scores=False, base=object(), statistic=False)
 
 
 @handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",
@@ -84,6 +85,7 @@ def _softmax(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         args,
         kwargs,
         flow=flows.blocked if attends else flows.keep,
+        softmax=True,
         attention=attends,
         base=object(),
         statistic=False,
