@@ -82,6 +82,7 @@ def _scaled(
         if whole:
             mark = mark.but(
                 scores=any(one.scores for one in whole),
+                softmax=any(one.softmax for one in whole),
                 attention=any(one.attention for one in whole),
             )
         return watch.tape.record(
