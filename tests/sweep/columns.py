@@ -100,51 +100,56 @@ def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable
 
 def _gradient_difference(case: Case, recording: Recording, start: Tensor) -> float:
     """Between the tape's gradient at the inputs (token ids: their embeddings) and autograd's."""
-    leaves = [leaf for found in recording.leaves for leaf in found]
+    leaves = recording.all_leaves
     taped = recording.tape.backward(Phase.GRADIENT, recording.output, start, leaves)
-    inputs = [
+    inputs = tuple(
         value.clone().requires_grad_() if value.is_floating_point() else value
         for value in _tuple(case.inputs)
-    ]
-    with torch.enable_grad(), _Embeddings(inputs) as embeddings:
-        output = find_logits(_called(case, tuple(inputs)))
-    wanted = [
-        leaf
-        for value in inputs
-        for leaf in ([value] if value.is_floating_point() else embeddings.of(value))
-    ]
+    )
+    with torch.enable_grad(), _Embeddings() as embeddings:
+        output = find_logits(_called(case, inputs))
+    wanted: list[Tensor] = []
+    masks: list[Tensor | None] = []
+    for value, of_input, places in zip(inputs, recording.leaves, recording.places, strict=True):
+        if value.is_floating_point():
+            wanted.append(value)
+            masks.append(None)
+            continue
+        wanted += [embeddings.equal_to(leaf) for leaf in of_input]
+        # What the model looks up for ids of its own is no part of the input.
+        masks += [(of_leaf > 0).unsqueeze(-1) for of_leaf in places]
     plain = torch.autograd.grad(output, wanted, start.to(output.dtype), allow_unused=True)
-    expected = [
-        torch.zeros_like(leaf) if value is None else value
-        for leaf, value in zip(wanted, plain, strict=True)
-    ]
-    return _difference([one.reshape(two.shape) for one, two in zip(taped, expected, strict=True)],
-                       expected)  # fmt: skip
+    expected, found = [], []
+    for value, gradient, one, mask in zip(wanted, plain, taped, masks, strict=True):
+        whole = torch.zeros_like(value) if gradient is None else gradient
+        whole = whole if whole.shape == one.shape else whole.transpose(0, 1)
+        expected.append(whole if mask is None else whole * mask)
+        found.append(one if mask is None else one * mask)
+    return _difference(found, expected)
 
 
 class _Embeddings(TorchFunctionMode):
-    """Keeps what is looked up for token ids, whatever has been done to their shape."""
+    """Keeps what is looked up in any embedding."""
 
-    def __init__(self, inputs: Iterable[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._found: dict[int, list[Tensor]] = {
-            _memory(value): [] for value in inputs if not value.is_floating_point()
-        }
+        self._found: list[Tensor] = []
 
-    def of(self, ids: Tensor) -> list[Tensor]:
-        return self._found[_memory(ids)]
+    def equal_to(self, leaf: Tensor) -> Tensor:
+        """The first look-up of these values (or with the batch in the second place), once."""
+        for place, one in enumerate(self._found):
+            for laid in (one, one.transpose(0, 1)):
+                if laid.shape == leaf.shape and torch.equal(laid.to(leaf.dtype), leaf):
+                    return self._found.pop(place)
+        raise LookupError("the tape's embeddings are none of the model's")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is F.embedding and _memory(args[0]) in self._found:
-            if not result.requires_grad:
-                result.requires_grad_()
-            self._found[_memory(args[0])].append(result)
-        return result
-
-
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage().data_ptr())
+        if func is not F.embedding:
+            return result
+        looked_up = result.detach().requires_grad_()
+        self._found.append(looked_up)
+        return looked_up * 1  # no leaf: some models scale it in place
 
 
 def readout(recording: Recording, start: Tensor) -> str:

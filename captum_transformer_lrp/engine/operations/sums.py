@@ -143,6 +143,7 @@ def _skip_add(
         branch_attentions = branch.attentions & ~skipped.attentions
         if attends:
             watch.tape.streams.append(tensor)
+        # What the branch is made of ends here: the stream stays what it was.
         mark = mark.but(
             events=skipped.events,
             scores=skipped.scores,
