@@ -107,7 +107,6 @@ def _accumulated_examples(
     adds_rows: bool,
 ) -> Examples:
     """The examples of rows put together; unknown if a row gets something of two examples."""
-
     place = index.cpu()
     if adds_rows:
         place = place.view([-1 if d == dim % len(shape) else 1 for d in range(len(shape))])
