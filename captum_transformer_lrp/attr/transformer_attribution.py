@@ -136,14 +136,13 @@ class TransformerAttribution(RolloutAttribution):
             )
             gradient_of = gradients(recording, start, tape.attentions)
             steps = tape.attentions
-            leaves = [leaf for found in recording.leaves for leaf in found]
+            leaves = recording.all_leaves
             wanted = [step.attention for step in steps]
             tape.absorbed = {}
             found = tape.backward(Phase.RELEVANCE, recording.output, start, [*wanted, *leaves])
             of_attentions = found[: len(steps)]
             of_leaves = found[len(steps) :]
-            per_input = iter(of_leaves)
-            summed = tuple(sum_all([next(per_input) for _ in one]) for one in recording.leaves)
+            summed = tuple(recording.at_inputs(of_leaves))
             total = sum_all(
                 [value.flatten(1).sum(1) for value in summed] + list(tape.absorbed.values())
             )

@@ -225,10 +225,7 @@ class TransformerLRP(RecordedAttribution):
             stream = views.token_stream(recording)
             (found,) = tape.backward(Phase.RELEVANCE, recording.output, seed, [stream])
             return (found.detach().sum(-1).flatten(1),)
-        leaves = [leaf for one in recording.leaves for leaf in one]
-        arrived = iter(tape.backward(Phase.RELEVANCE, recording.output, seed, leaves))
-        summed = [sum_all([next(arrived) for _ in one]).detach() for one in recording.leaves]
-        kinds = zip(summed, recording.shapes, recording.are_ids, strict=True)
-        return tuple(
-            views.id_values(value, shape) if are_ids else value for value, shape, are_ids in kinds
-        )
+        leaves = recording.all_leaves
+        arrived = tape.backward(Phase.RELEVANCE, recording.output, seed, leaves)
+        pairs = zip(recording.at_inputs(arrived), recording.are_ids, strict=True)
+        return tuple((value.sum(-1) if are_ids else value).detach() for value, are_ids in pairs)

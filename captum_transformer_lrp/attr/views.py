@@ -35,19 +35,11 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
     """
     tape = recording.tape
     tape.grids.clear()
-    wanted = [leaf for leaves in recording.leaves for leaf in leaves]
-    masses = iter(tape.backward(Phase.ROLLOUT, origin, seed, wanted))
+    masses = recording.at_inputs(tape.backward(Phase.ROLLOUT, origin, seed, recording.all_leaves))
     found = []
-    kinds = zip(recording.leaves, recording.shapes, recording.are_ids, strict=True)
-    for index, (leaves, shape, are_ids) in enumerate(kinds):
-        arrived = torch.stack(
-            [
-                id_values(next(masses), shape)
-                if are_ids
-                else _at_pixels(next(masses), shape, tape.patch_features)
-                for _ in leaves
-            ]
-        ).sum(0)
+    kinds = zip(masses, recording.shapes, recording.are_ids, strict=True)
+    for index, (mass, shape, are_ids) in enumerate(kinds):
+        arrived = mass.sum(-1) if are_ids else _at_pixels(mass, shape, tape.patch_features)
         for grid, mark in tape.grids:
             if mark.origins == 1 << index:
                 arrived = arrived + _upsampled(grid, mark, shape)
@@ -58,17 +50,6 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
                 )
         found.append(arrived)
     return tuple(found)
-
-
-def id_values(of_embeddings: Tensor, shape: torch.Size) -> Tensor:
-    """The sum over the embedding (…, D) that was looked up for each token id, (N, S)."""
-    values = of_embeddings.sum(-1)
-    if values.numel() != shape.numel():
-        raise ExplanationError(
-            f"the model looked up {tuple(values.shape)} of the {tuple(shape)} token ids, so it is "
-            "not known which: pass their embeddings as the inputs instead"
-        )
-    return values.reshape(shape)
 
 
 def _at_pixels(mass: Tensor, shape: torch.Size, patch_features: int | None) -> Tensor:

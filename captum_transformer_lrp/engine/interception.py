@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -30,6 +29,7 @@ from captum_transformer_lrp.engine.arguments import (
     with_first,
 )
 from captum_transformer_lrp.engine.books import report_constants
+from captum_transformer_lrp.engine.custom import CustomCall, CustomCalls, bridged
 from captum_transformer_lrp.engine.frames import calling_modules, module_name
 from captum_transformer_lrp.engine.marks import (
     Mark,
@@ -49,6 +49,7 @@ from captum_transformer_lrp.engine.structure import (
     REARRANGEMENTS,
 )
 from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.engine.token_ids import ELEMENTWISE, TokenIds, moved
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
@@ -106,8 +107,8 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.tape = tape
         self.examples = Examples(examples)
-        self.token_inputs: dict[int, tuple[Tensor, int, Examples]] = {}
-        self.token_leaves: list[tuple[int, Tensor]] = []
+        self.token_ids: dict[int, TokenIds] = {}
+        self.token_leaves: list[tuple[int, Tensor, Tensor]] = []
         self._strict = strict
         self._pixel_rule = pixel_rule
         self._rules = function_rules
@@ -117,6 +118,8 @@ class Interception(TorchFunctionMode):
         self._constants: dict[int, tuple[Tensor, str]] = {}
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
+        self._custom_calls = CustomCalls()
+        self._custom_results: dict[int, CustomCall] = {}
         self._device_type = device_type
         self._dtype = dtype
         self.given = torch.float32
@@ -162,6 +165,8 @@ class Interception(TorchFunctionMode):
         if _autocasts(self._device_type):
             with torch.autocast(self._device_type, enabled=False):
                 return self.call(function, args, kwargs)
+        if not torch.is_grad_enabled() and (custom := self._custom_calls.current()) is not None:
+            return self._inside_custom(custom, function, args, kwargs)
         unit = self._units.current() if self._units.present else None
         if self._replaced or self._units.present:
             args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
@@ -200,6 +205,11 @@ class Interception(TorchFunctionMode):
             self.given = torch.float64
         return given.to(self._dtype) if given.element_size() < self._dtype.itemsize else given
 
+    def raised_constant(self, tensor: Tensor) -> Tensor:
+        """A constant of the model, in the precision of the tape."""
+        lower = tensor.is_floating_point() and tensor.element_size() < self._dtype.itemsize
+        return tensor.to(self._dtype) if lower else tensor
+
     def module_name(self) -> str:
         """The name of the module that is calling."""
         return module_name(self._names)
@@ -220,7 +230,9 @@ class Interception(TorchFunctionMode):
         """The tensor that stands for ``tensor`` now."""
         replaced = self._replaced.get(id(tensor))
         if replaced is not None:
-            return self.resolve(replaced[1], unit)
+            if tensor.grad_fn is not None and id(tensor) in self._custom_results:
+                self._leave_custom(tensor, replaced[1])
+            return self.resolve(self._replaced[id(tensor)][1], unit)
         if self._overwritten and tensor.untyped_storage()._cdata in self._overwritten:
             return self._view_made_again(tensor)
         mark = self.tape.mark(tensor)
@@ -271,10 +283,12 @@ class Interception(TorchFunctionMode):
 
     def _without_activation(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         for tensor in tensors_in((args, kwargs)):
-            if id(tensor) in self.token_inputs:
+            if id(tensor) in self.token_ids:
                 return self._with_token_ids(function, args, kwargs)
         for tensor in tensors_in((args, kwargs)):
             self._refuse_unannounced(tensor)
+        if function not in IN_PLACE and function not in _WRITES and self._is_mixed(args, kwargs):
+            args, kwargs = replace_tensors((args, kwargs), self.raised_constant)
         with torch.no_grad():
             result = function(*args, **kwargs)
         name = next((n for n in map(self._constant_name, tensors_in((args, kwargs))) if n), "")
@@ -284,37 +298,86 @@ class Interception(TorchFunctionMode):
                     self._constants[id(tensor)] = (tensor, name)
         return result
 
+    @staticmethod
+    def _is_mixed(args: Args, kwargs: Kwargs) -> bool:
+        """Whether constants made like activations, in the tape's precision, meet the model's own.
+
+        The smallest number of the tape's precision, which masks are multiplied by, is one too.
+        """
+        kinds = {one.dtype for one in tensors_in((args, kwargs)) if one.is_floating_point()}
+        extreme = any(isinstance(one, float) and abs(one) > _LARGEST_FLOAT32 for one in args)
+        return len(kinds) > 1 or extreme
+
     def _with_token_ids(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        """A call on integer inputs: an embedding makes activations of them."""
+        """A call on token ids: they are moved, computed with, or looked up."""
+        found = [self.token_ids.get(id(tensor)) for tensor in tensors_in((args, kwargs))]
+        known = {id(one.ids): one for one in found if one is not None}
+        first = next(iter(known.values()))
+        if function in IN_PLACE or function in _WRITES:
+            return self._write_ids(function, args, kwargs, known)
         with torch.no_grad():
             result = function(*args, **kwargs)
-        ids = next(t for t in tensors_in((args, kwargs)) if id(t) in self.token_inputs)
-        _, index, examples = self.token_inputs[id(ids)]
-        if function is F.embedding or function is torch.embedding:
-            axis = examples.axis or 0
-            leaf = self.raised(result.movedim(axis, 0).detach()).requires_grad_()
-            self.token_leaves.append((index, leaf))
-            embedded = leaf.movedim(0, axis)
-            self.tape.marks[embedded] = Mark(examples, origins=1 << index, base=object())
-            return embedded
-        if function in REARRANGEMENTS or function in CASTS:
+        if isinstance(result, Tensor) and result.is_floating_point():
+            looked_up = function in _LOOK_UPS and result.shape[:-1] == first.ids.shape
+            return self._looked_up(result, first, args, kwargs) if looked_up else result
+        parts = list(tensors_in(result))
+        if not parts or any(one.is_floating_point() or one.dtype == torch.bool for one in parts):
+            return result
+        places: list[Tensor] = []
+        if function in REARRANGEMENTS | JOINS | CASTS and _joins_one_input(known):
+            anyhow = _ANYHOW.get(function, function)
+            places = moved(lambda change: _repeated(anyhow, args, kwargs, change), known)
+        if parts[0].shape == first.ids.shape and (
+            function in ELEMENTWISE or (function in _LOOK_UPS and not any(map(torch.any, places)))
+        ):
+            places = [first.places]
+        for part, place in zip(parts, places, strict=bool(places)):
+            self.token_ids[id(part)] = first.become(part, place)
+        return result
 
-            def again(stand_in: Tensor) -> Any:
-                change = lambda t: stand_in if t is ids else t.cpu()  # noqa: E731
-                return _ANYHOW.get(function, function)(
-                    *replace_tensors(args, change), **replace_tensors(kwargs, change)
+    def _write_ids(
+        self, function: Function, args: Args, kwargs: Kwargs, known: dict[int, TokenIds]
+    ) -> Any:
+        """Ids that are written into others, as those of a decoder are."""
+        target, _ = first_tensor(args, kwargs)
+        base = target if target._base is None else target._base
+        first = next(iter(known.values()))
+        followed = is_laid_out_plainly(base) and not base.is_floating_point()
+        if followed and _joins_one_input(known):
+            onto = self.token_ids.get(id(base))
+            onto = onto or first.become(base, torch.zeros_like(base, dtype=torch.long))
+
+            def run(change: Callable[[Tensor], Tensor]) -> Tensor:
+                changed = change(base).clone()
+                place = target.shape, target.stride(), int(target.storage_offset())
+                onto_view = changed.as_strided(*place)
+                _repeated(function, args, kwargs, lambda t: onto_view if t is target else change(t))
+                return changed
+
+            (places,) = moved(run, {**known, id(base): onto})
+            self.token_ids[id(base)] = first.become(base, places)
+            if target is not base:
+                of_view = places.as_strided(
+                    target.shape, target.stride(), int(target.storage_offset())
                 )
+                self.token_ids[id(target)] = first.become(target, of_view)
+        with torch.no_grad():
+            return function(*args, **kwargs)
 
-            parts = list(tensors_in(result))
-            found: Examples | list[Examples] = examples
-            if function in REARRANGEMENTS:
-                with torch.no_grad():
-                    found = rearranged_examples(examples, ids.shape, again)
-            if isinstance(found, Examples):
-                found = [found] * len(parts)
-            for part, of_part in zip(parts, found, strict=True):
-                if not part.is_floating_point() and part.dtype != torch.bool:
-                    self.token_inputs[id(part)] = (part, index, of_part)
+    def _looked_up(self, embedded: Tensor, ids: TokenIds, args: Args, kwargs: Kwargs) -> Tensor:
+        """Embeddings of token ids: here the tape begins."""
+        examples = ids.examples
+        axis = examples.axis or 0
+        leaf = self.raised(embedded.movedim(axis, 0).detach()).requires_grad_()
+        self.token_leaves.append((ids.index, leaf, ids.places.movedim(axis, 0)))
+        result = leaf.movedim(0, axis)
+        self.tape.marks[result] = Mark(examples, origins=1 << ids.index, base=object())
+        of_input = ids.places > 0
+        if not bool(of_input.all()):  # what the model's own ids get is the table's
+            own = self.raised(embedded.detach())
+            name = next((n for n in map(self._constant_name, tensors_in((args, kwargs))) if n), "")
+            self._constants[id(own)] = (own, name or self.module_name())
+            return self._join(torch.where, (of_input.unsqueeze(-1), result, own), {})
         return result
 
     def _get_property(self, function: Function, args: tuple[Any, ...]) -> Any:
@@ -653,6 +716,34 @@ class Interception(TorchFunctionMode):
         place = tensor.shape, tensor.stride(), tensor.storage_offset()
         return self.call(torch.as_strided, (now.contiguous(), *place), {})
 
+    # -- custom autograd functions ---------------------------------------------------------------
+
+    def _inside_custom(
+        self, custom: CustomCall, function: Function, args: Args, kwargs: Kwargs
+    ) -> Any:
+        """Record a call in a custom function's forward pass; it sees a result without graph."""
+        with torch.enable_grad():
+            result = self.call(function, args, kwargs)
+
+        def detached(tensor: Tensor) -> Tensor:
+            if self.tape.mark(tensor) is None or id(tensor) in self._custom_results:
+                return tensor
+            outside = tensor.detach()
+            self._replaced[id(outside)] = (outside, tensor)
+            self._custom_results[id(outside)] = custom
+            return outside
+
+        return replace_tensors(result, detached)
+
+    def _leave_custom(self, result: Tensor, recorded: Tensor) -> None:
+        """Its result has got the custom function's own derivative."""
+        custom = self._custom_results.pop(id(result))
+        if custom.calls_modules:
+            return
+        joined = bridged(self.tape, result, recorded)
+        self.tape.marks[joined] = self.tape.marks[recorded]
+        self._replaced[id(result)] = (result, joined)
+
     # -- modules with a rule of their own --------------------------------------------------------
 
     def _inside_unit(
@@ -718,9 +809,11 @@ class Interception(TorchFunctionMode):
     def close(self) -> None:
         """Forget everything that was needed only while the model ran."""
         self._units.close()
+        self._custom_calls.close()
+        self._custom_results.clear()
         self._replaced.clear()
         self._constants.clear()
-        self.token_inputs.clear()
+        self.token_ids.clear()
 
 
 def _written_at(
@@ -740,14 +833,24 @@ def is_laid_out_plainly(base: Tensor) -> bool:
     return bool(base.is_contiguous() and base.storage_offset() == 0)
 
 
+def _joins_one_input(known: Mapping[int, TokenIds]) -> bool:
+    return len({one.index for one in known.values()}) == 1
+
+
+def _repeated(
+    function: Function, args: Args, kwargs: Kwargs, change: Callable[[Tensor], Any]
+) -> Any:
+    """The same call with every tensor changed."""
+    return function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+
+
 def _again(
     function: Function, args: Args, kwargs: Kwargs
 ) -> Callable[[Mapping[int, Tensor]], Tensor]:
     """The same call on other tensors, given for each of its own by its id."""
 
     def call(replaced: Mapping[int, Tensor]) -> Tensor:
-        change = lambda t: replaced[id(t)]  # noqa: E731
-        result: Tensor = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+        result: Tensor = _repeated(function, args, kwargs, lambda tensor: replaced[id(tensor)])
         return result
 
     return call
@@ -762,6 +865,10 @@ _ANYHOW: dict[Function, Function] = {
     Tensor.view: Tensor.reshape,
     Tensor.view_as: Tensor.reshape_as,
 }
+
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+
+_LOOK_UPS = frozenset(spelled("embedding", "index_select", "__getitem__"))
 
 _AS_STRIDED = frozenset(spelled("as_strided"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from captum_transformer_lrp.engine.arguments import Function
 from captum_transformer_lrp.engine.interception import Interception
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.engine.token_ids import TokenIds, at_tokens
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -35,6 +36,8 @@ class Recording:
         output: the model's logits, on the tape.
         leaves: for every explained input the tensors on the tape that stand for it: itself, or for
             integer token ids the embeddings that were looked up for them.
+        places: for every input of token ids and each of its leaves the token that each embedding
+            was looked up for (see :mod:`captum_transformer_lrp.engine.token_ids`).
         shapes: the shapes of the inputs.
         are_ids: whether each input is token ids.
         dtype: the precision of what came in, float32 or float64, to return results in.
@@ -43,9 +46,35 @@ class Recording:
     tape: Tape
     output: Tensor
     leaves: list[list[Tensor]]
+    places: list[list[Tensor]]
     shapes: list[torch.Size]
     are_ids: list[bool]
     dtype: torch.dtype
+
+    @property
+    def all_leaves(self) -> list[Tensor]:
+        """The leaves of all inputs, in one list."""
+        return [leaf for leaves in self.leaves for leaf in leaves]
+
+    def at_inputs(self, arrived: Sequence[Tensor]) -> list[Tensor]:
+        """What arrived at :attr:`all_leaves`, added up for each input.
+
+        Returns:
+            For each input a tensor of its shape; for token ids (N, S, D), or (N, S, 1) if
+            embeddings of several sizes are looked up for them.
+        """
+        values = iter(arrived)
+        found = []
+        for index, leaves in enumerate(self.leaves):
+            of_input = [next(values) for _ in leaves]
+            if self.are_ids[index]:
+                if len({value.shape[-1] for value in of_input}) > 1:
+                    of_input = [value.sum(-1, keepdim=True) for value in of_input]
+                shape = self.shapes[index]
+                pairs = zip(of_input, self.places[index], strict=True)
+                of_input = [at_tokens(value, places, shape) for value, places in pairs]
+            found.append(torch.stack(of_input).sum(0))
+        return found
 
 
 @contextlib.contextmanager
@@ -113,23 +142,24 @@ def recorded(
                     )
                     leaves.append([stand_in])
                 else:
-                    known = (stand_in, index, interception.examples)
-                    interception.token_inputs[id(stand_in)] = known
+                    interception.token_ids[id(stand_in)] = TokenIds.given(stand_in, index)
                     leaves.append([])
                 arguments.append(stand_in)
             with interception:
                 result = forward_func(*arguments, *args, **kwargs)
             output = find_logits(result)
             output = interception.resolve(output)
-            for index, leaf in interception.token_leaves:
+            places: list[list[Tensor]] = [[] for _ in inputs]
+            for index, leaf, of_leaf in interception.token_leaves:
                 leaves[index].append(leaf)
+                places[index].append(of_leaf)
             interception.close()
             check_output(output, tape, inputs, leaves)
             if needs_attention:
                 check_attention(tape)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
-            yield Recording(tape, output, leaves, shapes, are_ids, interception.given)
+            yield Recording(tape, output, leaves, places, shapes, are_ids, interception.given)
     finally:
         interception.close()
         tape.clear()

@@ -145,7 +145,8 @@ ACTIVATIONS = spelled(
     "mish", "hardswish", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "tanhshrink",
     "softplus", "softsign", "logsigmoid", "sigmoid", "expit", "tanh", "threshold", "erf", "clamp",
     "clip", "clamp_min", "clamp_max", "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "square",
-    "abs", "pow", "__pow__", "float_power", "sin", "cos", "atan", "neg", "negative", "positive",
+    "abs", "pow", "__pow__", "float_power", "sin", "cos", "atan", "acos", "arccos",
+    "neg", "negative", "positive",
     "reciprocal", "nan_to_num", "round", "floor", "ceil", "log_softmax", "erfc",
 )  # fmt: skip
 """Functions of one activation, element by element (log-softmax by the paper's softmax rule)."""

@@ -54,7 +54,7 @@ LINEAR_ATTENTION = {
 
 OVERRIDES: dict[str, dict[str, Any]] = {
     "axk2": {"num_key_value_heads": 4, "index_topk": 8, "index_head_dim": 8, "index_n_heads": 4},
-    "canine": {"local_transformer_stride": 4, "num_hash_buckets": 64},
+    "canine": {"num_hash_buckets": 64},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     },
@@ -80,7 +80,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen3_next": LINEAR_ATTENTION,
     "reformer": {
         "axial_pos_embds_dim": [8, 24],
-        "axial_pos_shape": [8, 8],
+        "axial_pos_shape": [4, 4],
+        "hidden_dropout_prob": 0,
+        "local_attention_probs_dropout_prob": 0,
         "attention_head_size": 8,
         "feed_forward_size": 48,
     },
@@ -117,6 +119,8 @@ def _shrunk(kind: type[PretrainedConfig], more: dict[str, Any]) -> PretrainedCon
             fields[name] = _shrunk(type(getattr(default, name)), value)
         else:
             fields[name] = value
+    if getattr(default, "is_encoder_decoder", False):
+        fields.setdefault("decoder_start_token_id", 0)
     if "qk_rope_head_dim" in fields:  # the rotary part alone
         fields.pop("head_dim", None)
     return kind(**fields)

@@ -19,10 +19,17 @@ from captum_transformer_lrp.rules.spellings import spelled
 @handles(*registry.ACTIVATIONS)
 def _activation(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
     inplace = kwargs.pop("inplace", False)
-    output = watch.elementwise(function, args, kwargs, event=True)
+    mark = watch.tape.mark(args[0] if args else kwargs["input"])
+    attends = mark is not None and mark.scores and function in _OF_SCORES
+    changes = {"attention": True, "flow": flows.blocked} if attends else {}
+    output = watch.elementwise(function, args, kwargs, event=True, **changes)
     if inplace:
         watch.replace(args[0], output)
     return output
+
+
+_OF_SCORES = frozenset(spelled("exp", "sigmoid", "relu", "acos", "arccos"))
+"""Of scores they make attention weights: a softmax spelled out, and attention without softmax."""
 
 
 @handles(*registry.NORMALIZATIONS)

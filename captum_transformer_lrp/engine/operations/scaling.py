@@ -76,6 +76,13 @@ def _scaled(
         if is_function_of_same(of_u, of_v):
             return function_of_same(watch, function, run, u, of_u, v, of_v, output)
         mark = merged([of_u, of_v], broadcast_examples(of_u.examples, u.shape, output.shape))
+        # Weights that are broadcast are gates of what they multiply, which is not attention.
+        whole = [one for one, value in ((of_u, u), (of_v, v)) if value.shape == output.shape]
+        if whole:
+            mark = mark.but(
+                scores=any(one.scores for one in whole),
+                attention=any(one.attention for one in whole),
+            )
         return watch.tape.record(
             function,
             AutogradKernel(run),

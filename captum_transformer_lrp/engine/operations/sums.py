@@ -142,7 +142,8 @@ def _skip_add(
         branch_events = branch.events & ~skipped.events
         if attends:
             watch.tape.streams.append(tensor)
-        mark = mark.but(events=skipped.events)
+        # What the branch is made of ends here: the stream stays what it was.
+        mark = mark.but(events=skipped.events, scores=skipped.scores, attention=skipped.attention)
     else:
         attending = [bool(one.events & watch.tape.attention_events) for one in (of_u, of_v)]
         if all(attending):

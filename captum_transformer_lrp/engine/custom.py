@@ -1,0 +1,103 @@
+"""Custom autograd functions: what they compute is watched, how they are derived is theirs.
+
+PyTorch does not announce a call of a ``torch.autograd.Function``, but it announces the calls in its
+``forward``, where no gradient is recorded.  The engine records them nevertheless; relevance and
+token mass go by them, the gradient goes by the function's own ``backward``.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.engine.tape import Tape
+
+_MODULE_CALL = nn.Module._call_impl.__code__
+
+
+@dataclass(eq=False)
+class CustomCall:
+    """One call of a custom function that is under way or done.
+
+    Args:
+        frame: the interpreter's frame of its ``forward``, None when it is let go of.
+        calls_modules: whether its forward pass calls modules.  Such a function (a reversible
+            block, a checkpoint) computes them again in its backward pass, where nobody watches;
+            what was recorded is derived instead.
+    """
+
+    frame: FrameType | None
+    calls_modules: bool = False
+
+
+class CustomCalls:
+    """The custom functions of one forward pass."""
+
+    def __init__(self) -> None:
+        self._calls: dict[int, CustomCall] = {}
+        self._forwards: frozenset[CodeType] | None = None
+
+    def current(self) -> CustomCall | None:
+        """The outermost custom function whose forward pass is calling, if any."""
+        if self._forwards is None:
+            self._forwards = frozenset(_forwards_of(torch.autograd.Function))
+        found: CustomCall | None = None
+        module_between = False
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is _MODULE_CALL:
+                module_between = True
+            elif frame.f_code in self._forwards:
+                found = self._calls.get(id(frame))
+                if found is None or found.frame is not frame:
+                    found = self._calls[id(frame)] = CustomCall(frame)
+                found.calls_modules |= module_between
+            frame = frame.f_back
+        return found
+
+    def close(self) -> None:
+        """Let go of the interpreter's frames."""
+        for call in self._calls.values():
+            call.frame = None
+        self._calls.clear()
+
+
+def _forwards_of(function: type[torch.autograd.Function]) -> Iterator[CodeType]:
+    """The code of ``forward`` of every custom function that there is."""
+    for kind in function.__subclasses__():
+        code = getattr(kind.forward, "__code__", None)
+        if code is not None:
+            yield code
+        yield from _forwards_of(kind)
+
+
+def bridged(tape: Tape, result: Tensor, recorded: Tensor) -> Tensor:
+    """One tensor of a custom function's result and of what was recorded inside it."""
+    joined: Tensor = _Bridge.apply(tape, result, recorded)
+    return joined
+
+
+class _Bridge(torch.autograd.Function):
+    """Gradient to the function's own backward pass, everything else to what was recorded."""
+
+    @staticmethod
+    def forward(ctx: Any, tape: Tape, result: Tensor, recorded: Tensor) -> Tensor:
+        ctx.tape = tape
+        ctx.set_materialize_grads(False)
+        return recorded.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        from captum_transformer_lrp.engine.tape import Phase
+
+        (grad,) = grads
+        if ctx.tape.phase is Phase.GRADIENT:
+            return None, grad, None
+        return None, None, grad
