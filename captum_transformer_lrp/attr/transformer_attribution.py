@@ -92,6 +92,8 @@ class TransformerAttribution(RolloutAttribution):
             raise ValueError(
                 f"head_weighting must be one of {get_args(HeadWeighting)}: {head_weighting!r}"
             )
+        if layers is not None and not layers:
+            raise ValueError("layers must name at least one attention, or be None for all of them")
         self.head_weighting = head_weighting
         self.layers = None if layers is None else tuple(layers)
 

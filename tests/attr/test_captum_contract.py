@@ -112,6 +112,7 @@ def test_options_must_be_known(vit_case: Any, name: str) -> None:
         (TransformerLRP, {"start": "logits"}, "start must be one of"),
         (TransformerLRP, {"contrast": "slrp"}, "contrast must be None or one of"),
         (TransformerAttribution, {"head_weighting": "mean"}, "head_weighting must be one of"),
+        (TransformerAttribution, {"layers": []}, "layers must name at least one attention"),
     ],
 )
 def test_options_of_a_class_must_be_known(

@@ -9,7 +9,7 @@ independent implementation has none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from captum_transformer_lrp import Explanation, TransformerAttribution
 from tests.independent.relprop import Value, propagate
 
 TOLERANCE = 1e-9
+
+Arrange = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -61,14 +63,24 @@ def alive(model: nn.Module) -> nn.Module:
     return model.double().eval()
 
 
+def as_expected(index: int, found: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    """The layout of an attention map where the model has it as the independent one."""
+    return found.reshape(expected.shape), expected
+
+
 def compare(
     model: Any,
     inputs: Tensor | tuple[Tensor, ...],
     truths: Sequence[Truth],
     target: int,
     kwargs: dict[str, Any] | None = None,
+    arrange: Arrange = as_expected,
 ) -> Explanation:
-    """Explain all examples in one batch, and compare each with its truth."""
+    """Explain all examples in one batch, and compare each with its truth.
+
+    ``arrange`` takes an attention's number, what was found for one example, flat, and what is
+    expected, and returns the two in one layout.
+    """
     explanation = TransformerAttribution(model).explain(inputs, target, kwargs)
     count = len(truths)
     assert len(explanation.attentions) == len(truths[0].attentions)
@@ -83,8 +95,8 @@ def compare(
                 (maps.relevance, attention.relevance, "R"),
             ):
                 assert expected is not None
-                of_example = found.reshape(count, *expected.shape)[n]
-                close(of_example, expected, f"{what} of attention {index}, {maps.name}")
+                pair = arrange(index, found.reshape(count, -1)[n], expected)
+                close(*pair, f"{what} of attention {index}, {maps.name}")
         found_inputs = [relevance[n] for relevance in explanation.relevances]
         for found, given in zip(found_inputs, truth.inputs, strict=True):
             assert given.relevance is not None
@@ -95,5 +107,6 @@ def compare(
 def close(found: Tensor, expected: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
     """Equal up to ``tolerance`` of the largest entry."""
     assert found.shape == expected.shape, f"{what}: {found.shape}, expected {expected.shape}"
-    error = float(((found - expected).abs().max() / expected.abs().max()).detach())
+    largest = expected.detach().abs().max().clamp(min=torch.finfo(expected.dtype).tiny)
+    error = float((found - expected.detach()).abs().max() / largest)
     assert error <= tolerance, f"{what} differs by {error:.1e} of its largest entry"

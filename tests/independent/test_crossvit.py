@@ -127,19 +127,19 @@ def test_crossvit() -> None:
 def rollout(truth: Truth) -> list[Tensor]:
     """Eq. 14, with the tokens of both branches as columns; the mass of each branch's patches."""
     counts = [1 + grid**2 for grid in GRIDS]
-    masses = list(torch.eye(sum(counts), dtype=torch.float64).split(counts))
+    branches = list(torch.eye(sum(counts), dtype=torch.float64).split(counts))
     steps = iter(range(len(truth.attentions)))
     for depths in ((1, 2), (1, 1)):
         for i, depth in enumerate(depths):
             for _ in range(depth):
-                masses[i] = masses[i] + truth.weighted(next(steps)) @ masses[i]
+                branches[i] = branches[i] + truth.weighted(next(steps)) @ branches[i]
         fused = []
         for i in range(2):
-            tokens = torch.cat([masses[i][:1], masses[1 - i][1:]])
-            class_token = masses[i][:1] + truth.weighted(next(steps)) @ tokens
-            fused.append(torch.cat([class_token, masses[i][1:]]))
-        masses = fused
-    row = (masses[0][0] + masses[1][0]) / 2
+            tokens = torch.cat([branches[i][:1], branches[1 - i][1:]])
+            class_token = branches[i][:1] + truth.weighted(next(steps)) @ tokens
+            fused.append(torch.cat([class_token, branches[i][1:]]))
+        branches = fused
+    row = (branches[0][0] + branches[1][0]) / 2
     return [
         part[1:].reshape(grid, grid) for part, grid in zip(row.split(counts), GRIDS, strict=True)
     ]

@@ -56,7 +56,7 @@ def mixture(x: Value, module: Any) -> Value:
     The router's softmax passes relevance on unchanged, and so does dividing by the sum of the
     chosen weights, a normalisation.
     """
-    weights = softmax(dense_without_bias(x, module.gate.weight))
+    weights = softmax(linear(x, module.gate.weight))
     places = weights.data.topk(CHOSEN, -1).indices
     chosen = move(weights, lambda value: value.gather(-1, places))
     chosen = elementwise(chosen, lambda value: value / value.sum(-1, keepdim=True))
@@ -69,15 +69,11 @@ def mixture(x: Value, module: Any) -> Value:
 
 
 def expert(x: Value, experts: Any, number: int) -> Value:
-    both = dense_without_bias(x, experts.gate_up_proj[number])
+    both = linear(x, experts.gate_up_proj[number])
     gate = move(both, lambda value: value.chunk(2, -1)[0])
     up = move(both, lambda value: value.chunk(2, -1)[1])
     gated = times(elementwise(gate, torch.nn.functional.silu), up)
-    return dense_without_bias(gated, experts.down_proj[number])
-
-
-def dense_without_bias(x: Value, weight: Tensor) -> Value:
-    return linear(x, weight)
+    return linear(gated, experts.down_proj[number])
 
 
 def attend(x: Value, module: Any, allowed: Tensor, attentions: list[Value]) -> Value:

@@ -1,4 +1,4 @@
-"""Swin: shifted windows, padding to whole windows, relative positions, merged patches, mean pool.
+"""Swin: shifted windows, padding, relative positions, merged patches, mean pooling.
 
 The picture is not square and its second stage does not divide into windows.
 """

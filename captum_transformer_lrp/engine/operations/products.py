@@ -158,7 +158,7 @@ def multiplied(
         ordered = run if of_v is None else (lambda value, by: run(by, value))
         found = examples or _matmul_examples(mark, x, output)
         tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
-        return weighted(
+        product = weighted(
             watch,
             function,
             AutogradKernel(ordered),
@@ -169,6 +169,11 @@ def multiplied(
             flows.spread_over_features if tokenwise else flows.spread_evenly,
             found,
         )
+        if x.dim() > 2 and weight.dim() > 2:  # learned queries, as latents and probes have them
+            known = watch.tape.mark(product)
+            assert known is not None
+            watch.tape.marks[product] = known.but(scores=True)
+        return product
     if examples is None:
         examples = _matmul_examples(of_u, u, output)
         if not examples.known:
