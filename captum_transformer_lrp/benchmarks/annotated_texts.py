@@ -240,12 +240,12 @@ def corpus_classes(
     return dict(sorted(classes.items()))
 
 
-def _check_explained(explained: Sequence[str]) -> tuple[str, ...]:
-    if not explained or any(which not in EXPLAINED for which in explained):
+def _check_explain(explain: Sequence[str]) -> tuple[str, ...]:
+    if not explain or any(which not in EXPLAINED for which in explain):
         raise BenchmarkError(
-            f"explained must be {' or '.join(EXPLAINED)}, or both, found {list(explained)}"
+            f"explain must be {' or '.join(EXPLAINED)}, or both, found {list(explain)}"
         )
-    return tuple(dict.fromkeys(explained))
+    return tuple(dict.fromkeys(explain))
 
 
 def _longest(classifier: TextModel) -> int:

@@ -113,7 +113,7 @@ def both_classes(
         corpus,
         PAPER_AND_RANDOM,
         top_k=[2, 4],
-        explained=["target", "predicted"],
+        explain=["target", "predicted"],
         output=folder / "results",
     )
     return result, folder / "results"
@@ -230,7 +230,7 @@ def test_fusions_give_other_orders(classifier: TextModel, corpus: Path, tmp_path
         ({"top_k": []}, "top_k must be"),
         ({"top_k": [0]}, "top_k must be"),
         ({"fusion": "median"}, "sum, max, mean"),
-        ({"explained": ["other"]}, "target or predicted"),
+        ({"explain": ["other"]}, "target or predicted"),
         ({"max_length": 2}, "at least 3"),
         ({"methods": ["partial_lpr"]}, "did you mean 'partial_lrp'"),
         ({"limit": 0}, "at least 1"),
