@@ -54,6 +54,7 @@ def rationale(
     device: torch.device | str = "cpu",
     seed: int = 0,
     show_progress: bool = False,
+    so_far: bool = False,
 ) -> Result:
     r"""Measure the agreement of methods with human rationales, as the paper's figure 4 does.
 
@@ -73,6 +74,7 @@ def rationale(
         device: where to compute.
         seed: of methods that draw random numbers.
         show_progress: whether to show a bar with the remaining time.
+        so_far: only sum up what there is of an unfinished run.
 
     Raises:
         BenchmarkError: for data, settings or an output folder that do not fit.
@@ -108,7 +110,7 @@ def rationale(
         limit=limit,
         device=device,
     )
-    return run(benchmark, output, seed=seed, show_progress=show_progress)
+    return run(benchmark, output, seed=seed, show_progress=show_progress, so_far=so_far)
 
 
 class RationaleBenchmark(TextBenchmark):

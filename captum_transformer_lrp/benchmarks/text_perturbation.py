@@ -49,6 +49,7 @@ def text_perturbation(
     device: torch.device | str = "cpu",
     seed: int = 0,
     show_progress: bool = False,
+    so_far: bool = False,
 ) -> Result:
     """Measure comprehensiveness and sufficiency of methods, as ERASER defines them.
 
@@ -69,6 +70,7 @@ def text_perturbation(
         device: where to compute.
         seed: of methods that draw random numbers.
         show_progress: whether to show a bar with the remaining time.
+        so_far: only sum up what there is of an unfinished run.
 
     Raises:
         BenchmarkError: for data, settings or an output folder that do not fit.
@@ -86,7 +88,7 @@ def text_perturbation(
         limit=limit,
         device=device,
     )
-    return run(benchmark, output, seed=seed, show_progress=show_progress)
+    return run(benchmark, output, seed=seed, show_progress=show_progress, so_far=so_far)
 
 
 class TextPerturbationBenchmark(TextBenchmark):

@@ -20,6 +20,7 @@ from captum_transformer_lrp.cli.benchmark import (
     Output,
     Quiet,
     Seed,
+    SoFar,
     benchmark,
     method_names,
     output_folder,
@@ -117,6 +118,7 @@ def rationale_command(
     device: Device = "cpu",
     seed: Seed = 0,
     quiet: Quiet = False,
+    so_far: SoFar = False,
 ) -> None:
     """Compare the tokens ranked highest with those that people marked (figure 4)."""
     with clear_errors():
@@ -164,6 +166,7 @@ def rationale_command(
             device=where,
             seed=seed,
             show_progress=not quiet,
+            so_far=so_far,
         )
         report(result, folder, quiet)
 
@@ -192,6 +195,7 @@ def text_perturbation_command(
     device: Device = "cpu",
     seed: Seed = 0,
     quiet: Quiet = False,
+    so_far: SoFar = False,
 ) -> None:
     """Take the tokens ranked highest away, or keep only them (ERASER's AOPC)."""
     with clear_errors():
@@ -220,6 +224,7 @@ def text_perturbation_command(
             device=where,
             seed=seed,
             show_progress=not quiet,
+            so_far=so_far,
         )
         report(result, folder, quiet)
 

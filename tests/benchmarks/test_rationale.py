@@ -282,6 +282,7 @@ def test_the_command_prints_the_table_and_writes_the_files(
         (["--label", "NEG"], "expected CORPUS=CLASSIFIER"),
         (["--train-only"], "needs --train FOLDER"),
         (["--split", "dev"], "the splits there are: test"),
+        (["--so-far"], "found no run in"),
     ],
 )
 def test_mistakes_on_the_command_line_are_told(
