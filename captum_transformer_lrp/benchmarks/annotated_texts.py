@@ -127,6 +127,7 @@ class TextBenchmark(Benchmark[ReadDocument]):
             "explained": list(self.explained),
             "fusion": self.fusion,
             "max_length": self.max_length,
+            "device": self._device.type,
         }
 
     def identifiers(self) -> Sequence[str]:

@@ -32,8 +32,10 @@ TOP_K: Final = (10, 20, 30, 40, 50, 60, 70, 80)
 
 BEST_POSSIBLE: Final = "(best possible)"
 RANDOM_ORDER: Final = "(random order)"
-BOUNDS: Final = (RANDOM_ORDER, BEST_POSSIBLE)
-"""What a random order of the tokens is expected to reach, and what no order can exceed."""
+LAST_TOKENS: Final = "(last tokens read)"
+CONTROLS: Final = (RANDOM_ORDER, LAST_TOKENS, BEST_POSSIBLE)
+"""What a random order of the tokens is expected to reach, what the end of the text does, where
+reviewers sum up, and what no order can exceed."""
 
 _METRICS: Final = ("precision", "recall", "token-F1")
 
@@ -119,8 +121,7 @@ class RationaleBenchmark(TextBenchmark):
     As in the paper, what is explained is the document's own class ("target").  The tokens are the
     corpus'; of a token's pieces the attributions are summed up.  Only tokens that the classifier
     reads can be selected, but the rationale is that of the whole document: marked tokens beyond the
-    cut are missed by every method.  The result has two more rows, for what a random order is
-    expected to reach, and what no order can exceed.
+    cut are missed by every method.  The result has three more rows, :data:`CONTROLS`.
 
     Args:
         classifier: what is explained.
@@ -189,6 +190,7 @@ class RationaleBenchmark(TextBenchmark):
             **super().describe(example),
             "rationale": len(marked),
             "rationale_read": len(marked & set(example.encoded.read)),
+            "rationale_in_last": [len(marked & set(example.encoded.read[-k:])) for k in self.top_k],
         }
 
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
@@ -209,18 +211,18 @@ class RationaleBenchmark(TextBenchmark):
 
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
         """Accuracy, and the means over the documents at each k and over all k."""
-        means = MethodMeans([*self.methods, *BOUNDS], reference=self.methods[0], unit="%")
+        means = MethodMeans([*self.methods, *CONTROLS], reference=self.methods[0], unit="%")
         accuracy = ExactMean()
         for record in records():
             accuracy.add(100.0 * (record.values["target"] == record.values["predicted"]))
-            bounds = {
+            controls = {
                 name: dict.fromkeys(self.explained, found)
-                for name, found in _bounds(record.values, self.top_k).items()
+                for name, found in _controls(record.values, self.top_k).items()
             }
             means.add(
                 {
                     method: _by_condition(found, self.top_k)
-                    for method, found in {**record.methods, **bounds}.items()
+                    for method, found in {**record.methods, **controls}.items()
                 }
             )
         figures = means.figures()
@@ -242,7 +244,7 @@ class RationaleBenchmark(TextBenchmark):
         by_place = {(one.method, one.metric, one.condition): one for one in figures}
         curves = []
         for which in self.explained:
-            for method in (*self.methods, *BOUNDS):
+            for method in (*self.methods, *CONTROLS):
                 points = [by_place[method, "token-F1", _condition(which, k)] for k in self.top_k]
                 curves.append(
                     Curve(
@@ -275,18 +277,22 @@ def _by_condition(
     return values
 
 
-def _bounds(values: Mapping[str, Any], top_k: Sequence[int]) -> dict[str, dict[str, list[float]]]:
-    """The metrics of a random order, in expectation, and of an order that knows the rationale."""
+def _controls(values: Mapping[str, Any], top_k: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+    """The metrics of the rows that need no map."""
     read, marked, within = values["read"], values["rationale"], values["rationale_read"]
-    bounds = {}
-    for name in BOUNDS:
+    controls = {}
+    for name in CONTROLS:
         found: dict[str, list[float]] = {metric: [] for metric in _METRICS}
-        for k in top_k:
+        for k, in_last in zip(top_k, values["rationale_in_last"], strict=True):
             selected = min(k, read)
-            hits = selected * within / read if name == RANDOM_ORDER else min(selected, within)
+            hits = {
+                RANDOM_ORDER: selected * within / read,
+                LAST_TOKENS: in_last,
+                BEST_POSSIBLE: min(selected, within),
+            }[name]
             # The sizes are fixed, so precision, recall and F1 are linear in the hits.
             of_k = (hits / selected, hits / marked, 2 * hits / (selected + marked))
             for metric, value in zip(_METRICS, of_k, strict=True):
                 found[metric].append(value)
-        bounds[name] = found
-    return bounds
+        controls[name] = found
+    return controls

@@ -18,6 +18,7 @@ from captum_transformer_lrp.benchmarks.eraser import EraserDocuments
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.rationale import (
     BEST_POSSIBLE,
+    LAST_TOKENS,
     RANDOM_ORDER,
     RationaleBenchmark,
     rationale,
@@ -89,6 +90,16 @@ def test_the_expectation_of_a_random_order_is_the_mean_over_all_orders(
         ]
         found = result.figure(RANDOM_ORDER, "token-F1", f"target, k={k}").value
         assert found == pytest.approx(100 * sum(scores) / len(scores))
+
+
+def test_the_last_tokens_are_those_before_the_cut(classifier: TextModel, tmp_path: Path) -> None:
+    review = ("a", "POSITIVE", "a very good film indeed", ((1, 3),))
+    corpus = write_corpus(tmp_path / "one", [review])
+    for max_length, recall in ((None, [0.0, 50.0]), (5, [50.0, 100.0])):
+        options = {} if max_length is None else {"max_length": max_length}
+        result = run(_benchmark(classifier, corpus, **options), tmp_path / f"cut {max_length}")
+        found = [result.figure(LAST_TOKENS, "recall", f"target, k={k}").value for k in (1, 3)]
+        assert found == recall
 
 
 def test_marked_tokens_beyond_the_cut_are_missed(classifier: TextModel, corpus: Path) -> None:
