@@ -11,9 +11,11 @@ from captum_transformer_lrp.benchmarks.grid_pointing import GridPointing, grid_p
 from captum_transformer_lrp.benchmarks.images import LabelledImage, labelled_images
 from captum_transformer_lrp.benchmarks.methods import ABLATIONS, NAMES, PAPER
 from captum_transformer_lrp.benchmarks.perturbation import Perturbation, perturbation
+from captum_transformer_lrp.benchmarks.rationale import rationale
 from captum_transformer_lrp.benchmarks.results import Curve, Figure, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import Benchmark, run
 from captum_transformer_lrp.benchmarks.segmentation import Segmentation, segmentation
+from captum_transformer_lrp.benchmarks.text_perturbation import text_perturbation
 
 __all__ = [
     "ABLATIONS",
@@ -33,6 +35,8 @@ __all__ = [
     "grid_pointing",
     "labelled_images",
     "perturbation",
+    "rationale",
     "run",
     "segmentation",
+    "text_perturbation",
 ]
