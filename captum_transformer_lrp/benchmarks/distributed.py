@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 # The slowest process may need this much longer than the fastest for its share of the examples.
@@ -67,15 +66,15 @@ def joined_processes() -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-def own_device(device: torch.device) -> torch.device:
+def own_device(name: str) -> str:
     """This process' device: under ``torchrun``, ``cuda`` means the GPU of its local rank.
 
-    >>> own_device(torch.device("cpu"))
-    device(type='cpu')
+    >>> own_device("cpu")
+    'cpu'
     """
-    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    return device
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
 
 
 def environment_rank() -> int:

@@ -80,16 +80,21 @@ def labelled_images(
         classes = _from_folders(names, len(class_names))
     else:
         classes = [_from_name(name) for name in names]
-    for name, label in zip(names, classes, strict=True):
-        if not 0 <= label < len(class_names):
-            raise BenchmarkError(
-                f"{name} is of class {label}, but the model has {len(class_names)} classes, 0 to "
-                f"{len(class_names) - 1}: the data and the model have different labels"
-            )
-    return [
+    found = [
         LabelledImage(name, file, label)
         for name, file, label in zip(names, files, classes, strict=True)
     ]
+    _check_classes(found, len(class_names))
+    return found
+
+
+def _check_classes(data: Sequence[LabelledImage], count: int) -> None:
+    for one in data:
+        if not 0 <= one.label < count:
+            raise BenchmarkError(
+                f"{one.identifier} is of class {one.label}, but the model has {count} classes, 0 "
+                f"to {count - 1}: the data and the model have different labels"
+            )
 
 
 def photos(
@@ -98,6 +103,7 @@ def photos(
     """The photos of a folder, or those that were given."""
     if isinstance(data, (str, Path)):
         return labelled_images(data, model.class_names, labels)
+    _check_classes(data, len(model.class_names))
     return data
 
 

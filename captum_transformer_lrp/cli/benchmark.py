@@ -255,9 +255,10 @@ def output_folder(output: Path | None, name: str) -> Path:
 def image_model(name: str, checkpoint: Path | None, device: str) -> tuple[ImageModel, Any]:
     """The model, and the device that it is to run on."""
     from captum_transformer_lrp.benchmarks.distributed import own_device
+
+    where = to_device(own_device(device))
     from captum_transformer_lrp.models import load_image_model
 
-    where = own_device(to_device(device))
     return load_image_model(name, checkpoint=checkpoint), where
 
 

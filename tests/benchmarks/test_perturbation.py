@@ -162,6 +162,14 @@ def test_corrupt_photos_are_named_and_counted(tiny: ImageModel, tmp_path: Path) 
     assert str(tmp_path) not in (tmp_path / "out/results.json").read_text()
 
 
+def test_photos_of_classes_that_the_model_does_not_have_are_refused(
+    tiny: ImageModel, photos: Path, tmp_path: Path
+) -> None:
+    (file, *_) = sorted(photos.glob("*.png"))
+    with pytest.raises(BenchmarkError, match="x is of class 3, but the model has 3 classes"):
+        perturbation(tiny, [LabelledImage("x", file, 3)], output=tmp_path)
+
+
 def test_options_that_there_are_none_of_are_refused(tiny: ImageModel, photos: Path) -> None:
     data = labelled_images(photos, tiny.class_names)
     with pytest.raises(BenchmarkError, match="found explain 'both', expected 'predicted' or"):
