@@ -87,8 +87,8 @@ def block_grid(
             if not row:
                 axes.set_title(_COLUMNS[name], fontsize=_SIZE, pad=4)
             if not column:
-                lines = wrap(label, 72 * panel_height, _SIZE, max_lines=2)
-                axes.set_ylabel("\n".join(lines), fontsize=_SIZE, parse_math=False)
+                lines = wrap(label, 68 * panel_height, _SIZE - 1, max_lines=2)
+                axes.set_ylabel("\n".join(lines), fontsize=_SIZE - 1, parse_math=False)
     for column, name in enumerate(_COLUMNS):
         x = _LABEL_INCHES + column * (_PANEL_INCHES + _GAP)
         box = (x / width, (_BOTTOM_INCHES - 0.22) / height, _PANEL_INCHES / width, 0.1 / height)

@@ -182,3 +182,9 @@ def test_a_figure_of_long_words_is_not_clipped() -> None:
         assert box.x1 <= figure.bbox.x1
         assert box.y0 >= 0
         assert box.y1 <= figure.bbox.y1
+
+
+def test_a_notebook_shows_the_figure() -> None:
+    from IPython.core.pylabtools import print_figure
+
+    assert print_figure(text_figure(explanations(Word("good", 1.0))), fmt="png")
