@@ -106,7 +106,7 @@ class TextBenchmark(Benchmark[ReadDocument]):
         self.documents = documents
         self.max_length = min(max_length, _longest(classifier))
         self._classes = corpus_classes(documents.labels(), classifier.class_names, labels)
-        self._device = own_device(torch.device(device))
+        self._device = torch.device(own_device(str(device)))
         self.classifier = classifier
         self.model = classifier.model.to(self._device)
         self._indices = evenly_spaced(range(len(documents)), limit)

@@ -26,8 +26,8 @@ from captum_transformer_lrp.cli.benchmark import (
     output_folder,
     report,
 )
-from captum_transformer_lrp.cli.common import UsageError, clear_errors, to_device
-from captum_transformer_lrp.cli.options import Device
+from captum_transformer_lrp.cli.errors import UsageError, clear_errors
+from captum_transformer_lrp.cli.options import Device, to_device
 from captum_transformer_lrp.visualization.labels import printable
 
 if TYPE_CHECKING:
