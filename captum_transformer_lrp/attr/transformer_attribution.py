@@ -47,8 +47,8 @@ class TransformerAttribution(RolloutAttribution):
     Args:
         forward_func: the model, or a function that calls it and returns logits (N, C), or one
             value for each example (N,).  Hugging Face ``ModelOutput`` and tuples are fine.
-        rules: rules that replace the registered ones for this object only, by PyTorch function or
-            module class.  A ``module.rule`` of the model goes first.
+        rules: rules that replace the registered ones for this object only, by PyTorch function,
+            module class or name of a module.  A ``module.rule`` of the model goes first.
         stabilizer: keeps denominators away from zero.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
         dtype: what to compute in, if that is more precise than the model; float64 unless told

@@ -52,7 +52,7 @@ from captum_transformer_lrp.engine.tape import Tape
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
-from captum_transformer_lrp.rules.call import AutogradKernel, Examples
+from captum_transformer_lrp.rules.call import AutogradKernel, Examples, Kernel
 from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
 from captum_transformer_lrp.rules.spellings import in_place_spellings, spelled
 
@@ -84,6 +84,7 @@ class Interception(TorchFunctionMode):
         examples: number of examples in the batch.
         function_rules: rules that replace the registry's, by function.
         class_rules: rules of module classes.
+        module_rules: rules of modules, by name.
         strict: whether an operation without a rule is an error, or follows eq. 2.
         pixel_rule: the rule of a linear operation that reads the inputs themselves.
         device_type: where the model runs, ``"cpu"`` or ``"cuda"``.
@@ -98,6 +99,7 @@ class Interception(TorchFunctionMode):
         function_rules: Mapping[Function, PropagationRule],
         class_rules: dict[type[nn.Module], PropagationRule],
         *,
+        module_rules: Mapping[str, PropagationRule] | None = None,
         strict: bool = True,
         pixel_rule: Rule | None = None,
         device_type: str = "cpu",
@@ -111,7 +113,7 @@ class Interception(TorchFunctionMode):
         self._strict = strict
         self._pixel_rule = pixel_rule
         self._rules = function_rules
-        self._units = Units(model, class_rules)
+        self._units = Units(model, class_rules, module_rules)
         self._names: dict[int, str] = {}
         self._state: dict[int, str] = {}
         self._constants: dict[int, tuple[Tensor, str]] = {}
@@ -484,6 +486,7 @@ class Interception(TorchFunctionMode):
         *,
         flow: flows.Flow = flows.keep,
         event: bool = False,
+        kernel: Kernel | None = None,
         **changes: Any,
     ) -> Any:
         """A call that maps its first argument to a tensor of the same shape."""
@@ -499,7 +502,7 @@ class Interception(TorchFunctionMode):
         mark = mark.but(source=None, channels=0, **changes)
         return self.tape.record(
             function,
-            AutogradKernel(lambda value: function(*with_first(args, value), **rest)),
+            kernel or AutogradKernel(lambda value: function(*with_first(args, value), **rest)),
             (source,),
             output,
             rule=self.rule_for(function),

@@ -35,6 +35,8 @@ class EpsilonRule(Rule):
         epsilon: ε; 0 leaves the denominator to the stabiliser.
     """
 
+    shares_with_bias = True
+
     def __init__(self, epsilon: float = 1e-6) -> None:
         self.epsilon = epsilon
 

@@ -11,15 +11,17 @@ from torch import Tensor
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.engine.tape import Normalized
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
+from captum_transformer_lrp.rules.normalization import NormalizationKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
 
 @handles(*registry.ACTIVATIONS)
 def _activation(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
     inplace = kwargs.pop("inplace", False)
-    output = watch.elementwise(function, args, kwargs, event=True)
+    output = watch.elementwise(function, args, kwargs, event=True, activated=True)
     if inplace:
         watch.replace(args[0], output)
     return output
@@ -32,7 +34,14 @@ def _normalization(watch: Interception, function: Function, args: Args, kwargs: 
             f"{watch.module_name()} normalises by the statistics of the batch, so that one "
             "example's explanation would depend on the others: call model.eval() first"
         )
-    return watch.elementwise(function, args, kwargs, base=object(), statistic=False)
+    source = args[0] if args else kwargs["input"]
+    kernel = NormalizationKernel(function, args[1:], kwargs)
+    output = watch.elementwise(
+        function, args, kwargs, kernel=kernel, base=object(), statistic=False, activated=False
+    )
+    if watch.tape.mark(source) is not None and isinstance(output, Tensor):
+        watch.tape.normalizations.append(Normalized(source, output, kernel))
+    return output
 
 
 @handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",

@@ -147,6 +147,7 @@ def multiplied(
     mark = merged([of_u, of_v], examples)
     event = watch.tape.new_event()
     facts: dict[str, Any] = {}
+    record: AttentionStep | None = None
     if of_u.attention != of_v.attention:
         position = 0 if of_u.attention else 1
         values = (of_v, of_u)[position]
@@ -156,10 +157,12 @@ def multiplied(
             attention=(u, v)[position],
             mark=(of_u, of_v)[position],
             event=event,
+            values=(v, u)[position],
+            position=position,
         )
         watch.tape.attentions.append(record)
         watch.tape.attention_events |= event
-        facts = {"attention": record, "position": position}
+        facts = {"attention": record, "position": position, "gate": position}
         flow: flows.Flow = flows.attention
         mark = merged([values], examples).but(
             attention=False, scores=False, attended=True, events=mark.events | event
@@ -168,17 +171,22 @@ def multiplied(
         flow = flows.product
         watch.tape.other_mixing.append(watch.module_name())
         mark = mark.but(scores=True, events=mark.events | event)
-    return watch.tape.record(
+    output = watch.tape.record(
         function,
         kernel,
         (u, v),
         output,
         rule=watch.rule_for(torch.matmul),
         flow=flow,
-        mark=mark.but(source=None, base=object(), statistic=False, channels=0),
+        mark=mark.but(
+            source=None, base=object(), statistic=False, channels=0, activated=False
+        ),
         name=watch.book_title(),
         **facts,
     )
+    if record is not None:
+        record.output = output
+    return output
 
 
 def _matmul_examples(mark: Mark, operand: Tensor, output: Tensor) -> Examples:
