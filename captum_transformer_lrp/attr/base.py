@@ -61,6 +61,7 @@ class RecordedAttribution(Attribution):
     preset: Preset | None = None
     default_dtype: torch.dtype = torch.float64
     needs_attention: bool = True
+    keeps_readout: bool = False
 
     def __init__(
         self,
@@ -119,6 +120,7 @@ class RecordedAttribution(Attribution):
             stabilizer=self._stabilizer,
             strict=self._strict,
             keeps_books=keeps_books,
+            keeps_readout=self.keeps_readout,
             pixel_rule=preset.pixels if preset else None,
             dtype=self._dtype,
             needs_attention=self.needs_attention,

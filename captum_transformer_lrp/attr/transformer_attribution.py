@@ -177,14 +177,7 @@ class TransformerAttribution(RolloutAttribution):
         used = super()._used(recording, start_layer)
         if self.layers is None:
             return used
-        steps = recording.tape.attentions
-        for layer in self.layers:
-            if not -len(steps) <= layer < len(steps):
-                raise ValueError(
-                    f"layers must be among the model's {len(steps)} attentions, {-len(steps)} to "
-                    f"{len(steps) - 1}; found {layer}"
-                )
-        chosen = {layer % len(steps) for layer in self.layers}
+        chosen = views.chosen_layers(self.layers, len(recording.tape.attentions))
         return [step for step in used if step.index in chosen]
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:

@@ -148,6 +148,8 @@ class Tape:
         streams: for each addition around an attention, the operand that skips it.
         residuals: the skip connections, in the order of the forward pass.
         normalizations: the normalisations, in the order of the forward pass.
+        readout: the calls after the last skip connection, if they are kept: function, arguments,
+            keyword arguments and result.
         through: events of an attention that the rollout phase must go through, not around.
         explicit_zeros: whether inputs without relevance are sent zeros, as Captum's hooks on
             modules expect, rather than nothing at all.
@@ -168,6 +170,7 @@ class Tape:
         self.streams: list[Tensor] = []
         self.residuals: list[Residual] = []
         self.normalizations: list[Normalized] = []
+        self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
         self.grids: list[tuple[Tensor, Mark]] = []
@@ -190,6 +193,7 @@ class Tape:
         self.streams.clear()
         self.residuals.clear()
         self.normalizations.clear()
+        self.readout.clear()
         self.grids.clear()
         self.absorbed = {}
 

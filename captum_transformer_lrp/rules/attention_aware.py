@@ -35,7 +35,8 @@ class UniformRule(Rule):
 
     For ``u @ v`` (Achtibat et al. 2024, Proposition 3.3)
 
-    .. math:: R^u_{ji} = \sum_p \frac{u_{ji} v_{ip}}{2 y_{jp} + \epsilon\,\mathrm{sign}\,y_{jp}} R_{jp}
+    .. math::
+        R^u_{ji} = \sum_p \frac{u_{ji} v_{ip}}{2 y_{jp} + \epsilon\,\mathrm{sign}\,y_{jp}} R_{jp}
 
     and for ``u * v`` half each (Proposition 3.2).
 
@@ -56,7 +57,8 @@ class UniformRule(Rule):
 class ConstantGateRule(Rule):
     r"""A product whose gate, the attention map A or an activated branch, is held constant.
 
-    .. math:: R^v_{ip} = \sum_j \frac{A_{ji} v_{ip}}{y_{jp} + \epsilon\,\mathrm{sign}\,y_{jp}} R_{jp}
+    .. math::
+        R^v_{ip} = \sum_j \frac{A_{ji} v_{ip}}{y_{jp} + \epsilon\,\mathrm{sign}\,y_{jp}} R_{jp}
 
     The AH-rule of Ali et al. 2022, and Libra-Attention of Mehri et al. 2025 (section 3.5).  The
     gate and all that it is computed from, queries and keys, get nothing.  Where neither operand

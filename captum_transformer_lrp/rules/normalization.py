@@ -43,7 +43,7 @@ class NormalizationKernel(AutogradKernel):
         """
         name = self._name.removeprefix("native_")
         if name in ("layer_norm", "rms_norm"):
-            return self._over_last_axes(x, centred=name == "layer_norm")
+            return self._over_last_axes(x)
         if name in ("group_norm", "instance_norm"):
             return self._over_groups(x, name)
         if name == "batch_norm":
@@ -54,7 +54,17 @@ class NormalizationKernel(AutogradKernel):
     def _bound(self, *names: str) -> dict[str, Any]:
         return dict(zip(names, self._args, strict=False)) | self._kwargs
 
-    def _over_last_axes(self, x: Tensor, *, centred: bool) -> Callable[[Tensor], Tensor]:
+    def last_axes_of(self, x: Tensor) -> tuple[tuple[int, ...], bool, Tensor] | None:
+        """What LayerNorm and RMSNorm do at ``x``; None for other functions.
+
+        Returns:
+            The axes that it normalises over, whether it subtracts their mean, and what it then
+            multiplies by, γ/σ(x), which broadcasts to ``x``.
+        """
+        name = self._name.removeprefix("native_")
+        if name not in ("layer_norm", "rms_norm"):
+            return None
+        centred = name == "layer_norm"
         names = ("normalized_shape", "weight", "bias", "eps")
         bound = self._bound(*(names if centred else ("normalized_shape", "weight", "eps")))
         shape = bound["normalized_shape"]
@@ -64,9 +74,14 @@ class NormalizationKernel(AutogradKernel):
             eps = 1e-5 if centred else torch.finfo(x.dtype).eps
         offset = x.mean(axes, keepdim=True) if centred else torch.zeros_like(x)
         scale = ((x - offset).square().mean(axes, keepdim=True) + eps).rsqrt().detach()
-        if bound.get("weight") is not None:
-            scale = scale * bound["weight"].detach()
-        bias = bound.get("bias")
+        weight = bound.get("weight")
+        return axes, centred, scale if weight is None else scale * weight.detach()
+
+    def _over_last_axes(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        found = self.last_axes_of(x)
+        assert found is not None
+        axes, centred, scale = found
+        bias = self._bound("normalized_shape", "weight", "bias").get("bias") if centred else None
 
         def held(z: Tensor) -> Tensor:
             scaled = (z - z.mean(axes, keepdim=True) if centred else z) * scale

@@ -178,9 +178,7 @@ def multiplied(
         output,
         rule=watch.rule_for(torch.matmul),
         flow=flow,
-        mark=mark.but(
-            source=None, base=object(), statistic=False, channels=0, activated=False
-        ),
+        mark=mark.but(source=None, base=object(), statistic=False, channels=0, activated=False),
         name=watch.book_title(),
         **facts,
     )
