@@ -123,7 +123,8 @@ class BiAttention(TokenAttribution):
 
         def look(recording: Recording, start: Tensor) -> Tensor:
             embeddings.extend(_given(recording, inputs))
-            chosen.append(predicted(recording.output))
+            if any(target is None for target in targets):
+                chosen.append(predicted(recording.output))
             return start
 
         self._each_target(inputs, targets[:1], additional_forward_args, look)
