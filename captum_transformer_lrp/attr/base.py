@@ -22,7 +22,12 @@ from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import MODULE_RULES, Target, rule_overrides
+from captum_transformer_lrp.rules.registry import (
+    MODULE_RULES,
+    Target,
+    named_overrides,
+    rule_overrides,
+)
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -42,8 +47,8 @@ class RecordedAttribution(Attribution):
     Args:
         forward_func: the model, or a function that calls it and returns logits (N, C), or one
             value for each example (N,).  Hugging Face ``ModelOutput`` and tuples are fine.
-        rules: rules that replace the registered ones for this object only, by PyTorch function or
-            module class.  A ``module.rule`` of the model goes first.
+        rules: rules that replace the registered ones for this object only, by PyTorch function,
+            module class or name of a module.  A ``module.rule`` of the model goes first.
         stabilizer: keeps denominators away from zero.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
         dtype: what to compute in, if that is more precise than the model; attributions come back
@@ -56,6 +61,7 @@ class RecordedAttribution(Attribution):
     preset: Preset | None = None
     default_dtype: torch.dtype = torch.float64
     needs_attention: bool = True
+    keeps_readout: bool = False
 
     def __init__(
         self,
@@ -71,6 +77,7 @@ class RecordedAttribution(Attribution):
         if self._dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, found {dtype}")
         self._function_rules, self._class_rules = rule_overrides(rules)
+        self._module_rules = named_overrides(rules)
         self._stabilizer = stabilizer or SignAwareStabilizer()
         self._strict = strict
 
@@ -104,10 +111,16 @@ class RecordedAttribution(Attribution):
                 **(preset.function_rules() if preset else {}),
                 **self._function_rules,
             },
-            class_rules={**MODULE_RULES, **self._class_rules},
+            class_rules={
+                **MODULE_RULES,
+                **(preset.class_rules() if preset else {}),
+                **self._class_rules,
+            },
+            module_rules={**(preset.module_rules() if preset else {}), **self._module_rules},
             stabilizer=self._stabilizer,
             strict=self._strict,
             keeps_books=keeps_books,
+            keeps_readout=self.keeps_readout,
             pixel_rule=preset.pixels if preset else None,
             dtype=self._dtype,
             needs_attention=self.needs_attention,

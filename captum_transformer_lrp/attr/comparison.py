@@ -6,6 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import captum.attr
@@ -15,11 +16,17 @@ from captum._utils.progress import progress
 from captum.attr import Attribution, LayerAttribution, PerturbationAttribution
 from torch import Tensor
 
+from captum_transformer_lrp.attr.attcat import AttCat
 from captum_transformer_lrp.attr.attention_flow import AttentionFlow
 from captum_transformer_lrp.attr.attention_gradcam import AttentionGradCam
 from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
 from captum_transformer_lrp.attr.base import RecordedAttribution
+from captum_transformer_lrp.attr.bi_attention import BiAttention
 from captum_transformer_lrp.attr.embeddings import EmbeddingLookup, FromEmbeddings, FromInputs
+from captum_transformer_lrp.attr.generic_attention import GenericAttention
+from captum_transformer_lrp.attr.legrad import LeGrad
+from captum_transformer_lrp.attr.libra_gradient import LibraGradient
+from captum_transformer_lrp.attr.norm_rollout import NormRollout
 from captum_transformer_lrp.attr.partial_lrp import PartialLRP
 from captum_transformer_lrp.attr.raw_attention import RawAttention
 from captum_transformer_lrp.attr.targets import predicted
@@ -37,6 +44,16 @@ METHODS: Final[Mapping[str, Callable[[Any], Attribution]]] = {
     "attention_gradcam": AttentionGradCam,
     "partial_lrp": PartialLRP,
     "transformer_lrp": TransformerLRP,
+    "generic_attention": GenericAttention,
+    "attnlrp": partial(TransformerLRP, preset="attnlrp"),
+    "cp_lrp": partial(TransformerLRP, preset="cp_lrp"),
+    "legrad": LeGrad,
+    "attcat": AttCat,
+    "libra_gradient": LibraGradient,
+    "libra_fullgrad_plus": partial(LibraGradient, aggregation="layers"),
+    "bi_attention": BiAttention,
+    "norm_rollout": NormRollout,
+    "alti": partial(NormRollout, contribution="alti"),
     "saliency": captum.attr.Saliency,
     "input_x_gradient": captum.attr.InputXGradient,
     "integrated_gradients": captum.attr.IntegratedGradients,

@@ -47,8 +47,8 @@ class TransformerAttribution(RolloutAttribution):
     Args:
         forward_func: the model, or a function that calls it and returns logits (N, C), or one
             value for each example (N,).  Hugging Face ``ModelOutput`` and tuples are fine.
-        rules: rules that replace the registered ones for this object only, by PyTorch function or
-            module class.  A ``module.rule`` of the model goes first.
+        rules: rules that replace the registered ones for this object only, by PyTorch function,
+            module class or name of a module.  A ``module.rule`` of the model goes first.
         stabilizer: keeps denominators away from zero.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
         dtype: what to compute in, if that is more precise than the model; float64 unless told
@@ -178,14 +178,7 @@ class TransformerAttribution(RolloutAttribution):
         used = super()._used(recording, start_layer)
         if self.layers is None:
             return used
-        steps = recording.tape.attentions
-        for layer in self.layers:
-            if not -len(steps) <= layer < len(steps):
-                raise ValueError(
-                    f"layers must be among the model's {len(steps)} attentions, {-len(steps)} to "
-                    f"{len(steps) - 1}; found {layer}"
-                )
-        chosen = {layer % len(steps) for layer in self.layers}
+        chosen = views.chosen_layers(self.layers, len(recording.tape.attentions))
         return [step for step in used if step.index in chosen]
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:

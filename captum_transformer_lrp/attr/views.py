@@ -92,7 +92,7 @@ def token_mass(recording: Recording, seed: Tensor) -> Tensor:
     """Mass that arrives at each token below the first attention, (N, S)."""
     stream = token_stream(recording)
     (mass,) = recording.tape.backward(Phase.ROLLOUT, recording.output, seed, [stream])
-    axis = _batch_axis(recording, stream)
+    axis = batch_axis(recording, stream)
     if axis is None:
         return mass.sum(-1).reshape(1, -1)
     return mass.movedim(axis, 0).sum(-1).flatten(1)
@@ -101,7 +101,7 @@ def token_mass(recording: Recording, seed: Tensor) -> Tensor:
 def spread_over_features(recording: Recording, row: Tensor) -> Tensor:
     """The inverse of :func:`token_mass`: (N, S) spread evenly over the token stream's features."""
     stream = token_stream(recording)
-    axis = _batch_axis(recording, stream)
+    axis = batch_axis(recording, stream)
     if axis is None:
         tokens = row.reshape(stream.shape[:-1])
     else:
@@ -109,7 +109,7 @@ def spread_over_features(recording: Recording, row: Tensor) -> Tensor:
     return (tokens.unsqueeze(-1) / stream.shape[-1]).expand_as(stream)
 
 
-def _batch_axis(recording: Recording, stream: Tensor) -> int | None:
+def batch_axis(recording: Recording, stream: Tensor) -> int | None:
     """Where the examples lie in the token stream; None for a single example, wherever it lies."""
     mark = recording.tape.mark(stream)
     assert mark is not None
@@ -136,6 +136,21 @@ def per_head(values: Tensor, step: AttentionStep) -> Tensor:
         ):
             return values.unflatten(0, (examples.count, heads))
     return values
+
+
+def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:
+    """The attentions that a user has chosen, counted from the input; None for all.
+
+    Raises:
+        ValueError: for one that there is not.
+    """
+    for layer in layers or ():
+        if not -count <= layer < count:
+            raise ValueError(
+                f"layers must be among the model's {count} attentions, {-count} to {count - 1}; "
+                f"found {layer}"
+            )
+    return list(range(count)) if layers is None else sorted({layer % count for layer in layers})
 
 
 def check_heads(maps: Sequence[Tensor], steps: Sequence[AttentionStep], count: int) -> None:

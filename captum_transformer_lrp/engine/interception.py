@@ -53,7 +53,7 @@ from captum_transformer_lrp.engine.token_ids import ELEMENTWISE, TokenIds, moved
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
-from captum_transformer_lrp.rules.call import AutogradKernel, Examples
+from captum_transformer_lrp.rules.call import AutogradKernel, Examples, Kernel
 from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
 from captum_transformer_lrp.rules.spellings import in_place_spellings, spelled
 
@@ -85,8 +85,10 @@ class Interception(TorchFunctionMode):
         examples: number of examples in the batch.
         function_rules: rules that replace the registry's, by function.
         class_rules: rules of module classes.
+        module_rules: rules of modules, by name.
         strict: whether an operation without a rule is an error, or follows eq. 2.
         pixel_rule: the rule of a linear operation that reads the inputs themselves.
+        keeps_readout: whether the calls after the last skip connection are kept.
         device_type: where the model runs, ``"cpu"`` or ``"cuda"``.
         dtype: what to compute in, unless the model's own is more precise.
     """
@@ -99,8 +101,10 @@ class Interception(TorchFunctionMode):
         function_rules: Mapping[Function, PropagationRule],
         class_rules: dict[type[nn.Module], PropagationRule],
         *,
+        module_rules: Mapping[str, PropagationRule] | None = None,
         strict: bool = True,
         pixel_rule: Rule | None = None,
+        keeps_readout: bool = False,
         device_type: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -111,8 +115,10 @@ class Interception(TorchFunctionMode):
         self.token_leaves: list[tuple[int, Tensor, Tensor]] = []
         self._strict = strict
         self._pixel_rule = pixel_rule
+        self._keeps_readout = keeps_readout
+        self._is_calling = False
         self._rules = function_rules
-        self._units = Units(model, class_rules)
+        self._units = Units(model, class_rules, module_rules)
         self._names: dict[int, str] = {}
         self._state: dict[int, str] = {}
         self._constants: dict[int, tuple[Tensor, str]] = {}
@@ -143,7 +149,52 @@ class Interception(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if self._keeps_readout and not self._is_calling:
+            return self._kept_call(func, tuple(args), dict(kwargs or {}))
         return self.call(func, tuple(args), dict(kwargs or {}))
+
+    def _kept_call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Make a call, and keep it until the next skip connection."""
+        unit = self._units.current() if self._units.present else None
+        args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
+        tape = self.tape
+        before = len(tape.residuals)
+        self._is_calling = True
+        try:
+            result = self.call(function, args, kwargs)
+        finally:
+            self._is_calling = False
+        if len(tape.residuals) > before:
+            tape.readout.clear()
+        else:
+            tape.readout.append((function, args, kwargs, result))
+        return result
+
+    def read_out(self, value: Tensor, output: Tensor) -> Tensor:
+        """The logits that the model would read from another output of its last skip connection.
+
+        Args:
+            value: in the place of the last skip connection's output, and shaped like it.
+            output: the model's logits.
+
+        Raises:
+            ExplanationError: if they do not follow from it by calls that can be made again.
+        """
+        start = self.tape.residuals[-1].output
+        self.tape.marks[value] = self.tape.mark(start)
+        known = {id(start): value}
+        for function, args, kwargs, result in list(self.tape.readout):
+            change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
+            again = self.call(function, replace_tensors(args, change),
+                              replace_tensors(kwargs, change))  # fmt: skip
+            pairs = zip(tensors_in(result), tensors_in(again), strict=True)
+            known.update((id(old), new) for old, new in pairs)
+        if id(output) not in known:
+            raise ExplanationError(
+                "it is not known how the model reads its answer from its last tokens: the logits "
+                "are not made by calls after its last skip connection alone"
+            )
+        return known[id(output)]
 
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
@@ -547,6 +598,7 @@ class Interception(TorchFunctionMode):
         *,
         flow: flows.Flow = flows.keep,
         event: bool = False,
+        kernel: Kernel | None = None,
         **changes: Any,
     ) -> Any:
         """A call that maps its first argument to a tensor of the same shape."""
@@ -562,7 +614,7 @@ class Interception(TorchFunctionMode):
         mark = mark.but(source=None, channels=0, **changes)
         return self.tape.record(
             function,
-            AutogradKernel(lambda value: function(*with_first(args, value), **rest)),
+            kernel or AutogradKernel(lambda value: function(*with_first(args, value), **rest)),
             (source,),
             output,
             rule=self.rule_for(function),

@@ -40,6 +40,8 @@ class Mark:
             not.
         channels: how many outputs the linear layer (or the scaling by a parameter) has whose bare
             product this is, 0 if it is anything else: a bias may follow.
+        activated: whether an activation function has been applied to it since the last linear
+            operation.
         unit: the call of a module with a rule of its own that it was made in, if any.
     """
 
@@ -56,6 +58,7 @@ class Mark:
     statistic: bool = False
     arrangement: object | None = None
     channels: int = 0
+    activated: bool = False
     unit: Unit | None = None
 
     def but(self, **changes: Any) -> Mark:

@@ -41,6 +41,8 @@ class Recording:
         shapes: the shapes of the inputs.
         are_ids: whether each input is token ids.
         dtype: the precision of what came in, float32 or float64, to return results in.
+        read_out: the logits for another value of the last skip connection's output, if what
+            follows it was kept.
     """
 
     tape: Tape
@@ -50,6 +52,7 @@ class Recording:
     shapes: list[torch.Size]
     are_ids: list[bool]
     dtype: torch.dtype
+    read_out: Callable[[Tensor], Tensor]
 
     @property
     def all_leaves(self) -> list[Tensor]:
@@ -86,9 +89,11 @@ def recorded(
     *,
     function_rules: Mapping[Function, PropagationRule],
     class_rules: dict[type[nn.Module], PropagationRule],
+    module_rules: Mapping[str, PropagationRule] | None = None,
     stabilizer: Stabilizer,
     strict: bool,
     keeps_books: bool,
+    keeps_readout: bool = False,
     pixel_rule: Rule | None = None,
     dtype: torch.dtype = torch.float32,
     needs_attention: bool = True,
@@ -110,7 +115,9 @@ def recorded(
         inputs[0].shape[0],
         function_rules,
         class_rules,
+        module_rules=module_rules,
         strict=strict,
+        keeps_readout=keeps_readout,
         pixel_rule=pixel_rule,
         device_type=inputs[0].device.type,
         dtype=torch.float32 if inputs[0].device.type == "mps" else dtype,
@@ -159,7 +166,13 @@ def recorded(
                 check_attention(tape)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
-            yield Recording(tape, output, leaves, places, shapes, are_ids, interception.given)
+
+            def read_out(value: Tensor) -> Tensor:
+                return interception.read_out(value, output)
+
+            yield Recording(
+                tape, output, leaves, places, shapes, are_ids, interception.given, read_out
+            )
     finally:
         interception.close()
         tape.clear()

@@ -33,6 +33,7 @@ class StockLRP(TorchFunctionMode):
     Args:
         function_rules: rules that replace the registry's, by function.
         class_rules: rules of module classes.
+        module_rules: rules of modules, by name.
         pixel_rule: the rule of a linear operation that reads the inputs themselves.
         stabilizer: divides relevance safely.
         strict: whether an operation without a rule is an error, or follows eq. 2.
@@ -43,6 +44,7 @@ class StockLRP(TorchFunctionMode):
         *,
         function_rules: Mapping[Function, PropagationRule],
         class_rules: dict[type[nn.Module], PropagationRule],
+        module_rules: Mapping[str, PropagationRule],
         pixel_rule: Rule | None,
         stabilizer: Stabilizer,
         strict: bool,
@@ -51,6 +53,7 @@ class StockLRP(TorchFunctionMode):
         self._options: dict[str, Any] = {
             "function_rules": function_rules,
             "class_rules": class_rules,
+            "module_rules": module_rules,
             "pixel_rule": pixel_rule,
             "strict": strict,
         }
@@ -96,6 +99,7 @@ class StockLRP(TorchFunctionMode):
         inputs = [one for one in frame.f_locals["inputs"] if isinstance(one, Tensor)]
         tape = Tape(self._stabilizer, keeps_books=True)
         tape.phase = Phase.RELEVANCE
+        tape.explicit_zeros = True
         interception = _LayerwiseInterception(
             tape, attribution.model, inputs[0].shape[0], **self._options
         )

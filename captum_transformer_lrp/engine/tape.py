@@ -26,6 +26,7 @@ from captum_transformer_lrp.engine.flows import NATIVE, Flow
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Kernel, Stabilizer
+from captum_transformer_lrp.rules.normalization import NormalizationKernel
 
 
 class Phase(enum.Enum):
@@ -34,6 +35,35 @@ class Phase(enum.Enum):
     GRADIENT = enum.auto()
     RELEVANCE = enum.auto()
     ROLLOUT = enum.auto()
+
+
+@dataclass(eq=False)
+class Residual:
+    """One skip connection of the forward pass: a stream of tokens, and a branch added to it.
+
+    Args:
+        stream: the operand that skips the branch; on the tape, as are the others.
+        branch: what is added to it.
+        output: their sum.
+        attends: whether an attention lies in the branch.
+        norm: the normalisation that the sum goes through before the stream goes on, as in
+            post-norm models; None if the sum is the stream.
+    """
+
+    stream: Tensor
+    branch: Tensor
+    output: Tensor
+    attends: bool
+    norm: Normalized | None = None
+
+
+@dataclass(eq=False)
+class Normalized:
+    """One normalisation of the forward pass: its input, its output and how it was computed."""
+
+    source: Tensor
+    output: Tensor
+    kernel: NormalizationKernel
 
 
 @dataclass(eq=False)
@@ -46,6 +76,10 @@ class AttentionStep:
         attention: A, the map as it multiplied the values; on the tape.
         mark: its provenance.
         event: its bit in :attr:`Mark.events` and :attr:`Mark.attentions`.
+        values: V, what it multiplied.
+        position: which operand of the product A was, 0 or 1.
+        output: the product, A V.
+        residual: the skip connection around it, if there is one.
         weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
             None for an attention that takes no part.
     """
@@ -55,6 +89,10 @@ class AttentionStep:
     attention: Tensor
     mark: Mark
     event: int
+    values: Tensor
+    position: int
+    output: Tensor | None = None
+    residual: Residual | None = None
     weighted: Tensor | None = None
 
 
@@ -73,6 +111,7 @@ class Step:
     has_weight: bool = False
     has_bias: bool = False
     has_constant: bool = False
+    gate: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
 
     def call(self, saved: Sequence[Tensor]) -> Call:
@@ -86,6 +125,7 @@ class Step:
             weight=rest.pop(0) if self.has_weight else None,
             bias=rest.pop(0) if self.has_bias else None,
             constant=rest.pop(0) if self.has_constant else None,
+            gate=self.gate,
             examples=self.mark.examples,
             stabilizer=self.tape.stabilizer,
             absorb=self._absorb,
@@ -106,7 +146,13 @@ class Tape:
     Attributes:
         attentions: the attentions, in the order of the forward pass.
         streams: for each addition around an attention, the operand that skips it.
+        residuals: the skip connections, in the order of the forward pass.
+        normalizations: the normalisations, in the order of the forward pass.
+        readout: the calls after the last skip connection, if they are kept: function, arguments,
+            keyword arguments and result.
         through: events of an attention that the rollout phase must go through, not around.
+        explicit_zeros: whether inputs without relevance are sent zeros, as Captum's hooks on
+            modules expect, rather than nothing at all.
         grids: mass that has arrived at a convolution that makes tokens.
         other_mixing: names of layers with a softmax or a product of activations that is no
             attention.
@@ -119,7 +165,11 @@ class Tape:
         self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.attentions: list[AttentionStep] = []
         self.through = 0
+        self.explicit_zeros = False
         self.streams: list[Tensor] = []
+        self.residuals: list[Residual] = []
+        self.normalizations: list[Normalized] = []
+        self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
         self.grids: list[tuple[Tensor, Mark]] = []
@@ -138,10 +188,27 @@ class Tape:
 
     def clear(self) -> None:
         """Let go of the graph; it and the tape hold each other."""
+        for step in self.attentions:  # what made their outputs refers to them
+            step.output = step.residual = None
         self.attentions.clear()
         self.streams.clear()
+        self.residuals.clear()
+        self.normalizations.clear()
+        self.readout.clear()
         self.grids.clear()
         self.absorbed = {}
+
+    def note_residual(self, residual: Residual, events: int) -> None:
+        """Note a skip connection around the attentions of ``events``."""
+        before = self.residuals[-1] if self.residuals else None
+        if before is not None:
+            for norm in self.normalizations:
+                if norm.source is before.output and norm.output is residual.stream:
+                    before.norm = norm
+        self.residuals.append(residual)
+        for step in self.attentions:
+            if step.event & events and step.residual is None:
+                step.residual = residual
 
     def absorb(self, name: str, amount: Tensor) -> None:
         """Add to the relevance that ends in parameter or operation ``name``, shape (N,)."""
@@ -162,6 +229,7 @@ class Tape:
         weight: Tensor | None = None,
         bias: Tensor | None = None,
         constant: Tensor | None = None,
+        gate: int | None = None,
         **facts: Any,
     ) -> Tensor:
         """Put a switch behind a call that has been made, and note the provenance of its result."""
@@ -177,6 +245,7 @@ class Tape:
             weight is not None,
             bias is not None,
             constant is not None,
+            gate,
             facts,
         )
         kept = [value for value in (weight, bias, constant) if value is not None]
@@ -227,6 +296,11 @@ class _Switch(torch.autograd.Function):
                 raise ValueError(
                     f"{step.rule!r} returned {len(parts)} relevances for the {step.inputs} inputs "
                     f"of {getattr(step.function, '__name__', step.function)}"
+                )
+            if step.tape.explicit_zeros:
+                parts = tuple(
+                    torch.zeros_like(value) if part is None else part
+                    for part, value in zip(parts, call.inputs, strict=True)
                 )
             nothing[: step.inputs] = parts
             return None, None, None, *nothing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -38,15 +40,23 @@ class Units:
     Args:
         model: the explained model, or None if that is a plain function.
         class_rules: rules of module classes.
+        module_rules: rules of modules, by name.
+
+    Raises:
+        ValueError: for a name that no module of the model has.
     """
 
     def __init__(
-        self, model: nn.Module | None, class_rules: dict[type[nn.Module], PropagationRule]
+        self,
+        model: nn.Module | None,
+        class_rules: dict[type[nn.Module], PropagationRule],
+        module_rules: Mapping[str, PropagationRule] | None = None,
     ) -> None:
         self._class_rules = class_rules
+        self._module_rules = _by_module(model, module_rules or {})
         self._open: dict[int, Unit] = {}
         # A plain function may call modules that cannot be listed beforehand.
-        self.present = bool(class_rules) or (
+        self.present = bool(class_rules or self._module_rules) or (
             model is None or any("rule" in vars(module) for module in model.modules())
         )
 
@@ -54,7 +64,7 @@ class Units:
         """The user's rule for a module, set on it or registered for its class."""
         rule = vars(module).get("rule")
         if not isinstance(rule, PropagationRule) or isinstance(rule, EngineRule):
-            rule = self._class_rules.get(type(module))
+            rule = self._module_rules.get(id(module)) or self._class_rules.get(type(module))
         if rule is None:
             return None
         return rule if isinstance(rule, Rule) else CaptumRule(rule, module)
@@ -78,6 +88,26 @@ class Units:
         for unit in self._open.values():
             unit.frame = None
         self._open.clear()
+
+
+def _by_module(
+    model: nn.Module | None, rules: Mapping[str, PropagationRule]
+) -> dict[int, PropagationRule]:
+    """Rules by the identity of the modules that they are for."""
+    if not rules:
+        return {}
+    if model is None:
+        raise ValueError(
+            f"there are rules for modules called {', '.join(map(repr, rules))}, but what is "
+            "explained is a function: give the model itself, or set module.rule"
+        )
+    modules = dict(model.named_modules())
+    for name in rules:
+        if name not in modules:
+            nearest = difflib.get_close_matches(name, modules, n=1)
+            hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+            raise ValueError(f"there is a rule for {name!r}, but no such module{hint}")
+    return {id(modules[name]): rule for name, rule in rules.items()}
 
 
 def is_single_operation(module: nn.Module) -> bool:

@@ -3,6 +3,11 @@
 A rule is a subclass of Captum's ``PropagationRule``; the registry says which operation it is for.
 """
 
+from captum_transformer_lrp.rules.attention_aware import (
+    ConstantGateRule,
+    TaylorSoftmaxRule,
+    UniformRule,
+)
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.binary import (
     MatmulRule,
@@ -22,6 +27,7 @@ from captum_transformer_lrp.rules.elementwise import (
     TaylorRule,
 )
 from captum_transformer_lrp.rules.linear import LinearRule
+from captum_transformer_lrp.rules.normalization import ConstantDeviationRule
 from captum_transformer_lrp.rules.presets import Preset, preset
 from captum_transformer_lrp.rules.registry import register_rule, unregister_rule
 from captum_transformer_lrp.rules.stabilizers import AdditiveStabilizer, SignAwareStabilizer
@@ -40,6 +46,8 @@ __all__ = [
     "BoundedRule",
     "Call",
     "CaptumRule",
+    "ConstantDeviationRule",
+    "ConstantGateRule",
     "EpsilonRule",
     "GELURule",
     "GammaRule",
@@ -56,6 +64,8 @@ __all__ = [
     "SkipAddRule",
     "SoftmaxRule",
     "TaylorRule",
+    "TaylorSoftmaxRule",
+    "UniformRule",
     "UnnormalizedAddRule",
     "UnnormalizedMatmulRule",
     "preset",

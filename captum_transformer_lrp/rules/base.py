@@ -37,8 +37,11 @@ class Rule(PropagationRule):
         ...         return relevance * (call.inputs[0] > 0)
     """
 
+    shares_with_bias = False
+    """Whether the bias of a linear operation takes a share, so that one added by itself does."""
+
     @abstractmethod
-    def relevance(self, call: Call, relevance: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor | tuple[Tensor | None, ...]:
         """Divide the relevance of one call's output.
 
         Args:
@@ -46,8 +49,8 @@ class Rule(PropagationRule):
             relevance: relevance of ``call.output``, of the same shape, float32 or float64.
 
         Returns:
-            The relevance of each of ``call.inputs``, shaped as they are; a bare tensor if there
-            is one input.
+            The relevance of each of ``call.inputs``, shaped as they are, or None for none at all;
+            a bare tensor if there is one input.
         """
 
     # What captum.attr.LRP calls of a rule: inside transformer_rules() the engine propagates, and

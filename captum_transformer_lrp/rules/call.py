@@ -109,6 +109,9 @@ class Call:
         bias: its bias.
         constant: the other operand where an activation meets a constant or a parameter, e.g. the
             position embedding in ``x + position_embedding``.
+        gate: of a product of two inputs, the place of the one that weighs the other: the attention
+            map A, or the one that an activation function has been applied to; None if that is said
+            of neither or of both.
         examples: where the examples of the batch lie in ``output``.
         stabilizer: divides safely; use :meth:`divide`.
         absorb: reports relevance that goes no further (to a parameter, or 0/0), as a function that
@@ -123,6 +126,7 @@ class Call:
     weight: Tensor | None = None
     bias: Tensor | None = None
     constant: Tensor | None = None
+    gate: int | None = None
     examples: Examples = field(default_factory=lambda: Examples(1))
     stabilizer: Stabilizer | None = None
     absorb: Callable[[Callable[[], Tensor]], None] = lambda amount: None

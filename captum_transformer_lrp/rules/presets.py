@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+import torch
+import torch.nn.functional as F
 from captum.attr._utils.lrp_rules import PropagationRule
-from torch import Tensor
+from torch import Tensor, nn
 
+from captum_transformer_lrp.rules.attention_aware import (
+    ConstantGateRule,
+    TaylorSoftmaxRule,
+    UniformRule,
+)
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.binary import (
     MatmulRule,
@@ -15,14 +23,24 @@ from captum_transformer_lrp.rules.binary import (
     UnnormalizedAddRule,
     UnnormalizedMatmulRule,
 )
+from captum_transformer_lrp.rules.elementwise import GELURule, PoolingRule
 from captum_transformer_lrp.rules.linear import LinearRule
+from captum_transformer_lrp.rules.normalization import ConstantDeviationRule
 from captum_transformer_lrp.rules.registry import (
+    ACTIVATIONS,
     CONVOLUTIONS,
+    FUNCTION_RULES,
     LINEARS,
+    NORMALIZATIONS,
+    POOLINGS,
     PRODUCTS,
     SCALINGS,
+    SOFTMAXES,
     SUMS,
     Function,
+    Target,
+    named_overrides,
+    rule_overrides,
 )
 from captum_transformer_lrp.rules.weighted import (
     AlphaBetaRule,
@@ -35,15 +53,40 @@ from captum_transformer_lrp.rules.weighted import (
 
 @dataclass(frozen=True)
 class Preset:
-    """One rule for each family of operations; all others keep the registered rule.
+    """A table from operations to rules.
 
     Args:
         name: its name.
         source: where it comes from.
         linear: for linear layers and convolutions.
         skip_add: for ``u + v``.
-        matmul: for ``u @ v`` and ``u * v``.
+        matmul: for ``u @ v``, attention included.
+        product: for ``u * v``; None for the rule of ``u @ v``.
+        softmax: for softmax; None for the registered rule, as in what follows.
+        activation: for GELU and every other activation function.
+        normalization: for LayerNorm, RMSNorm and the like.
+        pooling: for means, sums and pooling.
         pixels: for the first layer, if that reads pixels; None for the rule of linear layers.
+        overrides: rules that go before all of these, by PyTorch function, by module class or by
+            the name of a module, whose calls are then explained as one operation.
+
+    Example:
+        >>> from torch import nn
+        >>> attnlrp = preset("attnlrp").but(linear=GammaRule(0.1))
+        >>> attnlrp = attnlrp.overridden({"head": EpsilonRule(), nn.Conv2d: GammaRule(0.25)})
+        >>> print(attnlrp)
+        attnlrp (Achtibat et al. 2024)
+        linear, convolution    GammaRule(gamma=0.1)
+        u + v                  UnnormalizedAddRule(epsilon=1e-09)
+        u @ v                  UniformRule(epsilon=1e-09)
+        u * v                  UniformRule(epsilon=1e-09)
+        softmax                TaylorSoftmaxRule()
+        activation             GELURule()
+        normalization          ConstantDeviationRule(epsilon=1e-09)
+        pooling                PoolingRule()
+        first layer on pixels  GammaRule(gamma=0.1)
+        module 'head'          EpsilonRule(epsilon=1e-06)
+        Conv2d                 GammaRule(gamma=0.25)
     """
 
     name: str
@@ -51,33 +94,89 @@ class Preset:
     linear: Rule = field(default_factory=LinearRule)
     skip_add: Rule = field(default_factory=SkipAddRule)
     matmul: Rule = field(default_factory=MatmulRule)
+    product: Rule | None = None
+    softmax: Rule | None = None
+    activation: Rule | None = None
+    normalization: Rule | None = None
+    pooling: Rule | None = None
     pixels: Rule | None = field(default_factory=BoundedRule)
+    overrides: Mapping[Target, PropagationRule] = field(default_factory=dict)
 
     def function_rules(self) -> dict[Function, PropagationRule]:
         """The preset as a table from PyTorch functions to rules."""
-        return {
+        table: dict[Function, PropagationRule] = {
             **dict.fromkeys((*LINEARS, *CONVOLUTIONS), self.linear),
             **dict.fromkeys(SUMS, self.skip_add),
-            **dict.fromkeys((*PRODUCTS, *SCALINGS), self.matmul),
+            **dict.fromkeys(PRODUCTS, self.matmul),
+            **dict.fromkeys(SCALINGS, self.product or self.matmul),
         }
+        for functions, rule in (
+            (SOFTMAXES, self.softmax),
+            (ACTIVATIONS, self.activation),
+            (NORMALIZATIONS, self.normalization),
+            (POOLINGS, self.pooling),
+        ):
+            if rule is not None:
+                table.update(dict.fromkeys(functions, rule))
+        return {**table, **rule_overrides(self.overrides)[0]}
+
+    def class_rules(self) -> dict[type[nn.Module], PropagationRule]:
+        """The rules that override the preset's for module classes."""
+        return rule_overrides(self.overrides)[1]
+
+    def module_rules(self) -> dict[str, PropagationRule]:
+        """The rules that override the preset's for modules, by name."""
+        return named_overrides(self.overrides)
+
+    def but(self, **changes: Any) -> Preset:
+        """A copy with some rules changed, by the names of the arguments."""
+        return replace(self, **changes)
+
+    def overridden(self, rules: Mapping[Target, PropagationRule | type[PropagationRule]]) -> Preset:
+        """A copy with rules that go before the table's.
+
+        Args:
+            rules: by PyTorch function, module class or module name.
+
+        Raises:
+            TypeError: for anything that is no rule, or no function, class or name.
+        """
+        rule_overrides(rules)
+        instances = {key: rule() if isinstance(rule, type) else rule for key, rule in rules.items()}
+        return replace(self, overrides={**self.overrides, **instances})
 
     def with_input_range(self, low: float | Tensor, high: float | Tensor) -> Preset:
         """The same rules, with the z^B rule for pixels between ``low`` and ``high``."""
         return replace(self, pixels=BoundedRule(low, high))
 
-    def __str__(self) -> str:
-        rows = {
+    def table(self) -> dict[str, PropagationRule]:
+        """The rule of each operation, by the operation's name."""
+        return {
             "linear, convolution": self.linear,
             "u + v": self.skip_add,
-            "u @ v, u * v": self.matmul,
+            "u @ v": self.matmul,
+            "u * v": self.product or self.matmul,
+            "softmax": self.softmax or FUNCTION_RULES[torch.softmax],
+            "activation": self.activation or FUNCTION_RULES[F.gelu],
+            "normalization": self.normalization or FUNCTION_RULES[F.layer_norm],
+            "pooling": self.pooling or FUNCTION_RULES[torch.mean],
             "first layer on pixels": self.pixels or self.linear,
-            "activations, softmax, norms": "pass unchanged",
-            "pooling": "eq. 2",
+            **{_title(key): rule for key, rule in self.overrides.items()},
         }
+
+    def __str__(self) -> str:
+        rows = self.table()
         width = max(map(len, rows))
         lines = [f"{name:<{width}}  {rule}" for name, rule in rows.items()]
         return "\n".join([f"{self.name} ({self.source})", *lines])
 
+
+def _title(key: Target) -> str:
+    return f"module {key!r}" if isinstance(key, str) else str(getattr(key, "__name__", key))
+
+
+# Small enough to change nothing but what is divided by it: relevance is computed in float64.
+_EPSILON = 1e-9
 
 _PRESETS: dict[str, Callable[[], Preset]] = {
     "paper": lambda: Preset("paper", "Chefer et al. 2021, eq. 2, 5, 9, 10"),
@@ -110,11 +209,49 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         skip_add=UnnormalizedAddRule(1e-6),
         matmul=MatmulRule(),
     ),
+    "attnlrp": lambda: Preset(
+        "attnlrp",
+        "Achtibat et al. 2024",
+        linear=EpsilonRule(_EPSILON),
+        skip_add=UnnormalizedAddRule(_EPSILON),
+        matmul=UniformRule(_EPSILON),
+        softmax=TaylorSoftmaxRule(),
+        activation=GELURule(),
+        normalization=ConstantDeviationRule(_EPSILON),
+        pooling=PoolingRule(),
+        pixels=None,
+    ),
+    "cp_lrp": lambda: Preset(
+        "cp_lrp",
+        "Ali et al. 2022",
+        linear=EpsilonRule(_EPSILON),
+        skip_add=UnnormalizedAddRule(_EPSILON),
+        matmul=ConstantGateRule(_EPSILON),
+        activation=GELURule(),
+        normalization=ConstantDeviationRule(_EPSILON),
+        pooling=PoolingRule(),
+        pixels=None,
+    ),
+    "libra": lambda: Preset(
+        "libra",
+        "Mehri et al. 2025, as relevance: input times pruned gradient",
+        linear=EpsilonRule(0.0),
+        skip_add=UnnormalizedAddRule(),
+        matmul=ConstantGateRule(),
+        product=UniformRule(),
+        activation=GELURule(),
+        normalization=ConstantDeviationRule(),
+        pooling=PoolingRule(),
+        pixels=None,
+    ),
 }
 
 
 def preset(name: str) -> Preset:
-    """The preset of a name: ``paper``, ``lrp``, ``epsilon``, ``gamma`` or ``alpha_beta``.
+    """The preset of a name.
+
+    There are ``paper``, ``lrp``, ``epsilon``, ``gamma``, ``alpha_beta``, ``attnlrp``, ``cp_lrp``
+    and ``libra``.
 
     Raises:
         ValueError: for any other name.
@@ -122,12 +259,15 @@ def preset(name: str) -> Preset:
     Example:
         >>> print(preset("paper"))
         paper (Chefer et al. 2021, eq. 2, 5, 9, 10)
-        linear, convolution          LinearRule()
-        u + v                        SkipAddRule()
-        u @ v, u * v                 MatmulRule()
-        first layer on pixels        BoundedRule(low=None, high=None)
-        activations, softmax, norms  pass unchanged
-        pooling                      eq. 2
+        linear, convolution    LinearRule()
+        u + v                  SkipAddRule()
+        u @ v                  MatmulRule()
+        u * v                  MatmulRule()
+        softmax                SoftmaxRule()
+        activation             GELURule()
+        normalization          NormalizationRule()
+        pooling                PoolingRule()
+        first layer on pixels  BoundedRule(low=None, high=None)
     """
     if name not in _PRESETS:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(_PRESETS)}")

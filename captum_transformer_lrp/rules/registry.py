@@ -6,7 +6,7 @@ classes are also entered in Captum's own tables, so that ``captum.attr.LRP`` kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 import captum.attr._core.lrp as captum_lrp
@@ -28,7 +28,7 @@ from captum_transformer_lrp.rules.linear import LinearRule
 from captum_transformer_lrp.rules.spellings import spelled, synonyms
 
 Function: TypeAlias = Callable[..., Any]
-Target: TypeAlias = Function | type[nn.Module]
+Target: TypeAlias = Function | type[nn.Module] | str
 
 FUNCTION_RULES: dict[Function, PropagationRule] = {}
 """The rule of every PyTorch function that has one."""
@@ -38,7 +38,7 @@ MODULE_RULES: dict[type[nn.Module], PropagationRule] = {}
 
 
 def register_rule(
-    target: Target, rule: PropagationRule | type[PropagationRule]
+    target: Function | type[nn.Module], rule: PropagationRule | type[PropagationRule]
 ) -> PropagationRule | type[PropagationRule]:
     """File a rule for a function or for a module class, for every explanation from now on.
 
@@ -89,7 +89,7 @@ def register_rule(
     return rule
 
 
-def unregister_rule(target: Target) -> None:
+def unregister_rule(target: Function | type[nn.Module]) -> None:
     """Undo :func:`register_rule`; functions of PyTorch fall back to the library's own rule."""
     if isinstance(target, type):
         MODULE_RULES.pop(target, None)
@@ -110,9 +110,12 @@ def unregister_rule(target: Target) -> None:
 
 
 def rule_overrides(
-    rules: dict[Target, PropagationRule | type[PropagationRule]] | None,
+    rules: Mapping[Any, PropagationRule | type[PropagationRule]] | None,
 ) -> tuple[dict[Function, PropagationRule], dict[type[nn.Module], PropagationRule]]:
-    """Split a user's ``{function or module class: rule}`` into the two tables' form."""
+    """Split a user's ``{function or module class: rule}`` into the two tables' form.
+
+    Names of modules are left to :func:`named_overrides`.
+    """
     functions: dict[Function, PropagationRule] = {}
     modules: dict[type[nn.Module], PropagationRule] = {}
     for target, rule in (rules or {}).items():
@@ -123,9 +126,22 @@ def rule_overrides(
             modules[target] = instance
         elif callable(target):
             functions.update(dict.fromkeys(synonyms(target), instance))
-        else:
-            raise TypeError(f"rules are for functions and nn.Module classes, found {target!r}")
+        elif not isinstance(target, str):
+            raise TypeError(
+                f"rules are for functions, nn.Module classes and names of modules, found {target!r}"
+            )
     return functions, modules
+
+
+def named_overrides(
+    rules: Mapping[Any, PropagationRule | type[PropagationRule]] | None,
+) -> dict[str, PropagationRule]:
+    """The rules of a user's ``{name of a module: rule}``."""
+    return {
+        target: rule() if isinstance(rule, type) else rule
+        for target, rule in (rules or {}).items()
+        if isinstance(target, str)
+    }
 
 
 _CAPTUMS: dict[Any, tuple[Any, bool]] = {}

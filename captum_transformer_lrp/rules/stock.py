@@ -15,7 +15,12 @@ from captum_transformer_lrp.rules.base import Rule, engine_propagates
 from captum_transformer_lrp.rules.call import Call, Stabilizer
 from captum_transformer_lrp.rules.presets import Preset
 from captum_transformer_lrp.rules.presets import preset as named_preset
-from captum_transformer_lrp.rules.registry import MODULE_RULES, Target, rule_overrides
+from captum_transformer_lrp.rules.registry import (
+    MODULE_RULES,
+    Target,
+    named_overrides,
+    rule_overrides,
+)
 from captum_transformer_lrp.rules.stabilizers import SignAwareStabilizer
 
 if TYPE_CHECKING:
@@ -51,7 +56,8 @@ def transformer_rules(
 
     Args:
         preset: the rules, by name or as a :class:`Preset`.
-        rules: rules that go before the preset's, by PyTorch function or module class.
+        rules: rules that go before the preset's, by PyTorch function, module class or name of a
+            module.
         input_range: as in :class:`~captum_transformer_lrp.TransformerLRP`.
         stabilizer: keeps denominators away from zero.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
@@ -81,7 +87,8 @@ def transformer_rules(
     functions, classes = rule_overrides(rules)
     propagation = StockLRP(
         function_rules={**chosen.function_rules(), **functions},
-        class_rules={**MODULE_RULES, **classes},
+        class_rules={**MODULE_RULES, **chosen.class_rules(), **classes},
+        module_rules={**chosen.module_rules(), **named_overrides(rules)},
         pixel_rule=chosen.pixels,
         stabilizer=stabilizer or SignAwareStabilizer(),
         strict=strict,

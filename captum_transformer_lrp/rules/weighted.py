@@ -35,6 +35,8 @@ class EpsilonRule(Rule):
         epsilon: ε; 0 leaves the denominator to the stabiliser.
     """
 
+    shares_with_bias = True
+
     def __init__(self, epsilon: float = 1e-6) -> None:
         self.epsilon = epsilon
 
@@ -101,8 +103,11 @@ class AlphaBetaRule(Rule):
         total = call.forward(size, weight=magnitude)
         product = call.forward(x)
         positive, negative = (total + product) / 2, (total - product) / 2
-        for_it = call.divide(relevance, positive, total) * self.alpha
-        against_it = call.divide(relevance, negative, total) * self.beta
+        # Up to here a sum without summands is the rounding error of the larger sums.
+        noise = total * (8 * torch.finfo(total.dtype).eps)
+        for_it = call.divide(relevance, positive, total).masked_fill(positive <= noise, 0)
+        against_it = call.divide(relevance, negative, total).masked_fill(negative <= noise, 0)
+        for_it, against_it = for_it * self.alpha, against_it * self.beta
         (signed,) = call.vjp((for_it + against_it) / 2)
         (unsigned,) = call.vjp((for_it - against_it) / 2, inputs=(size,), weight=magnitude)
         _absorb_rest(call, relevance, for_it * positive - against_it * negative)

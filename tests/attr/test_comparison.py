@@ -36,6 +36,7 @@ FEW: dict[str, dict[str, Any]] = {
     "shapley_value_sampling": {"n_samples": 1},
     "lime": {"n_samples": 5},
     "kernel_shap": {"n_samples": 5},
+    "bi_attention": {"n_steps": 3},
 }
 
 

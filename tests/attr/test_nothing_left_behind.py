@@ -18,9 +18,15 @@ from captum.attr._utils.lrp_rules import EpsilonRule
 from torch import Tensor, nn
 
 from captum_transformer_lrp import (
+    AttCat,
     AttentionFlow,
     AttentionGradCam,
     AttentionRollout,
+    BiAttention,
+    GenericAttention,
+    LeGrad,
+    LibraGradient,
+    NormRollout,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
@@ -89,6 +95,13 @@ METHODS: dict[str, tuple[Callable[..., Any], bool]] = {
     "PartialLRP.relevance_per_head": (per_head, True),
     "TransformerLRP": (with_delta, True),
     "TransformerLRP, sglrp": (plain(TransformerLRP, contrast="sglrp"), True),
+    "TransformerLRP, attnlrp": (plain(TransformerLRP, preset="attnlrp"), True),
+    "GenericAttention": (plain(GenericAttention), False),
+    "LeGrad": (plain(LeGrad), False),
+    "AttCat": (plain(AttCat), False),
+    "NormRollout": (plain(NormRollout), False),
+    "BiAttention": (plain(BiAttention, n_steps=2), False),
+    "LibraGradient": (plain(LibraGradient, aggregation="layers"), True),
     "NoiseTunnel": (noise_tunnel, True),
     "compare": (comparison, True),
 }

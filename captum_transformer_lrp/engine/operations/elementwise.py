@@ -11,8 +11,10 @@ from torch import Tensor
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.engine.tape import Normalized
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
+from captum_transformer_lrp.rules.normalization import NormalizationKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
 
@@ -22,7 +24,7 @@ def _activation(watch: Interception, function: Function, args: Args, kwargs: Kwa
     mark = watch.tape.mark(args[0] if args else kwargs["input"])
     attends = mark is not None and mark.scores and function in _OF_SCORES
     changes: dict[str, Any] = {"attention": True, "flow": flows.blocked} if attends else {}
-    output = watch.elementwise(function, args, kwargs, event=True, **changes)
+    output = watch.elementwise(function, args, kwargs, event=True, activated=True, **changes)
     if inplace:
         watch.replace(args[0], output)
     return output
@@ -39,8 +41,22 @@ def _normalization(watch: Interception, function: Function, args: Args, kwargs: 
             f"{watch.module_name()} normalises by the statistics of the batch, so that one "
             "example's explanation would depend on the others: call model.eval() first"
         )
-    # Whatever is normalised is no longer the product of two activations: not softmax scores.
-    return watch.elementwise(function, args, kwargs, scores=False, base=object(), statistic=False)
+    source = args[0] if args else kwargs["input"]
+    kernel = NormalizationKernel(function, args[1:], kwargs)
+    output = watch.elementwise(
+        function,
+        args,
+        kwargs,
+        kernel=kernel,
+        # Whatever is normalised is no longer the product of two activations: not softmax scores.
+        scores=False,
+        base=object(),
+        statistic=False,
+        activated=False,
+    )
+    if watch.tape.mark(source) is not None and isinstance(output, Tensor):
+        watch.tape.normalizations.append(Normalized(source, output, kernel))
+    return output
 
 
 @handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",

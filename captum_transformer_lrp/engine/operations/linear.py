@@ -78,6 +78,7 @@ def weighted(
             base=object(),
             statistic=False,
             channels=_channels(function, x, weight, output) if bias is None else 0,
+            activated=False,
         ),
         name=watch.book_title(),
         weight=weight,

@@ -181,6 +181,7 @@ def multiplied(
     mark = merged([of_u, of_v], examples)
     event = watch.tape.new_event()
     facts: dict[str, Any] = {}
+    record: AttentionStep | None = None
     position = _map_position((of_u, of_v), (u, v), axes)
     if position is not None:
         values = (of_v, of_u)[position]
@@ -190,9 +191,11 @@ def multiplied(
             attention=(u, v)[position],
             mark=(of_u, of_v)[position],
             event=event,
+            values=(v, u)[position],
+            position=position,
         )
         watch.tape.attentions.append(record)
-        facts = {"attention": record, "position": position}
+        facts = {"attention": record, "position": position, "gate": position}
         flow: flows.Flow = flows.attention
         mark = merged([values], examples).but(
             attention=False,
@@ -207,17 +210,20 @@ def multiplied(
         facts = {"mass": shares_by_attention(of_u, of_v)}
         watch.tape.other_mixing.append(watch.module_name())
         mark = mark.but(scores=True, events=mark.events | event)
-    return watch.tape.record(
+    output = watch.tape.record(
         function,
         kernel,
         (u, v),
         output,
         rule=watch.rule_for(torch.matmul),
         flow=flow,
-        mark=mark.but(source=None, base=object(), statistic=False, channels=0),
+        mark=mark.but(source=None, base=object(), statistic=False, channels=0, activated=False),
         name=watch.book_title(),
         **facts,
     )
+    if record is not None:
+        record.output = output
+    return output
 
 
 def _map_position(

@@ -98,8 +98,10 @@ def _scaled(
                 base=object() if of_u.base is not of_v.base else of_u.base,
                 statistic=of_u.statistic and of_v.statistic,
                 channels=0,
+                activated=False,
             ),
             name=watch.book_title(),
+            gate=None if of_u.activated == of_v.activated else int(of_v.activated),
             mass=_gate_factors(of_u, of_v),
         )
     if of_u is not None:
@@ -163,7 +165,9 @@ def function_of_same(
         output,
         rule=watch.module_rule() or _ACTIVATION,
         flow=flows.keep,
-        mark=of_direct.but(events=of_u.events | of_v.events, source=None, channels=0),
+        mark=of_direct.but(
+            events=of_u.events | of_v.events, source=None, channels=0, activated=True
+        ),
         name=watch.book_title(),
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
@@ -23,6 +24,7 @@ from captum_transformer_lrp.engine.operations.scaling import (
     scaled_by_constant,
     two_operands,
 )
+from captum_transformer_lrp.engine.tape import Residual
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import ScaleRule
 from captum_transformer_lrp.rules.call import (
@@ -86,6 +88,7 @@ def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
         constant = constant.to(x.dtype)
     # No value of its own for every token, but one for every output, or for each of Q, K and V.
     is_bias = mark.channels > 0 and mark.channels % max(constant.numel(), 1) == 0
+    takes_nothing = is_bias and not watch.rule_for(F.linear).shares_with_bias
     mark = mark.but(
         examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None, channels=0
     )
@@ -95,7 +98,7 @@ def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
         AutogradKernel(torch.add),
         (x,),
         output,
-        rule=watch.module_rule() or _BIAS if is_bias else watch.rule_for(torch.add),
+        rule=watch.module_rule() or _BIAS if takes_nothing else watch.rule_for(torch.add),
         flow=flows.keep,
         mark=mark,
         constant=constant,
@@ -129,6 +132,7 @@ def _skip_add(
     mark = merged([of_u, of_v], examples)
     factors = (0.5, 0.5)
     branch_attentions = 0
+    attends = False
     stream: tuple[Tensor, Mark, Mark] | None = None
     if of_u.events != of_v.events:
         if of_u.events & ~of_v.events == 0:
@@ -158,7 +162,7 @@ def _skip_add(
             factors = (1.0, 0.0) if attending[0] else (0.0, 1.0)
     mark = mark.but(source=None)
     _require_examples(watch, mark)
-    return watch.tape.record(
+    output = watch.tape.record(
         function,
         AutogradKernel(torch.add),
         (u, v),
@@ -171,3 +175,8 @@ def _skip_add(
         branch=branch_attentions,
         mass_through_branch=(0.0, 1.0) if stream is not None and stream[0] is u else (1.0, 0.0),
     )
+    if stream is not None and of_u.base is not of_v.base:
+        skipped_by = v if stream[0] is u else u
+        residual = Residual(stream[0], skipped_by, output, attends)
+        watch.tape.note_residual(residual, branch_attentions)
+    return output

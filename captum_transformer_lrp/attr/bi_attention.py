@@ -1,0 +1,240 @@
+"""Attention perception times reasoning feedback (Chen et al., TMLR 2023)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from captum._utils.common import _format_tensor_into_tuples
+from captum.attr._utils.lrp_rules import PropagationRule
+from torch import Tensor
+
+from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import gradients, row_view, sum_all
+from captum_transformer_lrp.attr.embeddings import FromEmbeddings
+from captum_transformer_lrp.attr.targets import predicted
+from captum_transformer_lrp.attr.token_attribution import (
+    TokenAttribution,
+    TokenGranularity,
+    by_token,
+    maps_of,
+    one_sequence,
+)
+from captum_transformer_lrp.attr.transformed_values import transformed_values
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep, Residual
+from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.registry import Target
+
+Perception: TypeAlias = Literal["token", "head"]
+
+
+class BiAttention(TokenAttribution):
+    r"""How tokens come together in the pooled one, times how the answer depends on them.
+
+    *Attention perception* is a rollout, :math:`P \leftarrow P + \tilde A^{(b)} P`, of
+
+    * ``perception="token"``:
+      :math:`\tilde A_{ij} = E_h A^h_{ij}\,\|v_j W^O\|_2 / \|x_j\|_2`, each token weighed by how
+      much longer its transformed value is than itself, :math:`x_j` being what goes into the block;
+    * ``perception="head"``: :math:`\tilde A = \sum_h I_h A^h` with
+      :math:`I_h \propto \sum_{ij} |A_h^\top \nabla A_h|_{ij}`.
+
+    *Reasoning feedback* is the gradient of the target by the last attention map, averaged along
+    the way from a black input to the input itself (integrated gradients), its positive part
+    averaged over heads,
+
+    .. math::
+        F = E_h\Big(\frac 1n \sum_{k=0}^{n-1}
+            \nabla A^{(B)}\big(\tfrac{k}{n-1} x\big)\Big)^+
+
+    and the attribution is the row of :math:`F \odot P` that the model reads its answer from.  For
+    token ids the way starts from embeddings of zero.
+
+    Args:
+        forward_func: as in :class:`TransformerAttribution`.
+        perception: ``"token"`` or ``"head"``, see above.
+        n_steps: n, the number of forward passes.
+        layers: the attentions that take part in P, counted from the input, negative ones from the
+            output; None for all.  The published code leaves out the first ones of ViT-B.
+        rules: as in :class:`TransformerAttribution`.
+        stabilizer: as in :class:`TransformerAttribution`.
+        strict: as in :class:`TransformerAttribution`.
+        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+
+    Reference:
+        Jiamin Chen et al., *Beyond Intuition: Rethinking Token Attributions inside Transformers*,
+        TMLR 2023, as in their published code for ViT.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer_lrp import BiAttention
+        >>> model = timm.create_model("test_vit", num_classes=10).eval()
+        >>> images = torch.randn(2, 3, 160, 160)
+        >>> BiAttention(model, n_steps=3).attribute(images, target=1).shape
+        torch.Size([2, 3, 160, 160])
+    """
+
+    default_dtype = torch.float32
+
+    def __init__(
+        self,
+        forward_func: Callable[..., Any],
+        *,
+        perception: Perception = "token",
+        n_steps: int = 20,
+        layers: Sequence[int] | None = None,
+        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
+        stabilizer: Stabilizer | None = None,
+        strict: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+        )
+        if perception not in get_args(Perception):
+            raise ValueError(f"perception must be one of {get_args(Perception)}: {perception!r}")
+        if n_steps < 1:
+            raise ValueError(f"n_steps must be at least 1, found {n_steps}")
+        self.perception = perception
+        self.n_steps = n_steps
+        self.layers = None if layers is None else tuple(layers)
+
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Sequence[Any],
+        additional_forward_args: Any = None,
+        *,
+        granularity: TokenGranularity = "input",
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """Explain several targets of the same inputs, with ``n_steps`` + 1 forward passes in all.
+
+        Takes the arguments of :meth:`attribute`, with a list of targets.
+
+        Returns:
+            For each target what :meth:`attribute` returns.
+        """
+        views.check_granularity(granularity, ("input", "token"))
+        embeddings: list[Tensor] = []
+        chosen: list[Any] = []
+
+        def look(recording: Recording, start: Tensor) -> Tensor:
+            embeddings.extend(_given(recording, inputs))
+            if any(target is None for target in targets):
+                chosen.append(predicted(recording.output))
+            return start
+
+        self._each_target(inputs, targets[:1], additional_forward_args, look)
+        named = [chosen[0] if target is None else target for target in targets]
+        feedback = iter(self._feedback(inputs, embeddings, named, additional_forward_args))
+
+        def explained(recording: Recording, start: Tensor) -> Any:
+            perceived = self._perceived(recording, start)
+            for step in recording.tape.attentions:
+                step.weighted = None
+            recording.tape.through = 0
+            readout = views.token_mass(recording, start).detach()
+            weighed = next(feedback).to(perceived) * perceived
+            row = (readout.unsqueeze(1) @ weighed).squeeze(1)
+            return row_view(recording, row, inputs, granularity)
+
+        return self._each_target(inputs, named, additional_forward_args, explained)
+
+    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
+        raise NotImplementedError  # needs more than one forward pass
+
+    def _feedback(
+        self, inputs: Any, given: Sequence[Tensor], targets: Sequence[Any], additional: Any
+    ) -> list[Tensor]:
+        """F of every target, (N, S, S)."""
+        forward, args = self._from_scaled(inputs, additional)
+        way = torch.linspace(0, 1, self.n_steps, dtype=torch.float64).tolist()
+        total: list[Tensor] | None = None
+        for alpha in way:
+            scaled = tuple(value * alpha for value in given)
+            method = _LastGradient(forward, dtype=self._dtype)
+            found = method.of_targets(scaled, targets, args)
+            total = found if total is None else [sum_all(pair) for pair in zip(total, found)]  # noqa: B905
+        assert total is not None
+        return [(one / self.n_steps).clamp(min=0).mean(1) for one in total]
+
+    def _from_scaled(self, inputs: Any, additional: Any) -> tuple[Callable[..., Any], Any]:
+        """What takes scaled inputs, or scaled embeddings of token ids, and its other arguments."""
+        values = _format_tensor_into_tuples(inputs)
+        if all(value.is_floating_point() for value in values):
+            return self.forward_func, additional
+        if len(values) > 1:
+            raise ExplanationError(
+                "BiAttention scales its inputs, and token ids among several inputs cannot be: "
+                "give their embeddings"
+            )
+        names: tuple[str, ...] = ()
+        rest: tuple[Any, ...] = ()
+        if isinstance(additional, Mapping):
+            names, rest = tuple(additional), tuple(additional.values())
+        elif additional is not None:
+            rest = additional if isinstance(additional, tuple) else (additional,)
+        return FromEmbeddings(self.forward_func, names), (values[0], *rest)
+
+    def _perceived(self, recording: Recording, start: Tensor) -> Tensor:
+        """P, (N, S, S)."""
+        pairs = one_sequence(recording)
+        used = [pairs[place] for place in views.chosen_layers(self.layers, len(pairs))]
+        matrices = []
+        if self.perception == "head":
+            found = gradients(recording, start, [step for step, _ in used])
+            for (step, _), gradient in zip(used, found, strict=True):
+                matrices.append(_by_head(maps_of(step), views.per_head(gradient, step)))
+        else:
+            matrices = [_by_token(recording, step, residual) for step, residual in used]
+        return views.rollout_matrix(matrices, row_normalize=False)
+
+
+class _LastGradient(TokenAttribution):
+    """The gradient of a target by the last attention map."""
+
+    default_dtype = torch.float32
+
+    def of_targets(self, inputs: Any, targets: Sequence[Any], additional: Any) -> list[Tensor]:
+        """(N, heads, S, S) for each target."""
+        return self._each_target(inputs, targets, additional, self._token_values)
+
+    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
+        step = recording.tape.attentions[-1]
+        (gradient,) = gradients(recording, start, [step])
+        return views.per_head(gradient, step)
+
+
+def _given(recording: Recording, inputs: Any) -> list[Tensor]:
+    """The inputs as floats: themselves, or the embeddings that were looked up for token ids."""
+    found = []
+    values = _format_tensor_into_tuples(inputs)
+    for leaves, value in zip(recording.leaves, values, strict=True):
+        if value.is_floating_point():
+            found.append(value.detach())
+            continue
+        if len(leaves) != 1 or leaves[0].numel() % value.numel():
+            raise ExplanationError(
+                "the model looks its token ids up more than once: give BiAttention embeddings and "
+                "a function that takes them"
+            )
+        found.append(leaves[0].detach().reshape(*value.shape, -1))
+    return found
+
+
+def _by_head(maps: Tensor, gradient: Tensor) -> Tensor:
+    """The heads' maps, weighed by how much the answer depends on each, (N, S, S)."""
+    importance = (maps.transpose(-1, -2) @ gradient).abs().mean((-2, -1))
+    share = importance / importance.sum(1, keepdim=True).clamp(min=torch.finfo(maps.dtype).tiny)
+    return torch.einsum("nh,nhqk->nqk", share, maps)
+
+
+def _by_token(recording: Recording, step: AttentionStep, residual: Residual) -> Tensor:
+    """The mean of the maps, each key weighed by its change of length, (N, S, S)."""
+    values = transformed_values(recording, step, residual).sum(1)
+    stream = by_token(recording, residual.stream.detach(), residual.stream)
+    growth = values.norm(dim=-1) / stream.norm(dim=-1)
+    return maps_of(step).mean(1) * growth.unsqueeze(1)

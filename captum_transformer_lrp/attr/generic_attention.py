@@ -1,0 +1,50 @@
+"""Generic attention explainability (Chefer, Gur & Wolf, ICCV 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.attr.base import RolloutAttribution, gradients
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep
+
+
+class GenericAttention(RolloutAttribution):
+    r"""Attention maps weighted by their own gradients, rolled out over the blocks.
+
+    .. math::
+        \bar A = E_h\big((\nabla A \odot A)^+\big), \qquad R \leftarrow R + \bar A \cdot R
+        \qquad \text{(eq. 5, 6)}
+
+    from :math:`R = I`: the rollout of :class:`TransformerAttribution` without relevance.  Where a
+    decoder attends to an encoder the rollout goes on by :math:`\bar A` into the encoder, which is
+    eq. 10 without its two normalisations (eq. 8, 9) and without the context
+    :math:`(\bar R^{ss})^\top` on its left.
+
+    Args:
+        forward_func: as in :class:`TransformerAttribution`.
+        rules: as in :class:`TransformerAttribution`.
+        stabilizer: as in :class:`TransformerAttribution`.
+        strict: as in :class:`TransformerAttribution`.
+        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+
+    Reference:
+        Hila Chefer, Shir Gur, Lior Wolf, *Generic Attention-model Explainability for Interpreting
+        Bi-Modal and Encoder-Decoder Transformers*, ICCV 2021.
+
+    Example:
+        >>> import timm, torch
+        >>> from captum_transformer_lrp import GenericAttention
+        >>> model = timm.create_model("test_vit", num_classes=10).eval()
+        >>> GenericAttention(model).attribute(torch.randn(2, 3, 160, 160), target=1).shape
+        torch.Size([2, 3, 160, 160])
+    """
+
+    default_dtype = torch.float32
+
+    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
+        for step, gradient in zip(used, gradients(recording, start, used), strict=True):
+            step.weighted = (gradient * step.attention.detach()).clamp(min=0)

@@ -1,0 +1,156 @@
+"""What the methods have in common that give every token of one sequence a value."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, row_view
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep, Residual
+from captum_transformer_lrp.errors import ExplanationError
+
+TokenGranularity: TypeAlias = Literal["input", "token"]
+
+
+class TokenAttribution(RecordedAttribution):
+    """A method that gives a value to every token of the sequence that all blocks work on.
+
+    A subclass says in :meth:`_token_values` which.  Models whose blocks do not all work on one
+    sequence of tokens, such as windowed ones, are refused.
+    """
+
+    @captum_method
+    def attribute(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: TokenGranularity = "input",
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Explain one target for each example of a batch.
+
+        Args:
+            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
+                tuple of such.
+            target: the output to explain, in any form that Captum takes; None explains each
+                example's predicted class.
+            additional_forward_args: as in Captum, or a dictionary of keyword arguments.
+            granularity: ``"input"`` for maps shaped as the inputs, bilinearly upsampled for
+                images, or ``"token"`` for (N, S), special tokens included.
+
+        Returns:
+            Attributions, float32 or as precise as the inputs; a tuple if ``inputs`` is one and
+            ``granularity`` is ``"input"``.
+
+        Raises:
+            ValueError: for a target or an option that does not fit.
+            ExplanationError: for a model that cannot be explained as it is; the message says what
+                to do.
+        """
+        return self.attribute_targets(
+            inputs, [target], additional_forward_args, granularity=granularity
+        )[0]
+
+    def attribute_targets(
+        self,
+        inputs: Tensor | tuple[Tensor, ...],
+        targets: Sequence[Any],
+        additional_forward_args: Any = None,
+        *,
+        granularity: TokenGranularity = "input",
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """Explain several targets of the same inputs from one forward pass.
+
+        Takes the arguments of :meth:`attribute`, with a list of targets.
+
+        Returns:
+            For each target what :meth:`attribute` returns.
+        """
+        views.check_granularity(granularity, ("input", "token"))
+
+        def explained(recording: Recording, start: Tensor) -> Any:
+            for step in recording.tape.attentions:
+                step.weighted = None
+            recording.tape.through = 0
+            row = self._token_values(recording, start)
+            return row_view(recording, row.detach(), inputs, granularity)
+
+        return self._each_target(inputs, targets, additional_forward_args, explained)
+
+    @abstractmethod
+    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
+        """A value for every token, (N, S), of the target of seed ``start``."""
+
+
+def one_sequence(recording: Recording) -> list[tuple[AttentionStep, Residual]]:
+    """Every attention with the skip connection around it, if all are within one sequence.
+
+    Raises:
+        ExplanationError: unless every attention is from all tokens of one sequence to all tokens
+            of it, as it is not with windows, merged patches or cross-attention.
+    """
+    count = recording.output.shape[0]
+    size = views.token_stream(recording).shape
+    found = []
+    for step in recording.tape.attentions:
+        maps = views.per_head(step.attention, step)
+        if step.residual is None:
+            raise ExplanationError(
+                f"no skip connection leads around {step.name}, so it is not known which sequence "
+                "of tokens it works on"
+            )
+        tokens = step.residual.stream.shape
+        square = maps.dim() == 4 and maps.shape[0] == count and maps.shape[2] == maps.shape[3]
+        if not square or tokens != size or maps.shape[2] * count != tokens[:-1].numel():
+            raise ExplanationError(
+                f"{step.name} does not attend from all tokens of the model's one sequence to all "
+                f"of them (its map has shape {tuple(step.attention.shape)}, the sequence "
+                f"{tuple(size)}), which this method is about: use TransformerAttribution or "
+                "GenericAttention"
+            )
+        found.append((step, step.residual))
+    return found
+
+
+def maps_of(step: AttentionStep) -> Tensor:
+    """A, (N, heads, S, S)."""
+    return views.per_head(step.attention.detach(), step)
+
+
+def live_tokens(step: AttentionStep) -> Tensor:
+    """Which tokens any token attends to, (N, S): all but padding."""
+    return (maps_of(step) != 0).flatten(1, 2).any(1)
+
+
+def mean_of_live(values: Tensor, live: Tensor) -> Tensor:
+    """The mean of (N, S, ...) over the tokens that are not padding, (N, ...)."""
+    weights = live.to(values.dtype).reshape(*live.shape, *[1] * (values.dim() - 2))
+    return (values * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def by_token(recording: Recording, values: Tensor, like: Tensor) -> Tensor:
+    """Values laid out as the token sequence ``like`` of the tape, examples first: (N, S, D)."""
+    axis = views.batch_axis(recording, like)
+    if axis is None:
+        return values.reshape(1, -1, values.shape[-1])
+    return values.movedim(axis, 0).flatten(1, -2)
+
+
+def as_stream(recording: Recording, tokens: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`by_token`: (N, S, D) laid out as the tensor ``like``."""
+    axis = views.batch_axis(recording, like)
+    if axis is None:
+        return tokens.reshape(like.shape)
+    return tokens.reshape(like.movedim(axis, 0).shape).movedim(0, axis)
+
+
+def mean_of(values: Sequence[Tensor]) -> Tensor:
+    """The mean of tensors of one shape."""
+    return torch.stack(list(values)).mean(0)
