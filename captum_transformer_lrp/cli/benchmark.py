@@ -54,7 +54,10 @@ Limit: TypeAlias = Annotated[
 ]
 Seed: TypeAlias = Annotated[int, typer.Option(help="Of methods that draw random numbers.")]
 Quiet: TypeAlias = Annotated[
-    bool, typer.Option("--quiet", help="No progress bar and no table; files are written.")
+    bool,
+    typer.Option(
+        "--quiet", help="No progress bar and no table; files are written, damaged examples named."
+    ),
 ]
 
 SoFar: TypeAlias = Annotated[
@@ -266,10 +269,12 @@ def report(result: Result, folder: Path, quiet: bool) -> None:
     """Print the result, once for all processes."""
     from captum_transformer_lrp.benchmarks.distributed import environment_rank
 
-    if quiet or environment_rank():
+    if environment_rank():
         return
-    Console().print(result.table())
     for identifier, reason in result.skipped:
         typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
+    if quiet:
+        return
+    Console().print(result.table())
     if not result.pending:
         typer.echo(f"wrote {folder / 'results.json'}, with .csv, .md and curves beside it")

@@ -16,6 +16,8 @@ from typer.testing import CliRunner, Result
 
 from captum_transformer_lrp.cli import app
 
+from .conftest import write_photo
+
 
 @pytest.fixture
 def benchmark(checkpoint: Path, photos: Path, tmp_path: Path) -> Callable[..., Result]:
@@ -53,6 +55,16 @@ def test_quiet_prints_nothing(benchmark: Callable[..., Result], tmp_path: Path) 
     result = benchmark("perturbation", "--methods", "random", "--limit", "2", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
     assert (tmp_path / "out/results.json").exists()
+
+
+def test_damaged_photos_are_named_also_where_it_is_quiet(
+    benchmark: Callable[..., Result], tmp_path: Path
+) -> None:
+    write_photo(tmp_path / "data/0_x.png", 0)
+    (tmp_path / "data/1_y.png").write_text("no photo")
+    result = benchmark("perturbation", "--methods", "random", "--quiet", data=tmp_path / "data")
+    assert result.exit_code == 0
+    assert result.output.startswith("skipped 1_y.png (1): cannot be read as an image")
 
 
 def test_too_few_classes_for_a_grid_are_told(benchmark: Callable[..., Result]) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,25 @@ def test_an_unfinished_run_can_be_looked_at(tmp_path: Path) -> None:
     assert f"{result.pending} still to do" in result.markdown()
     after = sorted((file.name, file.read_bytes()) for file in (tmp_path / "killed").iterdir())
     assert after == before
+
+
+def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
+    """400 more examples note 10 kB each; the peak grows by their names and little else."""
+
+    class Wordy(Dice):
+        def describe(self, example: int) -> dict[str, Any]:
+            return {"note": f"{example} " * 2500}
+
+    peaks = []
+    for count in (100, 500):
+        tracemalloc.start()
+        result = run(Wordy(count), tmp_path / str(count))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert result.examples == count
+    written = sum(file.stat().st_size for file in (tmp_path / "500").glob("records-*.jsonl"))
+    assert written > 4e6
+    assert peaks[1] - peaks[0] < 5e5
 
 
 def test_the_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
