@@ -10,6 +10,7 @@ from captum_transformer_lrp.attr.attention_flow import AttentionFlow
 from captum_transformer_lrp.attr.attention_gradcam import AttentionGradCam
 from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
 from captum_transformer_lrp.attr.comparison import compare
+from captum_transformer_lrp.attr.continuation import explain_continuation
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
 from captum_transformer_lrp.attr.partial_lrp import PartialLRP
 from captum_transformer_lrp.attr.raw_attention import RawAttention
@@ -35,4 +36,5 @@ __all__ = [
     "TransformerLRP",
     "UnsupportedOperationError",
     "compare",
+    "explain_continuation",
 ]

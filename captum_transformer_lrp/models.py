@@ -1,7 +1,7 @@
 """Trained classifiers by name: the model, its own preprocessing and its class names.
 
-Names of timm and of the Hugging Face hub are downloaded where there is a network; folders and
-checkpoint files need none.
+Names of timm and of the Hugging Face hub are downloaded where there is a network; folders,
+checkpoint files and the bundled models need none.
 """
 
 from __future__ import annotations
@@ -14,12 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from captum_transformer_lrp.errors import ExplanationError
+
+BUNDLED_IMAGE_MODEL = "bundled/scenes"
+"""The name of the bundled scene classifier, `examples.scene_classifier`."""
+
+BUNDLED_TEXT_MODEL = "bundled/sentiment"
+"""The name of the bundled sentiment classifier, `examples.sentiment_classifier`."""
 
 
 class ModelLoadError(ExplanationError):
@@ -80,7 +87,8 @@ def load_image_model(name: str, *, checkpoint: str | Path | None = None) -> Imag
     """Load an image classifier by a timm name, a hub name, or a folder that Hugging Face saved.
 
     Args:
-        name: `deit_tiny_patch16_224`, `google/vit-base-patch16-224`, `path/to/folder`, …
+        name: `deit_tiny_patch16_224`, `google/vit-base-patch16-224`, `path/to/folder`, …, or
+            `bundled/scenes`, which comes with this package.
         checkpoint: weights to use instead of downloaded ones: a safetensors file, or one that
             `torch.load(weights_only=True)` reads. The number of classes is taken from it.
 
@@ -95,6 +103,8 @@ def load_image_model(name: str, *, checkpoint: str | Path | None = None) -> Imag
         captum_transformer_lrp.models.ModelLoadError: found no model called 'deit_tiny_patch16_225',
         expected a timm name (the nearest: deit_tiny_patch16_224, ...
     """
+    if name == BUNDLED_IMAGE_MODEL:
+        return _bundled_image_model(checkpoint)
     path = Path(name)
     if path.is_dir():
         config = _folder_config(path)
@@ -120,7 +130,8 @@ def load_text_model(name: str) -> TextModel:
     Half-precision weights are used in float32, in which relevance is computed.
 
     Args:
-        name: `distilbert-base-uncased-finetuned-sst-2-english`, `path/to/folder`, …
+        name: `distilbert-base-uncased-finetuned-sst-2-english`, `path/to/folder`, …, or
+            `bundled/sentiment`, which comes with this package.
 
     Raises:
         ModelLoadError: where nothing is found by that name, or the folder is incomplete.
@@ -131,6 +142,12 @@ def load_text_model(name: str) -> TextModel:
         ...
         captum_transformer_lrp.models.ModelLoadError: cannot load the text model 'no/such folder'...
     """
+    if name == BUNDLED_TEXT_MODEL:
+        from captum_transformer_lrp import examples
+
+        bundled, bundled_tokenizer = examples.sentiment_classifier()
+        return TextModel(name, bundled, bundled_tokenizer, _labels(bundled.config))
+
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     if Path(name).is_dir():
@@ -248,6 +265,20 @@ _LOADING_FAILURES = (
 )
 
 
+def _bundled_image_model(checkpoint: str | Path | None) -> ImageModel:
+    from captum_transformer_lrp import examples
+
+    model = examples.scene_classifier()
+    if checkpoint is not None:
+        load_weights(model, read_checkpoint(checkpoint), checkpoint)
+
+    def preprocess(photo: Image.Image) -> Tensor:
+        return examples.preprocess(np.asarray(ImageOps.fit(photo.convert("RGB"), (96, 96))))
+
+    names = tuple(model.class_names)
+    return ImageModel(BUNDLED_IMAGE_MODEL, model, preprocess, names, (0.5,) * 3, (0.5,) * 3)
+
+
 def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> ImageModel:
     from timm.data import create_transform, resolve_model_data_config
 
@@ -361,7 +392,10 @@ def _cannot_load(kind: str, name: str, error: Exception) -> ModelLoadError:
     if Path(name).is_dir():
         advice = "save the whole model there with save_pretrained"
     elif kind == "image":
-        advice = "check the name and the network, or give the weights' file with --checkpoint"
+        advice = (
+            "check the name and the network, give the weights' file with --checkpoint, or try "
+            f"{BUNDLED_IMAGE_MODEL}, which needs neither"
+        )
     else:
         advice = "check the name and the network, or give a folder that save_pretrained wrote"
     return ModelLoadError(f"cannot load the {kind} model {name!r} ({_first_line(error)}): {advice}")

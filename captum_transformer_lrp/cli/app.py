@@ -7,20 +7,41 @@ from typing import Annotated
 
 import typer
 
+from captum_transformer_lrp.cli import benchmark_texts  # noqa: F401 - adds its commands
+from captum_transformer_lrp.cli.benchmark import benchmark
+from captum_transformer_lrp.cli.compare import compare_image, compare_text
 from captum_transformer_lrp.cli.demo import demo
 from captum_transformer_lrp.cli.explain_image import explain_image
 from captum_transformer_lrp.cli.explain_text import explain_text
+from captum_transformer_lrp.cli.models import models
+from captum_transformer_lrp.cli.report import report
 
 app = typer.Typer(
     name="captum-transformer-lrp",
     help="Explain what Transformers see and read, by relevance propagation.",
+    epilog="Exit codes: 0 all done, 1 something failed and is named on stderr, 2 the command line "
+    "must be changed. Completion for your shell: --install-completion.",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
 )
-explain = typer.Typer(help="Explain one input.", no_args_is_help=True)
+explain = typer.Typer(
+    help="Explain inputs by one method.", no_args_is_help=True, rich_markup_mode="markdown"
+)
 explain.command("image")(explain_image)
 explain.command("text")(explain_text)
+compare = typer.Typer(
+    help="Explain one input by several methods.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+compare.command("image")(compare_image)
+compare.command("text")(compare_text)
 app.add_typer(explain, name="explain")
+app.add_typer(benchmark, name="benchmark")
+app.add_typer(compare, name="compare")
+app.command("report")(report)
+app.command("models")(models)
 app.command("demo")(demo)
 
 

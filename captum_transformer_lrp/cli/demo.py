@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 from PIL import Image
 from torch import Tensor
 
-from captum_transformer_lrp.cli.common import (
-    Method,
-    Prediction,
-    UsageError,
-    attribute,
-    choose,
-    clear_errors,
-    predict,
+from captum_transformer_lrp.attr.comparison import OF_THE_PAPER
+from captum_transformer_lrp.cli.batch import progress_bar
+from captum_transformer_lrp.cli.errors import UsageError, clear_errors
+from captum_transformer_lrp.cli.files import check_output_folder
+from captum_transformer_lrp.cli.methods import DEFAULT_METHOD, method_label
+from captum_transformer_lrp.cli.pages import image_section, text_section
+from captum_transformer_lrp.cli.subjects import (
+    ExplainedImage,
+    Request,
+    explain_image_by,
+    explain_text_by,
 )
-from captum_transformer_lrp.cli.explain_text import explain_words
-from captum_transformer_lrp.models import ImageModel, TextModel, load_image_model
-from captum_transformer_lrp.visualization import Picture, TextExplanation, class_grid, report_html
-from captum_transformer_lrp.visualization.labels import percent
+from captum_transformer_lrp.models import (
+    BUNDLED_IMAGE_MODEL,
+    BUNDLED_TEXT_MODEL,
+    load_image_model,
+    load_text_model,
+)
+from captum_transformer_lrp.visualization import Section, Table, report_html
 
+if TYPE_CHECKING:
+    from captum_transformer_lrp.examples import Scene
+
+SCENE = "elephant-zebra"
 SENTENCE = "A gorgeous, witty film, though the ending is a little dull."
 CAT_CLASSES = ("tabby", "Egyptian cat", "golden retriever")
+OURS = (
+    DEFAULT_METHOD,
+    *(name for name in OF_THE_PAPER if name != DEFAULT_METHOD),
+    "attention_flow",
+)
+CAPTUMS = ("saliency", "input_x_gradient", "integrated_gradients", "occlusion")
+BESIDE = (DEFAULT_METHOD, "integrated_gradients")
+
 INTRODUCTION = (
     "Each picture and each text below is explained once per class: bright pixels and coloured "
-    "words are those by which the model recognises that class. Relevance is propagated from the "
-    "class's logit back through the attention layers of the unmodified model."
+    "words are those by which the model recognises that class. Everything was computed just now, "
+    "by two small models that come with the package."
+)
+EVERY_METHOD = (
+    "One picture with an elephant and a zebra, explained for both by each method. Look along a "
+    "row: a method that tells the classes apart lights up the elephant in one column and the zebra "
+    "in the other. Methods with values below zero are drawn in two colours, against and for."
+)
+BESIDE_TEXT = (
+    "The same picture by the paper's method and by Captum's IntegratedGradients, which takes the "
+    "same arguments and gives maps of the same shape. The table says how much of each map, values "
+    "below zero left out, lies inside the object that it was asked for, and inside the other one."
+)
+SENTENCE_TEXT = (
+    "One sentence, explained for both sentiments by each method. The darker a word, the more it "
+    "speaks for the class; blue words speak against it."
 )
 
 
@@ -42,85 +73,110 @@ def demo(
         typer.Option(help="Weights of deit_tiny_patch16_224: explains scikit-image's cat, too."),
     ] = None,
 ) -> None:
-    """Explain the bundled pictures and a sentence, and write a folder with a report."""
+    """Explain the bundled pictures and a sentence, and write a folder with a report.
+
+    **Example**
+
+    - `captum-transformer-lrp demo --output demo-output`
+    """
     with clear_errors():
-        if output.exists() and not output.is_dir():
-            raise UsageError(f"--output {output} is a file, expected a folder")
-        output.mkdir(parents=True, exist_ok=True)
-        pictures = list(_scenes())
+        check_output_folder(output)
+
+        from captum_transformer_lrp import examples
+
+        scenes = {scene.name: scene for scene in examples.scenes()}
+        _write_scenes(list(scenes.values()), output / "scenes")
+        main_scene = scenes.pop(SCENE)
+        steps = 2 * (len(OURS) + len(CAPTUMS)) + len(scenes)
+        with progress_bar("explaining", steps) as advance:
+            explained = _explained(main_scene, (*OURS, *CAPTUMS), advance)
+            sections = [
+                image_section("One picture, two classes, every method", explained,
+                              text=EVERY_METHOD),
+                _beside_integrated_gradients(main_scene, explained),
+                _sentence(advance),
+                *(_scene(scene, advance) for scene in scenes.values()),
+            ]  # fmt: skip
         if checkpoint is not None:
-            pictures.append(_cat(checkpoint))
-        for number, picture in enumerate(pictures, start=1):
-            picture.figure.savefig(output / f"picture-{number:02}.png", dpi=150)
+            sections.append(_cat(checkpoint))
+        for number, section in enumerate(sections, start=1):
+            for picture in section.pictures:
+                picture.figure.savefig(output / f"picture-{number:02}.png", dpi=150)
+        page = report_html(sections, title="What the models look at", introduction=INTRODUCTION)
         report = output / "report.html"
-        page = report_html(
-            pictures, _sentence(), title="What the models look at", introduction=INTRODUCTION
-        )
         report.write_text(page, encoding="utf-8")
-        typer.echo(f"wrote {report} with {len(pictures)} pictures and a sentence; open it")
+        typer.echo(f"wrote {report}: open it in a browser")
+        typer.echo(f"the pictures are in {output / 'scenes'}; try one yourself:")
+        typer.echo(
+            f"  captum-transformer-lrp explain image {output / 'scenes' / 'cat-dog.png'} "
+            f"--model {BUNDLED_IMAGE_MODEL} --target cat --target dog"
+        )
 
 
-def _scenes() -> Iterator[Picture]:
-    """The bundled scenes, each explained for the classes that are in it."""
-    from captum_transformer_lrp import examples
-
-    model = examples.scene_classifier()
-    names = tuple(model.class_names)
-    for scene in examples.scenes():
-        pixels = examples.preprocess(scene.image)
-        predictions = predict(model, pixels[None], {}, names)
-        present = [each for each in predictions if each.name in scene.labels]
-        # The model sees all of the picture, at its own size.
-        photo = torch.from_numpy(scene.image).movedim(-1, 0)
-        yield _picture(scene.name, model, photo, pixels, present or predictions[:2])
+def _write_scenes(scenes: Sequence[Scene], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for scene in scenes:
+        Image.fromarray(scene.image).save(folder / f"{scene.name}.png")
 
 
-def _cat(checkpoint: Path) -> Picture:
+def _explained(scene: Scene, methods: Sequence[str], advance: Callable[[], None]) -> ExplainedImage:
+    """A scene, explained for the classes that are in it."""
+    return explain_image_by(
+        load_image_model(BUNDLED_IMAGE_MODEL),
+        Image.fromarray(scene.image),
+        Request(methods, scene.labels),
+        advance,
+    )
+
+
+def _beside_integrated_gradients(scene: Scene, found: ExplainedImage) -> Section:
+    maps = {method: found.maps[method] for method in BESIDE}
+    both = ExplainedImage(found.photo, found.predictions, found.explained, maps)
+    section = image_section("Beside IntegratedGradients", both)
+    table = Table(
+        "Share of the map inside the object that was asked for, and inside the other one; – is a "
+        "map that is zero everywhere",
+        ["method", *(f"{label}: in {kind}" for label in scene.labels for kind in ("it", "other"))],
+        [
+            [method_label(method), *_shares(scene, of_class)]
+            for method, of_class in found.maps.items()
+        ],
+    )
+    return Section(section.title, BESIDE_TEXT, section.pictures, tables=[table])
+
+
+def _shares(scene: Scene, of_class: dict[str, Tensor]) -> list[str]:
+    """For each of the two classes, what lies inside its own mask and inside the other's."""
+    found = []
+    for label in scene.labels:
+        positive = of_class[label][0].clamp(min=0).numpy()
+        (other,) = (name for name in scene.labels if name != label)
+        for mask in (scene.masks[label], scene.masks[other]):
+            total = positive.sum()
+            # Grad-CAM's map of a class can be zero everywhere.
+            found.append(f"{100 * positive[mask].sum() / total:.0f} %" if total else "–")
+    return found
+
+
+def _scene(scene: Scene, advance: Callable[[], None]) -> Section:
+    return image_section(scene.name, _explained(scene, [DEFAULT_METHOD], advance))
+
+
+def _sentence(advance: Callable[[], None]) -> Section:
+    loaded = load_text_model(BUNDLED_TEXT_MODEL)
+    request = Request((*OURS, *CAPTUMS), top_k=len(loaded.class_names))
+    found = explain_text_by(loaded, SENTENCE, request, advance)
+    return text_section("One sentence, two sentiments", found, text=SENTENCE_TEXT)
+
+
+def _cat(checkpoint: Path) -> Section:
     """The photo of a cat that scikit-image ships, explained by an ImageNet classifier."""
     if find_spec("skimage") is None:
         raise UsageError("--checkpoint needs scikit-image's photo: pip install scikit-image")
     from skimage.data import chelsea
 
-    loaded: ImageModel = load_image_model("deit_tiny_patch16_224", checkpoint=checkpoint)
-    pixels = loaded.preprocess(Image.fromarray(chelsea()))
-    predictions = predict(loaded.model, pixels[None], {}, loaded.class_names)
-    explained = choose(predictions, CAT_CLASSES, 0, loaded.class_names)
-    return _picture("Chelsea, a cat", loaded.model, loaded.visible(pixels), pixels, explained)
-
-
-def _picture(
-    title: str,
-    model: torch.nn.Module,
-    photo: Tensor,
-    pixels: Tensor,
-    explained: list[Prediction],
-) -> Picture:
-    maps = attribute(Method.TRANSFORMER_ATTRIBUTION, model, pixels[None], explained, {})
-    figure = class_grid(
-        photo,
-        maps,
-        [each.name for each in explained],
-        [each.probability for each in explained],
-        image_title="what the model sees",
-        columns=2,  # on a phone, more would make the titles too small to read
+    loaded = load_image_model("deit_tiny_patch16_224", checkpoint=checkpoint)
+    request = Request([DEFAULT_METHOD], CAT_CLASSES)
+    return image_section(
+        "Chelsea, a cat", explain_image_by(loaded, Image.fromarray(chelsea()), request)
     )
-    classes = ", ".join(f"{each.name} ({percent(each.probability)})" for each in explained)
-    alt = f"{title}: the picture, then where the model sees {classes}"
-    return Picture(title, figure, alt)
-
-
-def _sentence() -> list[TextExplanation]:
-    from captum_transformer_lrp import examples
-
-    model, tokenizer = examples.sentiment_classifier()
-    names = tuple(str(model.config.id2label[index]) for index in range(model.config.num_labels))
-    loaded = TextModel("bundled", model, tokenizer, names)
-    _, _, explanations = explain_words(
-        loaded,
-        SENTENCE,
-        targets=None,
-        top_k=len(names),
-        method=Method.TRANSFORMER_ATTRIBUTION,
-        device=torch.device("cpu"),
-    )
-    return explanations

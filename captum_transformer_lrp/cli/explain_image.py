@@ -4,96 +4,124 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from PIL import Image, ImageOps
+from matplotlib.figure import Figure
 from rich.console import Console
 
-from captum_transformer_lrp.cli.common import (
-    Method,
-    UsageError,
-    attribute,
+from captum_transformer_lrp.cli.batch import each_of, finish
+from captum_transformer_lrp.cli.errors import clear_errors
+from captum_transformer_lrp.cli.files import (
+    FIGURE_SUFFIXES,
+    IMAGE_SUFFIXES,
     check_output,
-    choose,
-    clear_errors,
-    predict,
-    print_predictions,
+    check_output_folder,
+    gather,
+    read_photo,
+)
+from captum_transformer_lrp.cli.methods import DEFAULT_METHOD
+from captum_transformer_lrp.cli.options import (
+    DEFAULT_IMAGE_MODEL,
+    Checkpoint,
+    Device,
+    ImageModelName,
+    Json,
+    MethodOption,
+    Targets,
+    TopK,
     to_device,
 )
-from captum_transformer_lrp.cli.options import Device, Json, MethodOption, Targets
-
-FIGURE_SUFFIXES = ("png", "jpg", "jpeg", "pdf", "svg", "webp")
+from captum_transformer_lrp.cli.predictions import print_predictions
+from captum_transformer_lrp.cli.subjects import ExplainedImage, Request, explain_image_by
 
 
 def explain_image(
-    photo: Annotated[Path, typer.Argument(help="The image file.")],
-    model: Annotated[
-        str, typer.Option(help="A timm name, a Hugging Face name, or a folder.")
-    ] = "deit_tiny_patch16_224",
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights to use instead of downloaded ones.")
-    ] = None,
+    photos: Annotated[
+        list[Path], typer.Argument(metavar="PHOTO...", help="Image files, or folders of them.")
+    ],
+    model: ImageModelName = DEFAULT_IMAGE_MODEL,
+    checkpoint: Checkpoint = None,
     target: Targets = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="How many classes to explain where no target is given.")
-    ] = 3,
-    method: MethodOption = Method.TRANSFORMER_ATTRIBUTION,
-    output: Annotated[Path, typer.Option(help="The figure to write.")] = Path("explanation.png"),
+    top_k: TopK = 3,
+    method: MethodOption = DEFAULT_METHOD,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The figure to write; for several photos, the folder.",
+            show_default="explanation.png or explanations",
+        ),
+    ] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Show which pixels speak for a class: the photo, then one overlay per explained class."""
+    """Show which pixels speak for a class: the photo, then one overlay per explained class.
+
+    With a folder or several photos, one figure each. A file that cannot be read is named, the
+    others are explained, and the exit code is 1.
+
+    **Examples**
+
+    - `captum-transformer-lrp explain image photo.jpg --top-k 2 --output cat.png`
+
+    - `captum-transformer-lrp explain image photo.jpg --target tabby --target "golden retriever"`
+
+    - `captum-transformer-lrp explain image photos/ --model bundled/scenes --output maps/`
+    """
     with clear_errors():
         # Loading a model takes seconds; mistakes are told before.
-        check_output(output, FIGURE_SUFFIXES)
-        where = to_device(device)
-        picture = read_photo(photo)
+        files = gather(photos, IMAGE_SUFFIXES, "image")
+        single = len(photos) == 1 and not photos[0].is_dir()
+        if single:
+            output = output or Path("explanation.png")
+            check_output(output, FIGURE_SUFFIXES, files)
+            read_photo(files[0])
+        else:
+            output = output or Path("explanations")
+            check_output_folder(output, [file.parent for file in files])
+        request = Request([method], target, top_k, to_device(device))
 
         from captum_transformer_lrp.models import load_image_model
-        from captum_transformer_lrp.visualization import class_grid
 
         loaded = load_image_model(model, checkpoint=checkpoint)
-        classifier = loaded.model.to(where)
-        pixels = loaded.preprocess(picture).to(where)
-        predictions = predict(classifier, pixels[None], {}, loaded.class_names)
-        explained = choose(predictions, target, top_k, loaded.class_names)
-        maps = attribute(method, classifier, pixels[None], explained, {})
-        figure = class_grid(
-            loaded.visible(pixels),
-            maps,
-            [each.name for each in explained],
-            [each.probability for each in explained],
-            image_title="what the model sees",
-        )
-        figure.savefig(output, dpi=150)
 
-        if as_json:
+        def explained(file: Path, figure: Path) -> tuple[ExplainedImage, dict[str, Any]]:
+            found = explain_image_by(loaded, read_photo(file), request)
+            _figure(found, method).savefig(figure, dpi=150)
             result = {
-                "image": str(photo),
+                "image": str(file),
                 "model": model,
-                "method": method.value,
-                "predictions": [each.as_json() for each in predictions[:5]],
-                "explained": [each.as_json() for each in explained],
-                "output": str(output),
+                "method": method,
+                "predictions": [each.as_json() for each in found.predictions[:5]],
+                "explained": [each.as_json() for each in found.explained],
+                "output": str(figure),
             }
-            typer.echo(json.dumps(result, indent=2))
+            return found, result
+
+        if single:
+            found, result = explained(files[0], output)
+            if as_json:
+                typer.echo(json.dumps(result, indent=2))
+                return
+            print_predictions(Console(), found.predictions, found.explained)
+            typer.echo(f"wrote {output}")
             return
-        print_predictions(Console(), predictions, explained)
-        typer.echo(f"wrote {output}")
+        folder = output
+        results, failed = each_of(
+            files, lambda file: explained(file, folder / f"{file.name}.png")[1], "explaining"
+        )
+        if as_json:
+            typer.echo(json.dumps({"results": results, "failed": failed}, indent=2))
+        finish(results, failed, folder, as_json)
 
 
-def read_photo(path: Path) -> Image.Image:
-    """An image file as RGB, turned upright as its camera says.
+def _figure(found: ExplainedImage, method: str) -> Figure:
+    from captum_transformer_lrp.visualization import class_grid
 
-    Raises:
-        UsageError: where there is no such file.
-        ValueError: where the file is no image, or a damaged one.
-    """
-    if not path.is_file():
-        raise UsageError(f"found no image file at {path}")
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as an image ({error})") from error
+    return class_grid(
+        found.photo,
+        list(found.maps[method].values()),
+        list(found.maps[method]),
+        [each.probability for each in found.explained],
+        image_title="what the model sees",
+    )

@@ -3,125 +3,134 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 
-from captum_transformer_lrp.cli.common import (
-    Method,
-    Prediction,
-    UsageError,
-    attribute,
+from captum_transformer_lrp.cli.batch import each_of, finish
+from captum_transformer_lrp.cli.errors import UsageError, clear_errors
+from captum_transformer_lrp.cli.files import (
+    PAGE_SUFFIXES,
+    TEXT_SUFFIXES,
     check_output,
-    choose,
-    clear_errors,
-    predict,
-    print_predictions,
+    check_output_folder,
+    gather,
+    read_text,
+)
+from captum_transformer_lrp.cli.methods import DEFAULT_METHOD
+from captum_transformer_lrp.cli.options import (
+    Device,
+    Json,
+    Language,
+    MethodOption,
+    SpecialTokens,
+    Targets,
+    TextModelName,
+    TopK,
     to_device,
 )
-from captum_transformer_lrp.cli.options import Device, Json, MethodOption, Targets
-from captum_transformer_lrp.visualization import (
-    TextExplanation,
-    text_html,
-    text_terminal,
-    words_from_pieces,
-)
-
-if TYPE_CHECKING:
-    from captum_transformer_lrp.models import TextModel
+from captum_transformer_lrp.cli.predictions import print_predictions
+from captum_transformer_lrp.cli.subjects import ExplainedText, Request, explain_text_by
+from captum_transformer_lrp.models import BUNDLED_TEXT_MODEL
+from captum_transformer_lrp.visualization import text_html, text_terminal
 
 
 def explain_text(
-    text: Annotated[str, typer.Argument(help="The sentence or document.")],
-    model: Annotated[str, typer.Option(help="A Hugging Face name or a folder.")],
+    text: Annotated[
+        str | None, typer.Argument(help="The sentence or document.", show_default=False)
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file",
+            help="A text file, or a folder of .txt files, instead; may be given several times.",
+        ),
+    ] = None,
+    model: TextModelName = BUNDLED_TEXT_MODEL,
     target: Targets = None,
-    top_k: Annotated[
-        int, typer.Option(min=1, help="How many classes to explain where no target is given.")
-    ] = 1,
-    method: MethodOption = Method.TRANSFORMER_ATTRIBUTION,
-    output: Annotated[Path, typer.Option(help="The page to write.")] = Path("explanation.html"),
-    lang: Annotated[str, typer.Option(help="The language of the text, for the page.")] = "en",
-    special_tokens: Annotated[
-        bool, typer.Option("--special-tokens", help="Show tokens such as [CLS], too.")
-    ] = False,
+    top_k: TopK = 1,
+    method: MethodOption = DEFAULT_METHOD,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="The page to write; with --file, the folder.",
+            show_default="explanation.html or explanations",
+        ),
+    ] = None,
+    lang: Language = "en",
+    special_tokens: SpecialTokens = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Show which words speak for a class: coloured in the terminal and on an HTML page."""
+    """Show which words speak for a class: coloured in the terminal and on an HTML page.
+
+    With `--file`, one page for each file. A file that cannot be read is named, the others are
+    explained, and the exit code is 1.
+
+    **Examples**
+
+    - `captum-transformer-lrp explain text "a gorgeous, witty film"`
+
+    - `captum-transformer-lrp explain text "not bad" --target NEGATIVE --target POSITIVE`
+
+    - `captum-transformer-lrp explain text --file reviews/ --model FOLDER --output pages/`
+    """
     with clear_errors():
         # Loading a model takes seconds; mistakes are told before.
-        check_output(output, ("html", "htm"))
-        where = to_device(device)
-        if not text.strip():
+        if (text is None) == (not files):
+            raise UsageError("expected a text or --file, one of the two")
+        if text is not None and not text.strip():
             raise UsageError("found an empty text, expected at least one word")
+        paths = gather(files or (), TEXT_SUFFIXES, "text")
+        if paths:
+            output = output or Path("explanations")
+            check_output_folder(output, [path.parent for path in paths])
+        else:
+            output = output or Path("explanation.html")
+            check_output(output, PAGE_SUFFIXES)
+        request = Request([method], target, top_k, to_device(device), special_tokens)
 
         from captum_transformer_lrp.models import load_text_model
 
         loaded = load_text_model(model)
-        predictions, explained, explanations = explain_words(
-            loaded, text, target, top_k, method, where, special_tokens
-        )
-        page = text_html(explanations, title="Relevant words", lang=lang)
-        output.write_text(page, encoding="utf-8")
 
-        if as_json:
+        def explained(text: str, page: Path) -> tuple[ExplainedText, dict[str, Any]]:
+            found = explain_text_by(loaded, text, request)
+            explanations = found.explanations[method]
+            html = text_html(explanations, title="Relevant words", lang=lang)
+            page.write_text(html, encoding="utf-8")
             result = {
                 "text": text,
                 "model": model,
-                "method": method.value,
-                "predictions": [each.as_json() for each in predictions[:5]],
+                "method": method,
+                "predictions": [each.as_json() for each in found.predictions[:5]],
                 "explained": [
                     prediction.as_json()
                     | {"words": [[word.text, word.attribution] for word in explanation.words]}
-                    for prediction, explanation in zip(explained, explanations, strict=True)
+                    for prediction, explanation in zip(found.explained, explanations, strict=True)
                 ],
-                "output": str(output),
+                "output": str(page),
             }
-            typer.echo(json.dumps(result, indent=2))
+            return found, result
+
+        if text is not None:
+            found, result = explained(text, output)
+            if as_json:
+                typer.echo(json.dumps(result, indent=2))
+                return
+            console = Console()
+            print_predictions(console, found.predictions, found.explained)
+            console.print(text_terminal(found.explanations[method]))
+            typer.echo(f"wrote {output}")
             return
-        console = Console()
-        print_predictions(console, predictions, explained)
-        console.print(text_terminal(explanations))
-        typer.echo(f"wrote {output}")
+        folder = output
 
+        def of_file(path: Path) -> dict[str, Any]:
+            return {"file": str(path)} | explained(read_text(path), folder / f"{path.name}.html")[1]
 
-def explain_words(
-    loaded: TextModel,
-    text: str,
-    targets: Sequence[str] | None,
-    top_k: int,
-    method: Method,
-    device: torch.device,
-    special_tokens: bool = False,
-) -> tuple[list[Prediction], list[Prediction], list[TextExplanation]]:
-    """All predictions, those that are explained, and their explanations."""
-    encoding = loaded.tokenizer(text, return_tensors="pt", truncation=True)
-    read = max((end for _, end in encoding.encodings[0].offsets), default=0)
-    if text[read:].strip():
-        typer.echo(f"note: the model reads only the first {read} characters of the text", err=True)
-    inputs = {name: tensor.to(device) for name, tensor in encoding.items()}
-    input_ids = inputs.pop("input_ids")
-    classifier = loaded.model.to(device)
-    predictions = predict(classifier, input_ids, inputs, loaded.class_names)
-    explained = choose(predictions, targets, top_k, loaded.class_names)
-    maps = attribute(method, classifier, input_ids, explained, inputs)
-    explanations = [
-        TextExplanation(
-            prediction.name,
-            words_from_pieces(
-                text,
-                encoding.tokens(),
-                relevance,
-                offsets=encoding.encodings[0].offsets,
-                word_ids=encoding.word_ids(),
-                special_tokens=special_tokens,
-            ),
-            prediction.probability,
-        )
-        for prediction, relevance in zip(explained, maps, strict=True)
-    ]
-    return predictions, explained, explanations
+        results, failed = each_of(paths, of_file, "explaining")
+        if as_json:
+            typer.echo(json.dumps({"results": results, "failed": failed}, indent=2))
+        finish(results, failed, folder, as_json)

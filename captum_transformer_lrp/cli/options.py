@@ -2,20 +2,137 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, TypeAlias
 
+import torch
 import typer
 
-from captum_transformer_lrp.cli.common import Method
+from captum_transformer_lrp.cli.errors import UsageError
+from captum_transformer_lrp.cli.methods import method_names
+from captum_transformer_lrp.models import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL
 
+DEFAULT_IMAGE_MODEL = "deit_tiny_patch16_224"
+
+
+def check_methods(methods: str | Sequence[str] | None) -> str | Sequence[str] | None:
+    """Refuse a method that does not exist, and say which do."""
+    for name in [methods] if isinstance(methods, str) else methods or ():
+        if name not in method_names():
+            nearest = difflib.get_close_matches(name, method_names(), n=1)
+            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+            raise typer.BadParameter(
+                f"there is no method {name!r}{hint}; there are {', '.join(method_names())}"
+            )
+    return methods
+
+
+def complete_method(incomplete: str) -> list[str]:
+    """For the shell's completion.
+
+    >>> complete_method("attention_r")
+    ['attention_rollout']
+    """
+    return [name for name in method_names() if name.startswith(incomplete)]
+
+
+def complete_image_model(incomplete: str) -> list[str]:
+    """For the shell's completion: the bundled model and timm's.
+
+    >>> complete_image_model("bund")
+    ['bundled/scenes']
+    """
+    import timm
+
+    names = [BUNDLED_IMAGE_MODEL, *timm.list_models()]
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def complete_text_model(incomplete: str) -> list[str]:
+    """For the shell's completion: the bundled model."""
+    return [name for name in (BUNDLED_TEXT_MODEL,) if name.startswith(incomplete)]
+
+
+_METHODS_HELP = "see the command `models`; the first is the paper's, transformer_attribution."
+
+ImageModelName: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="A timm name, a Hugging Face name, a folder, or bundled/scenes.",
+        autocompletion=complete_image_model,
+    ),
+]
+TextModelName: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        help="A Hugging Face name, a folder, or bundled/sentiment.",
+        autocompletion=complete_text_model,
+    ),
+]
+Checkpoint: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="Weights of the image model to use instead of downloaded ones."),
+]
 Targets: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
-        "--target", help="A class to explain, by index or by name; may be given several times."
+        "--target",
+        help="A class to explain, by index or by name; may be given several times.",
+        show_default="the most probable",
     ),
 ]
-MethodOption: TypeAlias = Annotated[Method, typer.Option("--method", help="What explains.")]
+TopK: TypeAlias = Annotated[
+    int, typer.Option(min=1, help="How many classes to explain where no target is given.")
+]
+MethodOption: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help=f"What explains: {_METHODS_HELP}",
+        callback=check_methods,
+        autocompletion=complete_method,
+    ),
+]
+MethodOptions: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help=f"What explains; may be given several times: {_METHODS_HELP}",
+        callback=check_methods,
+        autocompletion=complete_method,
+        show_default="the paper's six and integrated_gradients",
+    ),
+]
 Device: TypeAlias = Annotated[str, typer.Option(help="Where the model runs: cpu, cuda, cuda:1, …")]
+Language: TypeAlias = Annotated[
+    str, typer.Option("--lang", help="The language of the text, for the page.")
+]
+SpecialTokens: TypeAlias = Annotated[
+    bool, typer.Option("--special-tokens", help="Show tokens such as [CLS], too.")
+]
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of tables.")
 ]
+
+
+def to_device(name: str) -> torch.device:
+    """The device of that name, if this machine has it.
+
+    >>> to_device("cpu")
+    device(type='cpu')
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise UsageError(
+            f"--device {name} cannot be used here ({first_line}): try --device cpu"
+        ) from error
+    return device

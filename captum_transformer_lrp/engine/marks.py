@@ -26,8 +26,9 @@ class Mark:
         events: bit mask of the operations (linear, activation, attention, …) that it has passed
             since the stream that it belongs to; of two operands of an addition, the one whose
             events are a subset of the other's is the skip connection.
-        attended: whether any attention lies upstream.
+        attentions: bit mask of all attentions upstream, which skip connections do not take away.
         scores: whether it is, or is made from, a product of two activations (query · key).
+        softmax: whether it is, or is made from, a softmax over anything.
         attention: whether it is, or is made from, a softmax over such scores.
         stem: whether nothing but convolutions, element by element operations and pooling has
             touched the input, so that its axes are still (N, C, ...).
@@ -45,8 +46,9 @@ class Mark:
     examples: Examples
     origins: int = 0
     events: int = 0
-    attended: bool = False
+    attentions: int = 0
     scores: bool = False
+    softmax: bool = False
     attention: bool = False
     stem: bool = False
     source: int | None = None
@@ -66,18 +68,20 @@ def merged(marks: list[Mark], examples: Examples) -> Mark:
     if len(marks) == 1 and marks[0].examples is examples:
         return marks[0]
     first = marks[0]
-    origins = events = 0
+    origins = events = attentions = 0
     for mark in marks:
         origins |= mark.origins
         events |= mark.events
+        attentions |= mark.attentions
     same = all(mark.base is first.base for mark in marks)
     aligned = all(mark.arrangement is first.arrangement for mark in marks)
     return Mark(
         examples=examples,
         origins=origins,
         events=events,
-        attended=any(mark.attended for mark in marks),
+        attentions=attentions,
         scores=any(mark.scores for mark in marks),
+        softmax=any(mark.softmax for mark in marks),
         attention=any(mark.attention for mark in marks),
         stem=all(mark.stem for mark in marks),
         source=first.source if all(mark.source == first.source for mark in marks) else None,
@@ -100,6 +104,11 @@ def is_function_of_same(u: Mark, v: Mark) -> bool:
         and u.arrangement is v.arrangement
         and not (u.statistic or v.statistic)
     )
+
+
+def attends_beyond(mark: Mark, other: Mark) -> bool:
+    """Whether one tensor has passed an attention that the other has not."""
+    return bool(mark.attentions & ~other.attentions)
 
 
 def broadcast_examples(examples: Examples, source: torch.Size, result: torch.Size) -> Examples:

@@ -45,7 +45,7 @@ class AttentionStep:
         name: the qualified name of the module that computed it.
         attention: A, the map as it multiplied the values; on the tape.
         mark: its provenance.
-        event: its bit in :attr:`Mark.events`.
+        event: its bit in :attr:`Mark.events` and :attr:`Mark.attentions`.
         weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
             None for an attention that takes no part.
     """
@@ -118,7 +118,6 @@ class Tape:
         self.phase = Phase.GRADIENT
         self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.attentions: list[AttentionStep] = []
-        self.attention_events = 0
         self.through = 0
         self.streams: list[Tensor] = []
         self.absorbed: dict[str, Tensor] = {}

@@ -36,7 +36,8 @@ def to_map(attribution: ArrayLike) -> FloatArray:
     """The relevance map (H, W) of one image's attribution: the sum over its channels.
 
     Args:
-        attribution: (H, W), (C, H, W) or (1, C, H, W).
+        attribution: (H, W), (C, H, W) or (1, C, H, W); a NumPy array may be (H, W, C) with C of 1
+            or 3, as `captum.attr.visualization` has it.
 
     >>> to_map(torch.ones(1, 3, 2, 2))
     array([[3., 3.],
@@ -46,13 +47,18 @@ def to_map(attribution: ArrayLike) -> FloatArray:
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
     if array.ndim == 3:
-        array = array.sum(axis=0)
+        last = isinstance(attribution, np.ndarray) and _channels_are_last(array.shape)
+        array = array.sum(axis=-1 if last else 0)
     if array.ndim != 2 or not array.size:
         raise ValueError(
             f"found an attribution of shape {np.shape(attribution)}, expected the one of a single "
             "image, (H, W), (C, H, W) or (1, C, H, W): pick one example of the batch"
         )
     return array
+
+
+def _channels_are_last(shape: tuple[int, ...]) -> bool:
+    return shape[-1] in (1, 3) and shape[0] not in (1, 3)
 
 
 def to_rgb(image: ImageLike) -> FloatArray:

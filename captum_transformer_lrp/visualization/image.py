@@ -23,7 +23,7 @@ from captum_transformer_lrp.visualization.labels import percent, wrap
 
 _Panel: TypeAlias = tuple[FloatArray, list[str]]
 
-_PANEL_INCHES = 2.4
+PANEL_INCHES = 2.4
 _TITLE_SIZE = 10.0
 _LINE_INCHES = 1.3 * _TITLE_SIZE / 72
 # Space around the figure, between panels, for row labels, and for the colour bar with its words.
@@ -100,6 +100,7 @@ def class_grid(
     columns: int = 4,
     opacity: float = 0.6,
     shared_scale: bool = False,
+    panel_inches: float = PANEL_INCHES,
 ) -> Figure:
     r"""Draw the photo, then one overlay per explained class.
 
@@ -113,6 +114,8 @@ def class_grid(
         opacity: how much of the maps is seen, 0 to 1.
         shared_scale: whether equal colours mean equal relevance across classes. By default each
             map uses the whole colour range, as the paper's figures do.
+        panel_inches: the width of a square panel. Letters do not shrink with it, so small panels
+            stay readable on small screens.
 
     Raises:
         ValueError: where the lengths disagree, or a map does not fit the photo.
@@ -144,7 +147,7 @@ def class_grid(
         overlay = blend(image, relevance, opacity=opacity, scale=scale)
         panels.append((overlay, [name, chance] if chance else [name]))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
-    return _draw(rows, [], {0: scales[0]}, shared=shared_scale)
+    return _draw(rows, [], {0: scales[0]}, shared=shared_scale, panel_inches=panel_inches)
 
 
 def method_class_grid(
@@ -153,6 +156,7 @@ def method_class_grid(
     *,
     image_title: str = "photo",
     opacity: float = 0.6,
+    panel_inches: float = PANEL_INCHES,
 ) -> Figure:
     """Draw a table of overlays: one row per method, one column per class, the photo at the left.
 
@@ -164,6 +168,7 @@ def method_class_grid(
         image: what `overlay_image` takes.
         image_title: what stands above the photo.
         opacity: how much of the maps is seen, 0 to 1.
+        panel_inches: as in `class_grid`.
 
     Raises:
         ValueError: where methods explain different classes, or a map does not fit the photo.
@@ -200,7 +205,7 @@ def method_class_grid(
     # A colour bar beside the first row of each kind.
     signed = [of_row[0].signed for of_row in scales]
     bars = {signed.index(kind): scales[signed.index(kind)][0] for kind in set(signed)}
-    return _draw(rows, list(maps), bars, shared=False)
+    return _draw(rows, list(maps), bars, shared=False, panel_inches=panel_inches)
 
 
 def _scales(maps: Sequence[FloatArray], shared: bool) -> list[Scale]:
@@ -227,13 +232,14 @@ def _draw(
     bars: Mapping[int, Scale],
     *,
     shared: bool,
+    panel_inches: float = PANEL_INCHES,
 ) -> Figure:
     """Panels in rows, with titles above, labels at the left and colour bars beside some rows.
 
     Everything is placed in inches: room for the titles is known once they are wrapped.
     """
     pixels_high, pixels_wide = rows[0][0][0].shape[:2]
-    panel_width = max(_PANEL_INCHES * min(1.0, pixels_wide / pixels_high), _PANEL_INCHES / 3)
+    panel_width = max(panel_inches * min(1.0, pixels_wide / pixels_high), panel_inches / 3)
     panel_height = panel_width * pixels_high / pixels_wide
     left = _MARGIN + (_LABEL_INCHES if labels else 0)
     titles = [[_title(lines, 72 * panel_width) for _, lines in row] for row in rows]

@@ -120,6 +120,8 @@ def text_figure(explanations: Sequence[TextExplanation], *, width: float = 6.5) 
     rows = sum(len(titles) + len(lines) + 0.6 for titles, lines, _ in blocks)
     height = rows * _LINE_POINTS + 2 * _MARGIN_POINTS
     figure = Figure(figsize=(width, height / 72))
+    # Notebooks do not show figures without axes.
+    figure.add_axes((0, 0, 1, 1)).set_axis_off()
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
         position = (_MARGIN_POINTS + x) / (72 * width), 1 - (_MARGIN_POINTS + y) / height

@@ -25,7 +25,7 @@ def examine(case: Case, result: Result) -> None:
     start = time.process_time()
     result.parameters = sum(parameter.numel() for parameter in case.model.parameters())
     result.inputs = [list(value.shape) for value in _tuple(case.inputs)]
-    before = {name: _fingerprint(value) for name, value in case.model.state_dict().items()}
+    before = _state(case)
     try:
         with torch.no_grad():
             plain, result.softmax_attention = computes_softmax_attention(
@@ -40,8 +40,7 @@ def examine(case: Case, result: Result) -> None:
                 result.propagates = _propagates(case)
             return
         result.judge()
-        after = {name: _fingerprint(value) for name, value in case.model.state_dict().items()}
-        if before != after:
+        if before != _state(case):
             result.verdict, result.reason = "failed", "the model's parameters or buffers changed"
     finally:
         result.seconds = round(time.process_time() - start, 2)
@@ -55,7 +54,7 @@ def _explain(case: Case, method: TransformerAttribution, plain: Tensor, result: 
     result.relevance = float((explanation.total - 1).abs().max())
     shares = {name: float(share.abs().mean()) for name, share in explanation.absorbed.items()}
     largest = sorted(shares, key=lambda name: -shares[name])[:5]
-    result.absorbed = {name: round(shares[name], 4) for name in largest}
+    result.absorbed = {name: round(shares[name], 4) for name in largest if shares[name] >= 5e-5}
     maps = _tuple(explanation.attributions)
     result.finite = all(bool(one.isfinite().all()) and bool((one >= 0).all()) for one in maps)
     result.shape = all(
@@ -78,73 +77,79 @@ def _is_map_of(found: Tensor, value: Tensor) -> bool:
     return all(value.shape[axis] == 1 or bool(rows.std(axis - image).amax() > 0) for axis in axes)
 
 
+def _varies(rows: Tensor, axis: int) -> bool:
+    return bool(rows.std(axis).amax() > 1e-9 * rows.abs().amax())
+
+
 def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:
+    """Between the first example's maps in the batch and by itself."""
     count = len(_tuple(case.inputs)[0])
-    worst = 0.0
-    for number in range(count):
 
-        def cut(value: Any, number: int = number) -> Any:
-            batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
-            return value[number : number + 1] if batched else value
+    def cut(value: Any) -> Any:
+        batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
+        return value[:1] if batched else value
 
-        inputs = tuple(cut(value) for value in _tuple(case.inputs))
-        single = method.attribute(
-            inputs if isinstance(case.inputs, tuple) else inputs[0],
-            cut(case.target),
-            {name: cut(value) for name, value in case.additional_forward_args.items()},
-        )
-        of_batch = [one[number : number + 1] for one in maps]
-        worst = max(worst, _difference(of_batch, list(_tuple(single))))
-    return worst
+    inputs = tuple(map(cut, _tuple(case.inputs)))
+    single = method.attribute(
+        inputs if isinstance(case.inputs, tuple) else inputs[0],
+        cut(case.target),
+        {name: cut(value) for name, value in case.additional_forward_args.items()},
+    )
+    return _difference([one[:1] for one in maps], list(_tuple(single)))
 
 
 def _gradient_difference(case: Case, recording: Recording, start: Tensor) -> float:
     """Between the tape's gradient at the inputs (token ids: their embeddings) and autograd's."""
-    leaves = [leaf for found in recording.leaves for leaf in found]
+    leaves = recording.all_leaves
     taped = recording.tape.backward(Phase.GRADIENT, recording.output, start, leaves)
-    inputs = [
+    inputs = tuple(
         value.clone().requires_grad_() if value.is_floating_point() else value
         for value in _tuple(case.inputs)
-    ]
-    with torch.enable_grad(), _Embeddings(inputs) as embeddings:
-        output = find_logits(_called(case, tuple(inputs)))
-    wanted = [
-        leaf
-        for value in inputs
-        for leaf in ([value] if value.is_floating_point() else embeddings.of(value))
-    ]
+    )
+    with torch.enable_grad(), _Embeddings() as embeddings:
+        output = find_logits(_called(case, inputs))
+    wanted: list[Tensor] = []
+    masks: list[Tensor | None] = []
+    for value, of_input, places in zip(inputs, recording.leaves, recording.places, strict=True):
+        if value.is_floating_point():
+            wanted.append(value)
+            masks.append(None)
+            continue
+        wanted += [embeddings.equal_to(leaf) for leaf in of_input]
+        # What the model looks up for ids of its own is no part of the input.
+        masks += [(of_leaf > 0).unsqueeze(-1) for of_leaf in places]
     plain = torch.autograd.grad(output, wanted, start.to(output.dtype), allow_unused=True)
-    expected = [
-        torch.zeros_like(leaf) if value is None else value
-        for leaf, value in zip(wanted, plain, strict=True)
-    ]
-    return _difference([one.reshape(two.shape) for one, two in zip(taped, expected, strict=True)],
-                       expected)  # fmt: skip
+    expected, found = [], []
+    for value, gradient, one, mask in zip(wanted, plain, taped, masks, strict=True):
+        whole = torch.zeros_like(value) if gradient is None else gradient
+        whole = whole if whole.shape == one.shape else whole.transpose(0, 1)
+        expected.append(whole if mask is None else whole * mask)
+        found.append(one if mask is None else one * mask)
+    return _difference(found, expected)
 
 
 class _Embeddings(TorchFunctionMode):
-    """Keeps what is looked up for token ids, whatever has been done to their shape."""
+    """Keeps what is looked up in any embedding."""
 
-    def __init__(self, inputs: Iterable[Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._found: dict[int, list[Tensor]] = {
-            _memory(value): [] for value in inputs if not value.is_floating_point()
-        }
+        self._found: list[Tensor] = []
 
-    def of(self, ids: Tensor) -> list[Tensor]:
-        return self._found[_memory(ids)]
+    def equal_to(self, leaf: Tensor) -> Tensor:
+        """The first look-up of these values (or with the batch in the second place), once."""
+        for place, one in enumerate(self._found):
+            for laid in (one, one.transpose(0, 1)):
+                if laid.shape == leaf.shape and torch.equal(laid.to(leaf.dtype), leaf):
+                    return self._found.pop(place)
+        raise LookupError("the tape's embeddings are none of the model's")
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if func is F.embedding and _memory(args[0]) in self._found:
-            if not result.requires_grad:
-                result.requires_grad_()
-            self._found[_memory(args[0])].append(result)
-        return result
-
-
-def _memory(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage().data_ptr())
+        if func is not F.embedding:
+            return result
+        looked_up = result.detach().requires_grad_()
+        self._found.append(looked_up)
+        return looked_up * 1  # no leaf: some models scale it in place
 
 
 def readout(recording: Recording, start: Tensor) -> str:
@@ -183,7 +188,7 @@ def _in_words(tokens: Tensor) -> str:
     total = float(tokens.sum())
     count = len(tokens)
     if total <= 0:
-        return "none of the last tokens"
+        return "the tokens that a last attention pools"
     read = (tokens > 1e-9 * total).nonzero().flatten().tolist()
     shares = tokens[read] / total
     even = bool((shares.max() - shares.min()) < 1e-6)
@@ -240,6 +245,7 @@ def _tuple(value: Any) -> tuple[Tensor, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
-def _fingerprint(value: Tensor) -> tuple[float, float]:
-    value = value.detach().double().flatten()
-    return float(value.sum()), float(value.abs().sum())
+def _state(case: Case) -> dict[str, tuple[int, int]]:
+    """Where parameters and buffers lie, and how often they have been written to."""
+    state = case.model.state_dict(keep_vars=True)
+    return {name: (value.data_ptr(), value._version) for name, value in state.items()}

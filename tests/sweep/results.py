@@ -34,8 +34,8 @@ class Result:
         finite: whether every attribution is finite, and none negative.
         shape: whether attributions have the shape of the inputs and vary along all of the axes
             that tokens lie along.
-        batch: largest difference between a batch's maps and those of its examples one by one,
-            relative to the largest entry.
+        batch: largest difference between an example's maps in a batch and by itself, relative to
+            the largest entry.
         readout: which tokens the model reads its answer from, as the rollout phase finds them.
         softmax_attention: whether softmax attention was observed without the library.
         propagates: for a model without softmax attention the same as ``relevance``, by

@@ -18,6 +18,7 @@ Output = TypeVar("Output")
 
 _PRODUCTS = {"matmul", "bmm", "einsum", "baddbmm", "mm", "__matmul__"}
 _ENDS = {"linear", "layer_norm", "batch_norm", "group_norm", "rms_norm", "sum", "mean"}
+_SCALES = {"mul", "__mul__", "__rmul__", "multiply"}
 _FUSED = {F.scaled_dot_product_attention, F.multi_head_attention_forward}
 
 
@@ -52,9 +53,15 @@ class _Watch(TorchFunctionMode):
                 if not is_map and not isinstance(one, torch.nn.Parameter)
             ]
             self.found |= any(are_maps) and bool(values)
-        elif name == "softmax" or (any(are_maps) and name not in _ENDS):
+        elif name == "softmax" or (any(are_maps) and not _ends(name, operands)):
             self._maps |= {id(one): one for one in _flat(result) if isinstance(one, Tensor)}
         return result
+
+
+def _ends(name: str, operands: list[Tensor]) -> bool:
+    """Whether what comes out is no map any more, but has been summed, mixed or gated."""
+    gates = [one for one in operands if one.dim() > 1 and not isinstance(one, torch.nn.Parameter)]
+    return name in _ENDS or (name in _SCALES and len(gates) > 1)
 
 
 def _flat(value: Any) -> Any:

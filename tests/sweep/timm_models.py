@@ -1,7 +1,6 @@
 """The suite of timm: every module's smallest model, and all of the registry up to 60 M parameters.
 
-A model that stands for its module is built at its own input size if it has up to 30 M parameters;
-the others at the smallest size that they can be built and run with.  Entries that differ by
+Models are built at the smallest size that they can be built and run with.  Entries that differ by
 pretrained weights alone are one.
 """
 
@@ -21,12 +20,12 @@ from tests.sweep.softmax_attention import computes_softmax_attention
 
 _REGISTRY = Path(__file__).resolve().parents[2] / "docs" / "sweep" / "timm_registry.json"
 LARGEST = 60e6
-AT_OWN_SIZE = 30e6
+DEEPEST = 250e6
 SIDES = (64, 80, 96, 112, 128, 160, 192, 224, 256)
 
 
 def entries() -> list[Entry]:
-    """Smallest models of all modules first, then the registry by number of parameters."""
+    """First one with attention for each module, then all with attention, then modules without."""
     listed = _registry()
     by_size = sorted(listed, key=lambda name: (listed[name]["parameters"], name))
     smallest = _smallest(listed, by_size)
@@ -38,16 +37,16 @@ def entries() -> list[Entry]:
     ]
     return [
         Entry(name, listed[name]["module"], "image classification", name in smallest)
-        for name in sorted(chosen, key=lambda name: name not in smallest)
+        for name in sorted(
+            chosen, key=lambda name: (not listed[name]["softmax_attention"], name not in smallest)
+        )
     ]
 
 
 def build(entry: Entry) -> Case:
     """Build one entry with random weights, in float64."""
     channels, *size = timm.get_pretrained_cfg(entry.name).input_size
-    options: dict[str, Any] = {}
-    if not (entry.smallest and _parameters(_on_meta(entry.name, {})) <= AT_OWN_SIZE):
-        size, options = _smallest_size(entry.name, size)
+    size, options = _smallest_size(entry.name, size)
     model = timm.create_model(entry.name, num_classes=10, **options)
     if not isinstance(model, nn.Module):
         raise NotBuilt(f"timm returned {type(model).__name__}")
@@ -69,13 +68,21 @@ def _smallest_size(name: str, own: list[int]) -> tuple[list[int], dict[str, Any]
     for side in SIDES:
         if side >= min(own):
             break
-        for options in ({"img_size": side}, {}):
+        for options in _options(name, side):
             try:
                 _attends(name, _on_meta(name, options), [side, side])
             except Exception:  # whatever a model raises for a size that it is not made for
                 continue
             return [side, side], options
     return own, {}
+
+
+def _options(name: str, side: int) -> list[dict[str, Any]]:
+    """Ways to build a model for a size; the very large ones with two blocks only."""
+    sized: list[dict[str, Any]] = [{"img_size": side}, {}]
+    if _parameters(_on_meta(name, {})) > DEEPEST:
+        return [{**options, "depth": 2} for options in sized] + sized
+    return sized
 
 
 def _on_meta(name: str, options: dict[str, Any]) -> nn.Module:

@@ -98,6 +98,18 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 """What single types need beyond :data:`SMALL`, by type."""
 
 
+PLAIN_FLOAT32 = frozenset(["canine"])
+"""Types whose own code cannot run in float64."""
+
+TRAINING = frozenset(["reformer"])
+"""Types whose own derivative is defined in training mode alone (here without dropout)."""
+
+NO_SOFTMAX_HERE = {
+    "mra": "its attention is a CUDA kernel; without it transformers returns zeros in its place",
+}
+"""Types that transformers itself replaces by something else on a CPU."""
+
+
 def tiny_config(kind: str, **more: Any) -> PretrainedConfig:
     """The configuration of a tiny model of type ``kind``.
 

@@ -14,6 +14,8 @@ from rich.console import Console
 
 from captum_transformer_lrp.visualization import (
     Picture,
+    Section,
+    Table,
     TextExplanation,
     Word,
     report_html,
@@ -95,7 +97,11 @@ def test_words_of_a_real_tokenizer_spell_the_text(shared) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [text_html, lambda texts, title: report_html([], texts, title=title)]
+    "page",
+    [
+        text_html,
+        lambda texts, title: report_html([Section(title, texts={title: texts})], title=title),
+    ],
 )
 def test_nothing_from_the_caller_becomes_markup(page) -> None:
     explained = [TextExplanation(HOSTILE, [Word(HOSTILE, 1.0, before=HOSTILE)], 0.5)]
@@ -105,7 +111,10 @@ def test_nothing_from_the_caller_becomes_markup(page) -> None:
 
 def test_a_hostile_picture_title_or_language_stays_inside_its_attribute() -> None:
     quote = '"><script>alert(1)</script>'
-    page = report_html([Picture(quote, Figure(), quote)], lang=quote, introduction=quote)
+    section = Section(
+        quote, quote, [Picture(quote, Figure(), quote)], tables=[Table(quote, [quote], [[quote]])]
+    )
+    page = report_html([section], lang=quote, introduction=quote)
     elements = Elements(page).found
     assert "script" not in {tag for tag, _ in elements}
     assert dict(elements)["img"]["alt"] == quote
@@ -173,3 +182,9 @@ def test_a_figure_of_long_words_is_not_clipped() -> None:
         assert box.x1 <= figure.bbox.x1
         assert box.y0 >= 0
         assert box.y1 <= figure.bbox.y1
+
+
+def test_a_notebook_shows_the_figure() -> None:
+    from IPython.core.pylabtools import print_figure
+
+    assert print_figure(text_figure(explanations(Word("good", 1.0))), fmt="png")

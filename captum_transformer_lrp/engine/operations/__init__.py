@@ -5,6 +5,7 @@ Importing this package enters its handlers in
 """
 
 from captum_transformer_lrp.engine.operations import (
+    composites,
     elementwise,
     experts,
     fused,
@@ -15,4 +16,14 @@ from captum_transformer_lrp.engine.operations import (
     sums,
 )
 
-__all__ = ["elementwise", "experts", "fused", "linear", "pooling", "products", "scaling", "sums"]
+__all__ = [
+    "composites",
+    "elementwise",
+    "experts",
+    "fused",
+    "linear",
+    "pooling",
+    "products",
+    "scaling",
+    "sums",
+]

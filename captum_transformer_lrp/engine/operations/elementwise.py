@@ -21,7 +21,7 @@ def _activation(watch: Interception, function: Function, args: Args, kwargs: Kwa
     inplace = kwargs.pop("inplace", False)
     mark = watch.tape.mark(args[0] if args else kwargs["input"])
     attends = mark is not None and mark.scores and function in _OF_SCORES
-    changes = {"attention": True, "flow": flows.blocked} if attends else {}
+    changes: dict[str, Any] = {"attention": True, "flow": flows.blocked} if attends else {}
     output = watch.elementwise(function, args, kwargs, event=True, **changes)
     if inplace:
         watch.replace(args[0], output)
@@ -39,7 +39,8 @@ def _normalization(watch: Interception, function: Function, args: Args, kwargs: 
             f"{watch.module_name()} normalises by the statistics of the batch, so that one "
             "example's explanation would depend on the others: call model.eval() first"
         )
-    return watch.elementwise(function, args, kwargs, base=object(), statistic=False)
+    # Whatever is normalised is no longer the product of two activations: not softmax scores.
+    return watch.elementwise(function, args, kwargs, scores=False, base=object(), statistic=False)
 
 
 @handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",
@@ -91,6 +92,7 @@ def _softmax(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         args,
         kwargs,
         flow=flows.blocked if attends else flows.keep,
+        softmax=True,
         attention=attends,
         base=object(),
         statistic=False,

@@ -143,7 +143,7 @@ def _convolution(watch: Interception, function: Function, args: Args, kwargs: Kw
 def _convolution_flow(mark: Mark, weight: Tensor) -> flows.Flow:
     """Below the first attention a convolution makes the tokens; later ones move their mass."""
     pointwise = all(size == 1 for size in weight.shape[2:])
-    if mark.attended or pointwise or not mark.stem:
+    if mark.attentions or pointwise or not mark.stem:
         return flows.spread_evenly
     return flows.capture_grid
 

@@ -18,6 +18,7 @@ from captum_transformer_lrp.engine.marks import (
     unknown_examples,
 )
 from captum_transformer_lrp.engine.operations.linear import weighted
+from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
 from captum_transformer_lrp.engine.tape import AttentionStep
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,
@@ -26,6 +27,9 @@ from captum_transformer_lrp.rules.call import (
     MatmulKernel,
 )
 from captum_transformer_lrp.rules.spellings import spelled
+
+Axes = tuple[int, ...]
+"""Axes of a tensor, counted from either end."""
 
 
 @handles(*spelled("matmul", "__matmul__", "bmm", "mm"))
@@ -66,11 +70,11 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         raise watch.unsupported(function, "index lists; write the equation as a string")
     if len(operands) == 1 and isinstance(operands[0], (list, tuple)):
         operands = tuple(operands[0])
-    active = [operand for operand in operands if watch.tape.mark(operand)]
     if len(operands) == 1:
         return _einsum_of_one(watch, equation, operands[0])
     if len(operands) > 2:
-        raise watch.unsupported(function, f"{len(operands)} operands; multiply them two at a time")
+        return _einsum_of_many(watch, equation, operands)
+    active = [operand for operand in operands if watch.tape.mark(operand)]
     u, v = operands
     output = torch.einsum(equation, u, v)
 
@@ -96,16 +100,37 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         known = watch.tape.mark(active[0])
         assert known is not None
         examples = unknown_examples(known.examples)
-    return multiplied(watch, function, AutogradKernel(run), run, u, v, output, examples)
+    axes = _contracted_axes(equation)
+    return multiplied(watch, function, AutogradKernel(run), run, u, v, output, examples, axes)
 
 
 def _einsum_of_one(watch: Interception, equation: str, operand: Tensor) -> Tensor:
-    """An einsum of one operand permutes and sums; the permutation alone is what is met."""
-    left, right = equation.replace(" ", "").split("->")
-    if sorted(left) != sorted(right):
-        raise watch.unsupported(torch.einsum, f"the reduction {equation!r}; use sum()")
+    """An einsum of one operand sums over axes and permutes the others."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    if "." in left or len(set(left)) < len(left) or not set(right) <= set(left):
+        raise watch.unsupported(torch.einsum, f"{equation!r}; use sum(), diagonal() and permute()")
+    kept = [letter for letter in left if letter in right]
     with watch:
-        return operand.permute([left.index(letter) for letter in right])
+        if len(kept) < len(left):
+            operand = operand.sum([left.index(letter) for letter in left if letter not in right])
+        return operand.permute([kept.index(letter) for letter in right])
+
+
+def _einsum_of_many(watch: Interception, equation: str, operands: tuple[Tensor, ...]) -> Tensor:
+    """An einsum of more than two operands multiplies them one after another."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    if "." in left or not arrow:
+        raise watch.unsupported(torch.einsum, f"{equation!r}; multiply them two at a time")
+    result, (letters, *others) = operands[0], left.split(",")
+    for place, (operand, other) in enumerate(zip(operands[1:], others, strict=True), start=1):
+        needed = set(right).union(*others[place:])
+        joined = "".join(one for one in dict.fromkeys(letters + other) if one in needed)
+        if place == len(others):
+            joined = right
+        with watch:
+            result = torch.einsum(f"{letters},{other}->{joined}", result, operand)
+        letters = joined
+    return result
 
 
 def multiplied(
@@ -117,8 +142,12 @@ def multiplied(
     v: Tensor,
     output: Tensor,
     examples: Examples | None,
+    axes: tuple[Axes, Axes] = ((-1,), (-2,)),
 ) -> Tensor:
-    """Record a contraction of two tensors: linear in one activation, or a product of two."""
+    """Record a contraction of two tensors: linear in one activation, or a product of two.
+
+    ``axes`` are those that each operand is contracted along, unless as in a matmul.
+    """
     of_u, of_v = watch.tape.mark(u), watch.tape.mark(v)
     if of_u is None or of_v is None:
         x, weight = (u, v) if of_v is None else (v, u)
@@ -152,8 +181,8 @@ def multiplied(
     mark = merged([of_u, of_v], examples)
     event = watch.tape.new_event()
     facts: dict[str, Any] = {}
-    if of_u.attention != of_v.attention:
-        position = 0 if of_u.attention else 1
+    position = _map_position((of_u, of_v), (u, v), axes)
+    if position is not None:
         values = (of_v, of_u)[position]
         record = AttentionStep(
             index=len(watch.tape.attentions),
@@ -163,14 +192,19 @@ def multiplied(
             event=event,
         )
         watch.tape.attentions.append(record)
-        watch.tape.attention_events |= event
         facts = {"attention": record, "position": position}
         flow: flows.Flow = flows.attention
         mark = merged([values], examples).but(
-            attention=False, scores=False, attended=True, events=mark.events | event
+            attention=False,
+            softmax=False,
+            scores=False,
+            attentions=mark.attentions | event,
+            events=mark.events | event,
         )
     else:
         flow = flows.product
+        # Q · (softmax(K)ᵀ · V): queries choose among contexts, as scores choose among values.
+        facts = {"mass": shares_by_attention(of_u, of_v)}
         watch.tape.other_mixing.append(watch.module_name())
         mark = mark.but(scores=True, events=mark.events | event)
     return watch.tape.record(
@@ -184,6 +218,51 @@ def multiplied(
         name=watch.book_title(),
         **facts,
     )
+
+
+def _map_position(
+    marks: tuple[Mark, Mark], operands: tuple[Tensor, Tensor], axes: tuple[Axes, Axes]
+) -> int | None:
+    """Which of two factors is an attention map, if one is.
+
+    It is a softmax over products of queries and keys; or any softmax that makes this product a
+    weighted mean of values: over learned queries (attention pooling), over predicted weights
+    (outlook attention), over the keys alone (factorised attention).
+    """
+    of_u, of_v = marks
+    if of_u.attention != of_v.attention:
+        return 0 if of_u.attention else 1
+    if of_u.attention or not (of_u.softmax or of_v.softmax):
+        return None
+    means = [
+        mark.softmax and _sums_to_one(operand, contracted)
+        for mark, operand, contracted in zip(marks, operands, axes, strict=True)
+    ]
+    return means.index(True) if sum(means) == 1 else None
+
+
+def _sums_to_one(weights: Tensor, axes: Axes) -> bool:
+    """Whether weights are those of a mean; a row that a mask has emptied may be 0."""
+    if not axes or weights.numel() == 0 or weights.dim() < 2:
+        return False
+    sums = weights.detach().sum(axes)
+    return bool(((sums - 1).abs() < 1e-3).logical_or(sums == 0).all()) and bool(sums.any())
+
+
+def _contracted_axes(equation: str) -> tuple[Axes, Axes]:
+    """The axes of an einsum's operands that both have and the result has not."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    of_u, of_v = left.split(",")
+    gone = {letter for letter in of_u if letter.isalpha() and letter in of_v} - set(right)
+    return _axes_of(gone, of_u), _axes_of(gone, of_v)
+
+
+def _axes_of(letters: set[str], subscripts: str) -> Axes:
+    before, dots, after = subscripts.partition("...")
+    named = dict(enumerate(before))
+    if dots:
+        named |= {place - len(after): letter for place, letter in enumerate(after)}
+    return tuple(place for place, letter in named.items() if letter in letters)
 
 
 def _matmul_examples(mark: Mark, operand: Tensor, output: Tensor) -> Examples:

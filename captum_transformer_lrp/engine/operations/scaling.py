@@ -13,6 +13,7 @@ from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.marks import (
     Mark,
+    attends_beyond,
     broadcast_examples,
     is_function_of_same,
     is_statistic_of,
@@ -81,6 +82,7 @@ def _scaled(
         if whole:
             mark = mark.but(
                 scores=any(one.scores for one in whole),
+                softmax=any(one.softmax for one in whole),
                 attention=any(one.attention for one in whole),
             )
         return watch.tape.record(
@@ -115,12 +117,24 @@ def _complex_scaled(watch: Interception, function: Function, u: Any, v: Any) -> 
 
 
 def _gate_factors(of_u: Mark, of_v: Mark) -> tuple[float, float]:
-    """Mass of ``x * gate(x)`` stays with x; of two branches each takes half."""
+    """Mass of ``x * gate(x)`` stays with x.
+
+    Of two branches the one around an attention takes it, as a gate chooses among what is attended
+    to; otherwise each takes half.
+    """
     if of_u.events != of_v.events:
         if of_u.events & ~of_v.events == 0:
             return 1.0, 0.0
         if of_v.events & ~of_u.events == 0:
             return 0.0, 1.0
+    return shares_by_attention(of_u, of_v)
+
+
+def shares_by_attention(of_u: Mark, of_v: Mark) -> tuple[float, float]:
+    """Mass of a product goes to the factor that has been attended to; else half to each."""
+    attended = attends_beyond(of_u, of_v), attends_beyond(of_v, of_u)
+    if attended[0] != attended[1]:
+        return (1.0, 0.0) if attended[0] else (0.0, 1.0)
     return 0.5, 0.5
 
 

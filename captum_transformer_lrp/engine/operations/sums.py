@@ -12,6 +12,7 @@ from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.marks import (
     Mark,
+    attends_beyond,
     broadcast_examples,
     is_function_of_same,
     is_statistic_of,
@@ -127,7 +128,7 @@ def _skip_add(
         examples = broadcast_examples(of_v.examples, v.shape, output.shape)
     mark = merged([of_u, of_v], examples)
     factors = (0.5, 0.5)
-    branch_events = 0
+    branch_attentions = 0
     stream: tuple[Tensor, Mark, Mark] | None = None
     if of_u.events != of_v.events:
         if of_u.events & ~of_v.events == 0:
@@ -136,16 +137,21 @@ def _skip_add(
             stream = v, of_v, of_u
     if stream is not None:
         tensor, skipped, branch = stream
-        attends = bool(branch.events & ~skipped.events & watch.tape.attention_events)
+        attends = attends_beyond(branch, skipped)
         through_branch = 1.0 if attends else 0.0
         factors = (1.0, through_branch) if tensor is u else (through_branch, 1.0)
-        branch_events = branch.events & ~skipped.events
+        branch_attentions = branch.attentions & ~skipped.attentions
         if attends:
             watch.tape.streams.append(tensor)
         # What the branch is made of ends here: the stream stays what it was.
-        mark = mark.but(events=skipped.events, scores=skipped.scores, attention=skipped.attention)
+        mark = mark.but(
+            events=skipped.events,
+            scores=skipped.scores,
+            softmax=skipped.softmax,
+            attention=skipped.attention,
+        )
     else:
-        attending = [bool(one.events & watch.tape.attention_events) for one in (of_u, of_v)]
+        attending = [attends_beyond(of_u, of_v), attends_beyond(of_v, of_u)]
         if all(attending):
             factors = (1.0, 1.0)
         elif any(attending):
@@ -162,6 +168,6 @@ def _skip_add(
         mark=mark,
         name=watch.book_title(),
         mass=factors,
-        branch=branch_events,
+        branch=branch_attentions,
         mass_through_branch=(0.0, 1.0) if stream is not None and stream[0] is u else (1.0, 0.0),
     )

@@ -10,7 +10,8 @@ weights.
 
 Every phrase of a tree is an example, not only the whole sentence. The treebank's five grades
 become soft targets, so that a neutral phrase asks for even odds: words without sentiment then
-carry no evidence.
+carry no evidence. What *not* and *but* do to an opinion, the treebank shows too rarely: sentences
+about that are made up from its own words (`opinions.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +33,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import BertConfig, BertForSequenceClassification
 
+from captum_transformer_lrp.examples.training.opinions import held_out_negations, made_up
 from captum_transformer_lrp.examples.training.schedule import warm_up_then_cosine
 
 MAX_TOKENS = 128
@@ -136,13 +138,13 @@ class Examples(NamedTuple):
     positive: Tensor
 
 
-def encode(tokenizer: Tokenizer, batch: list[Phrase]) -> Examples:
-    """Encode phrases with their soft targets."""
-    rows = [encoding.ids for encoding in tokenizer.encode_batch([p.text for p in batch])]
+def encode(tokenizer: Tokenizer, texts: Sequence[str], positive: Sequence[float]) -> Examples:
+    """Encode texts with their soft targets."""
+    rows = [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
     lengths = torch.tensor([len(row) for row in rows])
     width = int(lengths.max())
     tokens = torch.tensor([row + [PADDING] * (width - len(row)) for row in rows])
-    return Examples(tokens, lengths, torch.tensor([GRADE_TO_POSITIVE[p.grade] for p in batch]))
+    return Examples(tokens, lengths, torch.tensor(positive))
 
 
 def training_examples(
@@ -151,7 +153,32 @@ def training_examples(
     """Every different phrase once, whole sentences more often."""
     once = list({phrase.text.lower(): phrase for phrase in all_phrases}.values())
     sentences = [phrase for phrase in all_phrases if phrase.is_sentence]
-    return encode(tokenizer, once + sentences * (sentence_repeats - 1))
+    shown = once + sentences * (sentence_repeats - 1)
+    return encode(
+        tokenizer,
+        [phrase.text for phrase in shown],
+        [GRADE_TO_POSITIVE[phrase.grade] for phrase in shown],
+    )
+
+
+def refining_examples(
+    tokenizer: Tokenizer, all_phrases: list[Phrase], *, phrase_count: int
+) -> Examples:
+    """The made-up sentences, all whole sentences twice, and some phrases of the treebank."""
+    once = list({phrase.text.lower(): phrase for phrase in all_phrases}.values())
+    some = [once[index] for index in torch.randperm(len(once))[:phrase_count].tolist()]
+    shown = some + 2 * [phrase for phrase in all_phrases if phrase.is_sentence]
+    opinions = made_up(grades_of(all_phrases), GRADE_TO_POSITIVE)
+    texts = [phrase.text for phrase in shown]
+    positive = [GRADE_TO_POSITIVE[phrase.grade] for phrase in shown]
+    texts += [detokenize(opinion.text.split()) for opinion in opinions]
+    positive += [opinion.positive for opinion in opinions]
+    return encode(tokenizer, texts, positive)
+
+
+def grades_of(all_phrases: Iterable[Phrase]) -> dict[str, int]:
+    """The grade of each phrase in lower case."""
+    return {phrase.text.lower(): phrase.grade for phrase in all_phrases}
 
 
 def batches(lengths: Tensor, batch_size: int) -> Iterator[Tensor]:
@@ -165,29 +192,31 @@ def batches(lengths: Tensor, batch_size: int) -> Iterator[Tensor]:
 
 
 def train(
+    model: BertForSequenceClassification,
     examples: Examples,
-    config: BertConfig,
     device: torch.device,
     *,
     epochs: int,
     batch_size: int,
     learning_rate: float,
     word_dropout: float,
+    decay: float,
 ) -> BertForSequenceClassification:
-    """Train from scratch and return the moving average of the weights.
+    """Train a model and return the moving average of its weights.
 
     Args:
+        model: where to start; is changed in place.
         examples: what to learn from.
-        config: the model's; its dropout is used.
         device: where to train.
         epochs: passes over the examples.
         batch_size: examples per step.
         learning_rate: the highest; warm-up over a twentieth of the steps, then a cosine to 0.
         word_dropout: probability that a piece is replaced by [UNK], so that no single word
             decides and [UNK] comes to mean nothing in particular.
+        decay: of the moving average.
     """
-    model = BertForSequenceClassification(config).to(device).train()
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.999))
+    model.to(device).train()
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
     optimizer = torch.optim.AdamW(model.parameters(), learning_rate, weight_decay=0.05)
     tokens, positive = examples.tokens.to(device), examples.positive.to(device)
     steps = epochs * sum(1 for _ in batches(examples.lengths, batch_size))
@@ -235,14 +264,88 @@ def sentence_accuracy(
 ) -> float:
     """Share of whole sentences that are not neutral whose sentiment is recognised."""
     sentences = [p for p in all_phrases if p.is_sentence and p.grade != _NEUTRAL_GRADE]
-    examples = encode(tokenizer, sentences)
+    praise = [phrase.grade > _NEUTRAL_GRADE for phrase in sentences]
+    return _accuracy(model, tokenizer, [phrase.text for phrase in sentences], praise)
+
+
+def negation_accuracy(
+    model: BertForSequenceClassification, tokenizer: Tokenizer, train_phrases: list[Phrase]
+) -> float:
+    """Share of negated opinion words recognised, of words never negated by `opinions.made_up`."""
+    texts, praise = zip(*held_out_negations(grades_of(train_phrases)), strict=True)
+    return _accuracy(model, tokenizer, [detokenize(text.split()) for text in texts], praise)
+
+
+def _accuracy(
+    model: BertForSequenceClassification,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    praise: Sequence[bool],
+) -> float:
+    examples = encode(tokenizer, texts, [float(each) for each in praise])
     right = 0
-    for rows in torch.arange(len(sentences)).split(256):
+    for rows in torch.arange(len(texts)).split(256):
         tokens = examples.tokens[rows]
         with torch.no_grad():
             logits = model(tokens, attention_mask=(tokens != PADDING).long()).logits
         right += int(((logits[:, 1] > logits[:, 0]) == (examples.positive[rows] > 0.5)).sum())
-    return right / len(sentences)
+    return right / len(texts)
+
+
+def train_from_scratch(arguments: argparse.Namespace, all_phrases: list[Phrase]) -> None:
+    """The first stage: the vocabulary and the model, from the treebank alone."""
+    torch.manual_seed(arguments.seed)
+    tokenizer = train_tokenizer(
+        [phrase.text for phrase in all_phrases if phrase.is_sentence],
+        arguments.vocabulary_size,
+    )
+    config = BertConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=128,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=512,
+        max_position_embeddings=MAX_TOKENS,
+        hidden_dropout_prob=arguments.dropout,
+        attention_probs_dropout_prob=0.1,
+        classifier_dropout=arguments.dropout,
+        id2label={0: "NEGATIVE", 1: "POSITIVE"},
+        label2id={"NEGATIVE": 0, "POSITIVE": 1},
+    )
+    model = train(
+        BertForSequenceClassification(config),
+        training_examples(tokenizer, all_phrases, sentence_repeats=arguments.sentence_repeats),
+        torch.device(arguments.device),
+        epochs=arguments.epochs,
+        batch_size=arguments.batch_size,
+        learning_rate=arguments.learning_rate,
+        word_dropout=arguments.word_dropout,
+        decay=0.999,
+    )
+    save(model, tokenizer, arguments.output)
+
+
+def refine(start: Path, arguments: argparse.Namespace, all_phrases: list[Phrase]) -> None:
+    """The second stage: negation and contrast, beside a sample of what the first one learned."""
+    torch.manual_seed(arguments.seed)
+    model, tokenizer = load(start)
+    model = train(
+        model,
+        refining_examples(tokenizer, all_phrases, phrase_count=25_000),
+        torch.device(arguments.device),
+        epochs=2,
+        batch_size=128,
+        learning_rate=2e-4,
+        word_dropout=arguments.word_dropout,
+        decay=0.99,
+    )
+    save(model, tokenizer, arguments.output)
+
+
+def load(folder: Path) -> tuple[BertForSequenceClassification, Tokenizer]:
+    """What `save` wrote, in float32 and evaluation mode."""
+    model = BertForSequenceClassification.from_pretrained(folder).float().eval()
+    return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def main() -> None:
@@ -254,6 +357,7 @@ def main() -> None:
     purpose = parser.add_mutually_exclusive_group(required=True)
     purpose.add_argument("--output", type=Path, help="train, and write the model to this folder")
     purpose.add_argument("--evaluate", type=Path, help="evaluate the model in this folder")
+    parser.add_argument("--start", type=Path, help="only refine the model in this folder")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vocabulary-size", type=int, default=8000)
     parser.add_argument("--epochs", type=int, default=6)
@@ -265,48 +369,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
+    train_phrases = read_phrases(arguments.treebank / "train.txt")
     if arguments.output:
         # cuBLAS is deterministic only with a workspace of fixed size.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-        torch.manual_seed(arguments.seed)
-        all_phrases = read_phrases(arguments.treebank / "train.txt")
-        tokenizer = train_tokenizer(
-            [phrase.text for phrase in all_phrases if phrase.is_sentence],
-            arguments.vocabulary_size,
-        )
-        config = BertConfig(
-            vocab_size=tokenizer.get_vocab_size(),
-            hidden_size=128,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            intermediate_size=512,
-            max_position_embeddings=MAX_TOKENS,
-            hidden_dropout_prob=arguments.dropout,
-            attention_probs_dropout_prob=0.1,
-            classifier_dropout=arguments.dropout,
-            id2label={0: "NEGATIVE", 1: "POSITIVE"},
-            label2id={"NEGATIVE": 0, "POSITIVE": 1},
-        )
-        model = train(
-            training_examples(tokenizer, all_phrases, sentence_repeats=arguments.sentence_repeats),
-            config,
-            torch.device(arguments.device),
-            epochs=arguments.epochs,
-            batch_size=arguments.batch_size,
-            learning_rate=arguments.learning_rate,
-            word_dropout=arguments.word_dropout,
-        )
-        save(model, tokenizer, arguments.output)
+        if arguments.start is None:
+            train_from_scratch(arguments, train_phrases)
+        refine(arguments.start or arguments.output, arguments, train_phrases)
 
-    folder = arguments.output or arguments.evaluate
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    model = BertForSequenceClassification.from_pretrained(folder).float().eval()
+    model, tokenizer = load(arguments.output or arguments.evaluate)
     for split in ("dev", "test"):
         accuracy = sentence_accuracy(
             model, tokenizer, read_phrases(arguments.treebank / f"{split}.txt")
         )
         print(f"{split} sentences: {accuracy:.1%} right", flush=True)
+    accuracy = negation_accuracy(model, tokenizer, train_phrases)
+    print(f"negations of words never shown negated: {accuracy:.1%} right", flush=True)
 
 
 if __name__ == "__main__":

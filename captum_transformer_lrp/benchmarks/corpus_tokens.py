@@ -1,0 +1,161 @@
+"""From a tokenizer's pieces to the whitespace-separated tokens of a corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FUSIONS: Final[Mapping[str, Callable[[Sequence[float]], float]]] = {
+    "sum": sum,
+    "max": max,
+    "mean": lambda values: sum(values) / len(values),
+}
+"""How the attributions of a token's pieces become one."""
+
+
+@dataclass(frozen=True)
+class EncodedTokens:
+    """A document as the model reads it, and which piece belongs to which token of the corpus.
+
+    Args:
+        input_ids: int64 (1, S), special tokens included.
+        keywords: what else the tokenizer gives to the model, (1, S) each.
+        pieces: for each token of the corpus the positions of its pieces among the S; none where
+            the document is longer than the model reads.
+    """
+
+    input_ids: Tensor
+    keywords: Mapping[str, Tensor]
+    pieces: tuple[tuple[int, ...], ...]
+
+    @property
+    def read(self) -> tuple[int, ...]:
+        """The positions of the tokens that the model reads at least one piece of."""
+        return tuple(token for token, pieces in enumerate(self.pieces) if pieces)
+
+    def to(self, device: torch.device) -> EncodedTokens:
+        """The same with its tensors on a device."""
+        keywords = {name: value.to(device) for name, value in self.keywords.items()}
+        return EncodedTokens(self.input_ids.to(device), keywords, self.pieces)
+
+
+def encode_tokens(
+    tokenizer: Any, tokens: Sequence[str], max_length: int | None = None
+) -> EncodedTokens:
+    """Encode a document of a corpus, cut to what the model reads.
+
+    The tokens are joined by single spaces, and the tokenizer's offsets in that text say whose each
+    piece is.  A piece over several tokens belongs to each of them.
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer.
+        tokens: the corpus' tokens, without whitespace inside.
+        max_length: the most pieces, special tokens included; None for the tokenizer's own limit.
+
+    Raises:
+        ValueError: where the tokenizer does not tell where its pieces stand.
+
+    Example:
+        >>> from captum_transformer_lrp.examples import sentiment_classifier
+        >>> _, tokenizer = sentiment_classifier()
+        >>> encoded = encode_tokens(tokenizer, ["unwatchable", "film"])
+        >>> encoded.pieces
+        ((1, 2, 3), (4,))
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not tell where its pieces stand in the text, "
+            "expected a fast tokenizer: save a tokenizer.json beside the model"
+        )
+    encoding = tokenizer(
+        " ".join(tokens),
+        return_tensors="pt",
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        truncation=True,
+        max_length=max_length,
+    )
+    offsets = encoding.pop("offset_mapping")[0].tolist()
+    special = encoding.pop("special_tokens_mask")[0].tolist()
+    keywords = dict(encoding)
+    return EncodedTokens(keywords.pop("input_ids"), keywords, _pieces(tokens, offsets, special))
+
+
+def token_scores(
+    encoded: EncodedTokens, attribution: Tensor, fusion: str = "sum"
+) -> NDArray[np.float64]:
+    """One attribution for each token of the corpus.
+
+    Args:
+        encoded: what was explained.
+        attribution: one value for each piece, (S,) or (1, S).
+        fusion: ``"sum"``, ``"max"`` or ``"mean"`` of the pieces' values.
+
+    Returns:
+        float64 (T,); −∞ for tokens that the model does not read.
+
+    Raises:
+        ValueError: for a shape that does not fit, NaN, or an unknown fusion.
+
+    Example:
+        >>> ids = torch.tensor([[101, 7, 8, 9, 102]])
+        >>> encoded = EncodedTokens(ids, {}, ((1,), (2, 3), ()))
+        >>> token_scores(encoded, torch.tensor([9.0, 0.25, 0.5, 0.25, 9.0])).tolist()
+        [0.25, 0.75, -inf]
+    """
+    if fusion not in FUSIONS:
+        raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, found {fusion!r}")
+    length = encoded.input_ids.shape[-1]
+    if attribution.numel() != length:
+        raise ValueError(
+            f"the attribution has shape {tuple(attribution.shape)}, expected one value for each "
+            f"of {length} pieces"
+        )
+    values = attribution.detach().double().flatten().tolist()
+    if any(value != value for value in values):
+        raise ValueError("the attribution contains NaN")
+    fuse = FUSIONS[fusion]
+    return np.array(
+        [
+            fuse([values[piece] for piece in pieces]) if pieces else -np.inf
+            for pieces in encoded.pieces
+        ]
+    )
+
+
+def ranking(encoded: EncodedTokens, scores: NDArray[np.float64]) -> list[int]:
+    """The tokens that the model reads, the highest score first; of equal ones the earliest first.
+
+    Example:
+        >>> encoded = EncodedTokens(torch.zeros(1, 4), {}, ((0,), (1,), (2,), (3,), ()))
+        >>> ranking(encoded, np.array([0.1, 0.5, 0.5, 0.9, -np.inf]))
+        [3, 1, 2, 0]
+    """
+    read = np.array(encoded.read, dtype=np.int64)
+    order: list[int] = read[np.argsort(-scores[read], kind="stable")].tolist()
+    return order
+
+
+def _pieces(
+    tokens: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """For each token the pieces that share a character with it."""
+    lengths = np.array([len(token) for token in tokens])
+    ends = np.cumsum(lengths + 1) - 1  # one space after each
+    starts = ends - lengths
+    found: list[list[int]] = [[] for _ in tokens]
+    for piece, ((start, end), is_special) in enumerate(zip(offsets, special, strict=True)):
+        if is_special:
+            continue
+        # Some tokenizers count the space before a word to its first piece.
+        first = int(np.searchsorted(ends, start, side="right"))
+        last = int(np.searchsorted(starts, end, side="left"))
+        for token in range(first, last):
+            found[token].append(piece)
+    return tuple(map(tuple, found))

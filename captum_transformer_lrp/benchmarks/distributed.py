@@ -1,0 +1,82 @@
+"""The processes that share a benchmark's examples."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+# The slowest process may need this much longer than the fastest for its share of the examples.
+_PATIENCE = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """One of the processes of a run.
+
+    Args:
+        rank: which one; 0 writes the result.
+        world: how many there are.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def wait(self) -> None:
+        """Wait until all are here."""
+        if self.world > 1:
+            dist.barrier()
+
+    def from_first(self, value: Any) -> Any:
+        """What the first process calls ``value``, on every process.
+
+        >>> Processes().from_first(3)
+        3
+        """
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+
+@contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes that ``torchrun`` started, for as long as the block lasts.
+
+    Outside ``torchrun`` there is one.  Only records' files, and at the end the result, pass between
+    processes, so the group is one of CPUs (gloo) also where each process computes on a GPU of its
+    own.  A group that is there already is used and left.
+    """
+    if dist.is_initialized():
+        yield Processes(dist.get_rank(), dist.get_world_size())
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Processes()
+        return
+    dist.init_process_group("gloo", timeout=_PATIENCE)
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device(name: str) -> str:
+    """This process' device: under ``torchrun``, ``cuda`` means the GPU of its local rank.
+
+    >>> own_device("cpu")
+    'cpu'
+    """
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        return f"cuda:{os.environ['LOCAL_RANK']}"
+    return name
+
+
+def environment_rank() -> int:
+    """The rank that ``torchrun`` gave to this process; 0 without it."""
+    return int(os.environ.get("RANK", "0"))

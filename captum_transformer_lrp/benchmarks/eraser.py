@@ -1,0 +1,253 @@
+"""Documents with human rationales, in the format of ERASER.
+
+A folder holds `docs/`, one text of whitespace-separated tokens for each document, and
+`train.jsonl`, `val.jsonl` and `test.jsonl`, one annotation a line: the document, its class, and the
+spans of tokens that people marked as evidence for the class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from captum_transformer_lrp.benchmarks.errors import UnreadableExampleError
+
+SPLITS = ("train", "val", "test")
+
+
+class AnnotationError(UnreadableExampleError):
+    """An annotation, or the document that it is about, that cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class AnnotatedDocument:
+    """A document with its class and its rationale.
+
+    Args:
+        name: the annotation's name, which is the file's name in ERASER Movies.
+        label: the class as the corpus has it, such as `"NEG"`.
+        tokens: the corpus' tokens, the text split at whitespace.
+        rationale: the positions of the tokens that people marked, ascending, each once.
+
+    Example:
+        >>> AnnotatedDocument("a.txt", "POS", ("a", "witty", "film"), (1, 2)).marked
+        ('witty', 'film')
+    """
+
+    name: str
+    label: str
+    tokens: tuple[str, ...]
+    rationale: tuple[int, ...]
+
+    @property
+    def marked(self) -> tuple[str, ...]:
+        """The tokens of the rationale."""
+        return tuple(self.tokens[position] for position in self.rationale)
+
+
+class EraserDocuments:
+    r"""The annotated documents of one split, read from disk one at a time.
+
+    Only where each line starts is kept in memory. An item that cannot be used raises an
+    :class:`AnnotationError` that names it; the others can be read all the same.
+
+    Args:
+        folder: the folder of `docs/` and the `.jsonl` files.
+        split: `"train"`, `"val"` or `"test"`.
+
+    Raises:
+        FileNotFoundError: where the folder, `docs/` or the split's file is missing.
+        ValueError: where the file has no annotation.
+
+    Reference:
+        Jay DeYoung et al., *ERASER: A Benchmark to Evaluate Rationalized NLP Models*, ACL 2020.
+
+    Example:
+        >>> import json, pathlib, tempfile
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> (folder / "docs").mkdir()
+        >>> _ = (folder / "docs" / "a.txt").write_text("a witty film\n. see it !\n")
+        >>> evidence = {"docid": "a.txt", "start_token": 1, "end_token": 3, "text": "witty film"}
+        >>> line = {"annotation_id": "a.txt", "classification": "POS", "evidences": [[evidence]]}
+        >>> _ = (folder / "test.jsonl").write_text(json.dumps(line) + "\n")
+        >>> EraserDocuments(folder, "test")[0].marked
+        ('witty', 'film')
+    """
+
+    def __init__(self, folder: str | Path, split: str) -> None:
+        self.folder = Path(folder)
+        self.split = split
+        self.file = self.folder / f"{split}.jsonl"
+        _check_folder(self.folder, self.file)
+        self._starts = _line_starts(self.file)
+        if not self._starts:
+            raise ValueError(f"{self.file} is empty, expected one annotation a line")
+
+    def __len__(self) -> int:
+        """The number of annotations, unusable ones included."""
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> AnnotatedDocument:
+        """The document of the annotation with that index, in the order of the file.
+
+        Raises:
+            AnnotationError: where the annotation is not what the format says, or its document is
+                missing, empty, not UTF-8 or shorter than its evidence.
+            IndexError: for an index that there is none of.
+        """
+        start = self._starts[index]
+        with self.file.open("rb") as lines:
+            lines.seek(start)
+            line = lines.readline()
+        where = f"{self.file.name}, annotation {range(len(self))[index] + 1}"
+        annotation = _parsed(line, where)
+        name = _text(annotation, "annotation_id", where)
+        where = f"{name} in {self.file.name}"
+        spans = list(_evidences(annotation, where))
+        document = _document_name(annotation, spans, name, where)
+        tokens = self._tokens(document, where)
+        marked: set[int] = set()
+        for span in spans:
+            marked.update(_span(span, tokens, where))
+        label = _text(annotation, "classification", where)
+        return AnnotatedDocument(name, label, tokens, tuple(sorted(marked)))
+
+    def identifiers(self) -> list[str]:
+        """The annotations' names, in the order of the file; "line 7" for one that has none."""
+        return [name for name, _ in self._overview()]
+
+    def labels(self) -> list[str]:
+        """The classes that the annotations have, sorted."""
+        return sorted({label for _, label in self._overview() if label})
+
+    def sha256(self) -> str:
+        """A fingerprint of the split's file, as hexadecimal digits."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def _overview(self) -> Iterator[tuple[str, str]]:
+        """Name and class of each annotation, as far as they can be read."""
+        with self.file.open("rb") as lines:
+            for number, start in enumerate(self._starts, start=1):
+                lines.seek(start)
+                try:
+                    annotation = json.loads(lines.readline())
+                    name, label = annotation["annotation_id"], annotation["classification"]
+                except (ValueError, KeyError, TypeError):
+                    name = label = ""
+                yield str(name or f"line {number}"), str(label or "")
+
+    def _tokens(self, document: str, where: str) -> tuple[str, ...]:
+        docs = self.folder / "docs"
+        # What a data file names is read from its own folder only.
+        if Path(document).name != document or document in (".", ".."):
+            raise AnnotationError(f"{where}: found document {document!r}, expected a file's name")
+        try:
+            text = (docs / document).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise AnnotationError(
+                f"{where}: the document docs/{document} is not UTF-8 (byte {error.start})"
+            ) from error
+        except OSError as error:
+            raise AnnotationError(
+                f"{where}: cannot read the document docs/{document} ({error.strerror})"
+            ) from error
+        tokens = tuple(text.split())
+        if not tokens:
+            raise AnnotationError(f"{where}: the document docs/{document} is empty")
+        return tokens
+
+
+def _check_folder(folder: Path, file: Path) -> None:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if not (folder / "docs").is_dir():
+        raise FileNotFoundError(
+            f"{folder} has no folder docs, expected a corpus in the format of ERASER: docs/ and "
+            "train.jsonl, val.jsonl, test.jsonl"
+        )
+    if not file.is_file():
+        found = ", ".join(sorted(each.stem for each in folder.glob("*.jsonl"))) or "none"
+        raise FileNotFoundError(f"there is no {file}; the splits there are: {found}")
+
+
+def _line_starts(file: Path) -> list[int]:
+    """Where each line that is not blank starts, in bytes."""
+    starts, position = [], 0
+    with file.open("rb") as lines:
+        for line in lines:
+            if line.strip():
+                starts.append(position)
+            position += len(line)
+    return starts
+
+
+def _parsed(line: bytes, where: str) -> Mapping[str, Any]:
+    try:
+        annotation = json.loads(line)
+    except ValueError as error:  # UnicodeDecodeError is one, too
+        raise AnnotationError(f"{where}: the line is not valid JSON ({error})") from error
+    if not isinstance(annotation, dict):
+        raise AnnotationError(f"{where}: found a {type(annotation).__name__}, expected an object")
+    return annotation
+
+
+def _text(annotation: Mapping[str, Any], key: str, where: str) -> str:
+    value = annotation.get(key)
+    if not isinstance(value, str) or not value:
+        raise AnnotationError(f"{where}: found {key} {value!r}, expected a text")
+    return value
+
+
+def _evidences(annotation: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
+    """All spans; ERASER groups those that only together are evidence."""
+    groups = annotation.get("evidences")
+    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
+        raise AnnotationError(f"{where}: expected evidences to be a list of lists of spans")
+    for group in groups:
+        for span in group:
+            if not isinstance(span, dict):
+                raise AnnotationError(f"{where}: found the evidence {span!r}, expected an object")
+            yield span
+
+
+def _document_name(
+    annotation: Mapping[str, Any], spans: Sequence[Mapping[str, Any]], name: str, where: str
+) -> str:
+    """The one document that an annotation is about."""
+    names = list(dict.fromkeys(span.get("docid") for span in spans))
+    names = names or list(annotation.get("docids") or []) or [name]
+    if len(names) > 1 or not isinstance(names[0], str):
+        raise AnnotationError(
+            f"{where}: the evidence is in {names}, expected the name of one document"
+        )
+    return names[0]
+
+
+def _span(span: Mapping[str, Any], tokens: Sequence[str], where: str) -> range:
+    """The tokens of one piece of evidence; the end is exclusive, and a span may be empty."""
+    start, end = span.get("start_token"), span.get("end_token")
+    if type(start) is not int or type(end) is not int:
+        raise AnnotationError(
+            f"{where}: evidence from token {start!r} to {end!r}, expected two integers"
+        )
+    if not 0 <= start <= end <= len(tokens):
+        raise AnnotationError(
+            f"{where}: evidence from token {start} to {end}, outside of the document's "
+            f"{len(tokens)} tokens"
+        )
+    text = span.get("text")
+    found = " ".join(tokens[start:end])
+    if isinstance(text, str) and text.split() != found.split():
+        raise AnnotationError(
+            f"{where}: evidence from token {start} to {end} is {_short(text)!r}, but these tokens "
+            f"of the document are {_short(found)!r}"
+        )
+    return range(start, end)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."

@@ -1,0 +1,226 @@
+"""Labelled photos: which files, which classes, and the pixels that the model sees."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
+from captum_transformer_lrp.models import ImageModel
+
+SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+_INDEX_FIRST = re.compile(r"(\d+)[_\-. ]")
+_SYNSET = re.compile(r"n\d{8}")
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A photo's file with its true class.
+
+    Args:
+        identifier: its name in results.
+        file: where it is.
+        label: the index of its class.
+    """
+
+    identifier: str
+    file: Path
+    label: int
+
+
+def labelled_images(
+    folder: str | Path, class_names: Sequence[str], labels: str | Path | None = None
+) -> list[LabelledImage]:
+    """Find photos with their classes.
+
+    The classes come from, in this order:
+
+    * ``labels``, a file with a line for each photo, ``photo.jpg 281`` (or a comma or a tab);
+    * one folder for each class, as ImageNet and ``torchvision.datasets.ImageFolder`` have them:
+      folders that are named by ImageNet's synsets (``n01440764``) have the synsets' classes,
+      folders that are named by numbers those classes, and as many folders as the model has
+      classes have the classes in alphabetical order;
+    * the beginning of the file name: ``0281_tabby.jpg``.
+
+    Args:
+        folder: the folder.
+        class_names: those of the model, one for each logit.
+        labels: the file of labels, if there is one.
+
+    Returns:
+        The photos in the order of their names.
+
+    Raises:
+        BenchmarkError: for an empty folder, photos without a class, and classes that the model does
+            not have.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BenchmarkError(f"found no folder {folder}, expected one with photos")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise BenchmarkError(
+            f"the folder {folder} holds no photos, expected files that end in "
+            f"{', '.join(sorted(SUFFIXES))}"
+        )
+    names = [file.relative_to(folder).as_posix() for file in files]
+    if labels is not None:
+        classes = _from_file(Path(labels), names)
+    elif all("/" in name for name in names):
+        classes = _from_folders(names, len(class_names))
+    else:
+        classes = [_from_name(name) for name in names]
+    found = [
+        LabelledImage(name, file, label)
+        for name, file, label in zip(names, files, classes, strict=True)
+    ]
+    _check_classes(found, len(class_names))
+    return found
+
+
+def _check_classes(data: Sequence[LabelledImage], count: int) -> None:
+    for one in data:
+        if not 0 <= one.label < count:
+            raise BenchmarkError(
+                f"{one.identifier} is of class {one.label}, but the model has {count} classes, 0 "
+                f"to {count - 1}: the data and the model have different labels"
+            )
+
+
+def photos(
+    data: str | Path | Sequence[LabelledImage], model: ImageModel, labels: str | Path | None = None
+) -> Sequence[LabelledImage]:
+    """The photos of a folder, or those that were given."""
+    if isinstance(data, (str, Path)):
+        return labelled_images(data, model.class_names, labels)
+    _check_classes(data, len(model.class_names))
+    return data
+
+
+def _from_file(labels: Path, names: Sequence[str]) -> list[int]:
+    if not labels.is_file():
+        raise BenchmarkError(f"found no file of labels at {labels}")
+    found: dict[str, int] = {}
+    with labels.open(encoding="utf-8", newline="") as stream:
+        text = stream.read()
+    delimiter = "\t" if "\t" in text else "," if "," in text else " "
+    for number, row in enumerate(csv.reader(text.splitlines(), delimiter=delimiter), start=1):
+        if not row:
+            continue
+        if len(row) < 2 or not row[-1].strip().isdecimal():
+            if number == 1:
+                continue  # a heading
+            raise BenchmarkError(
+                f"{labels}, line {number}: found {delimiter.join(row)!r}, expected a file name and "
+                "a class index"
+            )
+        found[row[0].strip()] = int(row[-1])
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise BenchmarkError(
+            f"{labels} has no class for {len(missing)} of {len(names)} photos, such as "
+            f"{missing[0]}: add a line for each"
+        )
+    return [found[name] for name in names]
+
+
+def _from_folders(names: Sequence[str], count: int) -> list[int]:
+    folders = sorted({name.split("/")[0] for name in names})
+    if all(_SYNSET.fullmatch(name) for name in folders) and count == 1000:
+        from timm.data import ImageNetInfo
+
+        known = {name: index for index, name in enumerate(ImageNetInfo().label_names())}
+        unknown = [name for name in folders if name not in known]
+        if unknown:
+            raise BenchmarkError(
+                f"found a folder {unknown[0]}, which is none of the 1000 classes of ImageNet-1k"
+            )
+        by_folder = {name: known[name] for name in folders}
+    elif all(name.isdecimal() for name in folders):
+        by_folder = {name: int(name) for name in folders}
+    elif len(folders) == count:
+        by_folder = {name: index for index, name in enumerate(folders)}
+    else:
+        raise BenchmarkError(
+            f"found {len(folders)} folders of classes ({', '.join(folders[:3])}, …), but the model "
+            f"has {count} classes: name the folders by class index or ImageNet's synsets, or give "
+            "a file of labels"
+        )
+    return [by_folder[name.split("/")[0]] for name in names]
+
+
+def _from_name(name: str) -> int:
+    match = _INDEX_FIRST.match(name.split("/")[-1])
+    if match is None:
+        raise BenchmarkError(
+            f"found no class for {name}: begin its name with the class index (0281_{name}), put "
+            "all photos into one folder for each class, or give a file of labels"
+        )
+    return int(match[1])
+
+
+def evenly_spaced(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most ``limit`` of the items, spread over all of them, for photos are sorted by class.
+
+    >>> evenly_spaced("abcdefgh", 3)
+    ['a', 'c', 'f']
+    """
+    if limit is None or limit >= len(items):
+        return list(items)
+    if limit < 1:
+        raise BenchmarkError(f"found a limit of {limit} examples, expected at least 1")
+    return [items[number * len(items) // limit] for number in range(limit)]
+
+
+def read_rgb(file: str | Path) -> Image.Image:
+    """A photo as RGB, upright.
+
+    Raises:
+        UnreadableExampleError: for a missing or damaged file.
+    """
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableExampleError(
+            f"cannot be read as an image ({str(error).replace(str(file), 'the file')})"
+        ) from error
+
+
+def input_size(model: ImageModel) -> tuple[int, int]:
+    """Height and width of what the model takes."""
+    height, width = model.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
+    return int(height), int(width)
+
+
+def whole_image(photo: Image.Image, model: ImageModel, size: tuple[int, int]) -> Tensor:
+    """All of a photo at the model's input size, nothing cropped, normalised: (3, H, W)."""
+    resized = photo.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = torch.frombuffer(bytearray(resized.tobytes()), dtype=torch.uint8)
+    return normalised(pixels.view(*size, 3).permute(2, 0, 1).float() / 255, model)
+
+
+def normalised(pixels: Tensor, model: ImageModel) -> Tensor:
+    """Pixels between 0 and 1, (…, 3, H, W), as the model expects them."""
+    mean = pixels.new_tensor(model.mean)[:, None, None]
+    std = pixels.new_tensor(model.std)[:, None, None]
+    return (pixels - mean) / std
+
+
+def model_logits(model: Any, batch: Tensor) -> Tensor:
+    """The model's logits (N, C) of a batch, without gradients."""
+    with torch.no_grad():
+        output = model(batch)
+    logits = getattr(output, "logits", output)
+    found: Tensor = logits if isinstance(logits, Tensor) else logits[0]
+    return found

@@ -1,0 +1,200 @@
+"""Methods by name, with options: ours, Captum's, the paper's ablations, and a random map."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import captum.attr
+import torch
+from captum.attr import Attribution
+from torch import Tensor
+
+from captum_transformer_lrp.attr.attention_flow import AttentionFlow
+from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
+from captum_transformer_lrp.attr.comparison import METHODS as COMPARED
+from captum_transformer_lrp.attr.comparison import compare
+from captum_transformer_lrp.attr.raw_attention import RawAttention
+from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+
+
+class RandomAttribution(Attribution):
+    """A map of uniform noise, the control that every method should beat.
+
+    Example:
+        >>> RandomAttribution(None).attribute(torch.zeros(1, 3, 8, 8)).shape
+        torch.Size([1, 3, 8, 8])
+    """
+
+    def attribute(
+        self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None
+    ) -> Tensor:
+        """Noise in the shape of the inputs; the same for all channels or features.
+
+        Args:
+            inputs: images (N, C, H, W) or embeddings (N, S, D).
+            target: makes no difference.
+            additional_forward_args: make no difference.
+        """
+        axis = 1 if inputs.dim() == 4 else -1
+        noise = torch.rand_like(inputs.select(axis, 0).detach(), dtype=torch.float32)
+        return noise.unsqueeze(axis).expand_as(inputs) / inputs.shape[axis]
+
+
+def _smooth_grad(model: Any) -> Attribution:
+    return captum.attr.NoiseTunnel(captum.attr.Saliency(model))
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as a benchmark runs it.
+
+    Args:
+        label: what it is called in the result: its name with its options.
+        factory: from a model to the attribution object.
+        options: for the class or its ``attribute``.
+        class_agnostic: whether its map is the same for every target.
+    """
+
+    label: str
+    factory: Callable[[Any], Attribution]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    class_agnostic: bool = False
+
+    def maps(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        targets: Sequence[int],
+        additional_forward_args: Any = None,
+    ) -> list[Tensor]:
+        """The map of each target of one example.
+
+        Args:
+            model: as in :func:`~captum_transformer_lrp.compare`.
+            inputs: one image (1, C, H, W) or the token ids of one text (1, S).
+            targets: classes; they may repeat.
+            additional_forward_args: as in :func:`~captum_transformer_lrp.compare`.
+
+        Returns:
+            For each target, (H, W) for images and (S,) for texts, in float64 on the CPU.
+
+        Raises:
+            ExplanationError: where the method fails.
+            ValueError: where the map has NaN or infinite entries.
+        """
+        wanted = list(dict.fromkeys(targets))[: 1 if self.class_agnostic else None]
+        found = compare(
+            model,
+            inputs,
+            {str(target): target for target in wanted},
+            {self.label: self.factory},
+            additional_forward_args=additional_forward_args,
+            options={self.label: self.options},
+        )[self.label]
+        ready: dict[int, Tensor] = {}
+        for target in wanted:
+            one = found[str(target)][0].detach().to("cpu", torch.float64)
+            if not bool(one.isfinite().all()):
+                raise ValueError(f"its map of class {target} has NaN or infinite entries")
+            ready[target] = one
+        return [ready[wanted[0] if self.class_agnostic else target] for target in targets]
+
+
+NAMES: Final[Mapping[str, Callable[[Any], Attribution]]] = {
+    **COMPARED,
+    "guided_backprop": captum.attr.GuidedBackprop,
+    "deconvolution": captum.attr.Deconvolution,
+    "smooth_grad": _smooth_grad,
+    "random": RandomAttribution,
+}
+"""All methods: those of :func:`~captum_transformer_lrp.compare`, with the same settings where the
+user gives none, and a few more."""
+
+PAPER: Final = (
+    "transformer_attribution",
+    "attention_rollout",
+    "raw_attention",
+    "attention_gradcam",
+    "transformer_lrp:preset=lrp",
+    "partial_lrp",
+)
+"""The six methods of the paper's tables 1 and 2.  Its LRP follows eq. 4, without normalisation."""
+
+ABLATIONS: Final = (
+    "transformer_attribution:head_weighting=attention",
+    "transformer_attribution:layers=[-1]",
+    "transformer_attribution:layers=[1]",
+)
+"""The variants of the paper's table 3: A in the place of ∇A, only the block nearest the output, and
+only block B − 1, the second from the input."""
+
+GROUPS: Final[Mapping[str, Sequence[str]]] = {"paper": PAPER, "ablations": ABLATIONS}
+"""Names that stand for several methods."""
+
+_CLASS_AGNOSTIC = (AttentionRollout, RawAttention, AttentionFlow, RandomAttribution)
+_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def methods_by_name(names: Sequence[str]) -> list[Method]:
+    """Methods from what a user types.
+
+    Args:
+        names: names of :data:`NAMES`, each with any number of options after colons, such as
+            ``"transformer_attribution:start_layer=1"`` or ``"integrated_gradients:n_steps=20"``;
+            and the names of :data:`GROUPS`.
+
+    Raises:
+        BenchmarkError: for unknown names, doubled ones and options that cannot be read.
+
+    Example:
+        >>> [one.label for one in methods_by_name(["random", "attention_rollout:start_layer=1"])]
+        ['random', 'attention_rollout:start_layer=1']
+        >>> len(methods_by_name(["paper", "ablations"]))
+        9
+        >>> methods_by_name(["partial_lpr"])
+        Traceback (most recent call last):
+        ...
+        captum_transformer_lrp.benchmarks.errors.BenchmarkError: there is no method 'partial_lpr'
+        (did you mean 'partial_lrp'?); there are transformer_attribution, ...
+    """
+    labels = [label for name in names for label in GROUPS.get(name, (name,))]
+    if not labels:
+        raise BenchmarkError("found no methods, expected at least one")
+    doubled = {label for label in labels if labels.count(label) > 1}
+    if doubled:
+        raise BenchmarkError(f"found {', '.join(sorted(doubled))} twice, expected each method once")
+    return [_method(label) for label in labels]
+
+
+def _method(label: str) -> Method:
+    name, *parts = label.split(":")
+    if name not in NAMES:
+        nearest = difflib.get_close_matches(name, [*NAMES, *GROUPS], n=1)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise BenchmarkError(
+            f"there is no method {name!r}{hint}; there are {', '.join(NAMES)}; "
+            f"{' and '.join(GROUPS)} stand for several"
+        )
+    factory = NAMES[name]
+    return Method(
+        label=label,
+        factory=factory,
+        options=dict(_option(part, label) for part in parts),
+        class_agnostic=isinstance(factory, type) and issubclass(factory, _CLASS_AGNOSTIC),
+    )
+
+
+def _option(text: str, label: str) -> tuple[str, Any]:
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise BenchmarkError(f"cannot read {text!r} in {label!r}, expected name:option=value")
+    if name == "dtype" and value in _DTYPES:
+        return name, _DTYPES[value]
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value  # a word, such as preset=lrp

@@ -1,0 +1,276 @@
+"""What a benchmark finds: figures with standard errors, curves, and how they are written down."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from captum_transformer_lrp.visualization.labels import printable
+
+MODEL = "model"
+"""The method of figures that are the model's own, such as its accuracy."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number of a result.
+
+    Args:
+        method: the method that it is of, or :data:`MODEL`.
+        metric: what was measured, such as ``"positive AUC"``.
+        condition: under which condition, such as ``"predicted"`` or ``"k=10"``; may be empty.
+        value: the number, in ``unit``.
+        standard_error: of the value, over the examples; NaN if there is only one.
+        count: how many examples it is of.
+        unit: such as ``"%"``.
+        difference: the mean over the examples of this method's value minus the reference
+            method's on the same example; None for the reference method itself.
+        difference_standard_error: of the difference.
+    """
+
+    method: str
+    metric: str
+    condition: str
+    value: float
+    standard_error: float
+    count: int
+    unit: str = ""
+    difference: float | None = None
+    difference_standard_error: float | None = None
+
+    @property
+    def title(self) -> str:
+        """The metric with its condition.
+
+        >>> Figure("rollout", "positive AUC", "predicted", 20.0, 1.0, 500).title
+        'positive AUC, predicted'
+        """
+        return ", ".join(part for part in (self.metric, self.condition) if part)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over steps, such as accuracy over the share of pixels removed.
+
+    Args:
+        method: the method that it is of.
+        panel: curves of the same panel are drawn into the same axes.
+        x: the steps.
+        y: the values.
+        standard_errors: of the values.
+        x_label: what the steps are, with their unit.
+        y_label: what the values are, with their unit.
+    """
+
+    method: str
+    panel: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    standard_errors: tuple[float, ...]
+    x_label: str
+    y_label: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a benchmark makes of all records.
+
+    Args:
+        figures: in the order of the table.
+        curves: in the order of the legend.
+        columns: the metrics (their :attr:`Figure.title`) that go into tables; None for all.
+    """
+
+    figures: tuple[Figure, ...]
+    curves: tuple[Curve, ...] = ()
+    columns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished benchmark.
+
+    Args:
+        benchmark: its name.
+        settings: everything that the figures depend on.
+        examples: how many examples it is of, skipped ones included.
+        skipped: the examples that could not be read, with the reason.
+        summary: figures and curves.
+        pending: examples that an unfinished run has still to do.
+        seconds: for each method, the mean time that one example took.
+    """
+
+    benchmark: str
+    settings: Mapping[str, Any]
+    examples: int
+    skipped: tuple[tuple[str, str], ...]
+    summary: Summary
+    pending: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """All figures."""
+        return self.summary.figures
+
+    def figure(self, method: str, metric: str, condition: str = "") -> Figure:
+        """The figure of a method.
+
+        Raises:
+            KeyError: if there is none; the message lists what there is.
+        """
+        for one in self.figures:
+            if (one.method, one.metric, one.condition) == (method, metric, condition):
+                return one
+        known = sorted({f"{one.method}: {one.title}" for one in self.figures})
+        raise KeyError(f"no {metric!r} ({condition!r}) of {method!r}; there are {known}")
+
+    def table(self) -> Table:
+        """A table for the terminal: one row for each method, ± one standard error."""
+        titles, rows = self._cells()
+        table = Table(title=f"{self.benchmark}, {self._counted()}")
+        table.add_column("method", overflow="fold")
+        for title in titles:
+            table.add_column(title, justify="right")
+        for method, cells in rows:
+            table.add_row(Text(printable(method)), *cells)
+        return table
+
+    def markdown(self) -> str:
+        """The same table in Markdown, to paste."""
+        titles, rows = self._cells()
+        lines = [
+            "| " + " | ".join(["method", *titles]) + " |",
+            "|" + "---|" + "---:|" * len(titles),
+            *("| " + " | ".join([f"`{method}`", *cells]) + " |" for method, cells in rows),
+            "",
+            f"{self._counted()}; ± one standard error.",
+        ]
+        lines += [
+            f"{one.title[:1].upper()}{one.title[1:]}: {_number(one)}."
+            for one in self.figures
+            if one.method == MODEL
+        ]
+        lines += [f"Skipped: `{identifier}` ({reason})." for identifier, reason in self.skipped]
+        return "\n".join(lines) + "\n"
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the times, as JSON: the same settings give the same bytes."""
+        return {
+            "benchmark": self.benchmark,
+            "examples": self.examples,
+            "pending": self.pending,
+            "skipped": [{"id": name, "reason": reason} for name, reason in self.skipped],
+            "settings": dict(self.settings),
+            "figures": [_without_nan(asdict(one)) for one in self.figures],
+            "curves": [_without_nan(asdict(one)) for one in self.summary.curves],
+        }
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write results.json, results.csv, results.md, seconds.json and a PNG of the curves.
+
+        Args:
+            folder: where to; files of an earlier result there are replaced.
+
+        Returns:
+            The files.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        files = {
+            "results.json": json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n",
+            "results.md": self.markdown(),
+            "seconds.json": json.dumps(dict(self.seconds), indent=1) + "\n",
+        }
+        for name, text in files.items():
+            (folder / name).write_text(text, encoding="utf-8")
+        self._save_csv(folder / "results.csv")
+        written = [folder / name for name in (*files, "results.csv")]
+        if self.summary.curves:
+            from captum_transformer_lrp.benchmarks.plots import curves_figure
+
+            curves_figure(self.summary.curves).savefig(folder / "curves.png", dpi=150)
+            written.append(folder / "curves.png")
+        return written
+
+    def _save_csv(self, file: Path) -> None:
+        """One row for each figure; every setting is a column, so that files can be joined."""
+        settings = {f"setting: {name}": _text(value) for name, value in self.settings.items()}
+        with file.open("w", newline="", encoding="utf-8") as stream:
+            names = [*Figure.__dataclass_fields__, "benchmark", "examples", "skipped", *settings]
+            writer = csv.DictWriter(stream, names)
+            writer.writeheader()
+            for one in self.figures:
+                writer.writerow(
+                    {
+                        **_without_nan(asdict(one)),
+                        "benchmark": self.benchmark,
+                        "examples": self.examples,
+                        "skipped": len(self.skipped),
+                        **settings,
+                    }
+                )
+
+    def _counted(self) -> str:
+        used = self.examples - len(self.skipped)
+        without = f" ({len(self.skipped)} skipped)" if self.skipped else ""
+        pending = f", {self.pending} still to do" if self.pending else ""
+        return f"{used} examples{without}{pending}"
+
+    def _cells(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
+        shown = [one for one in self.figures if one.method != MODEL]
+        titles = list(self.summary.columns or dict.fromkeys(one.title for one in shown))
+        by_place = {(one.method, one.title): one for one in shown}
+        units = {one.title: one.unit for one in shown}
+        rows = [
+            (
+                method,
+                [
+                    _number(by_place[method, title], unit=False)
+                    if (method, title) in by_place
+                    else ""
+                    for title in titles
+                ],
+            )
+            for method in dict.fromkeys(one.method for one in shown)
+        ]
+        return [
+            f"{title} [{units[title]}]" if units.get(title) else title for title in titles
+        ], rows
+
+
+def _number(figure: Figure, *, unit: bool = True) -> str:
+    """The value with its standard error, both to the digits that the error leaves meaningful.
+
+    >>> _number(Figure("m", "AUC", "", 12.3456, 0.123, 50, unit="%"))
+    '12.35 ± 0.12 %'
+    """
+    digits = 4 if abs(figure.value) < 1 and figure.unit != "%" else 2
+    text = f"{figure.value:.{digits}f}"
+    if not math.isnan(figure.standard_error):
+        text += f" ± {figure.standard_error:.{digits}f}"
+    return f"{text} {figure.unit}" if unit and figure.unit else text
+
+
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    """JSON has no NaN: an unknown standard error is null."""
+    return {name: _finite(value) for name, value in values.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_finite(one) for one in value]
+    return value
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,323 @@
+"""Runs any benchmark: shares its examples among processes, keeps what is done, and goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import filelock
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import nn
+
+from captum_transformer_lrp.benchmarks.distributed import Processes, joined_processes
+from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
+from captum_transformer_lrp.benchmarks.records import Record, RecordFolder
+from captum_transformer_lrp.benchmarks.results import Result, Summary
+from captum_transformer_lrp.benchmarks.statistics import ExactMean
+from captum_transformer_lrp.visualization.labels import printable
+
+Example = TypeVar("Example")
+
+_PACKAGES = ("captum-transformer-lrp", "torch", "timm", "transformers", "captum", "numpy")
+
+
+class Benchmark(ABC, Generic[Example]):
+    """Examples, what is measured of one of them, and what all measurements add up to.
+
+    Everything that is measured of an example must depend on this example, the method, the settings
+    and torch's random numbers alone, which :func:`run` seeds for each: then it does not matter
+    which process does it, and when.
+    """
+
+    name: str
+    methods: Sequence[str]
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return torch.device("cpu")
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Everything that the records depend on, besides the examples' names and versions."""
+
+    @abstractmethod
+    def identifiers(self) -> Sequence[str]:
+        """The examples' names, in a fixed order."""
+
+    @abstractmethod
+    def load(self, index: int) -> Example:
+        """Read an example.
+
+        Raises:
+            UnreadableExampleError: for a damaged one, which is then reported and left out.
+        """
+
+    def describe(self, example: Example) -> dict[str, Any]:
+        """What to note of an example that is the same for all methods, as JSON."""
+        return {}
+
+    @abstractmethod
+    def evaluate(self, example: Example, method: str) -> dict[str, Any]:
+        """What to note of a method on an example, as JSON."""
+
+    @abstractmethod
+    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
+        """Figures and curves of all records that are not skipped.
+
+        They come in no particular order, each time that ``records()`` is called: sum them up with
+        :class:`~captum_transformer_lrp.benchmarks.statistics.ExactMean` or in whole numbers.
+        """
+
+
+def run(
+    benchmark: Benchmark[Any],
+    output: str | Path,
+    *,
+    seed: int = 0,
+    show_progress: bool = False,
+    save: bool = True,
+    so_far: bool = False,
+) -> Result:
+    """Run a benchmark, or what an earlier run of the same settings left to do.
+
+    Under ``torchrun`` the examples are shared among its processes, which may be more or fewer than
+    in the earlier run.  The figures are the same to the last digit, on the same kind of machine
+    with the same number of threads.
+
+    Args:
+        benchmark: the benchmark.
+        output: the folder for its records and results; processes must share it.
+        seed: of methods that draw random numbers.
+        show_progress: whether to show a bar with the remaining time, and damaged examples.
+        save: whether to write the result there, too.
+        so_far: run nothing and write nothing, only sum up what there is of an unfinished run,
+            which may be going on meanwhile.
+
+    Returns:
+        The result, in every process.
+
+    Raises:
+        BenchmarkError: if there are no readable examples, or the folder is in use or of other
+            settings.
+    """
+    identifiers = benchmark.identifiers()
+    folder = record_folder(benchmark, output, seed)
+    if so_far:
+        if not folder.settings_file.exists():
+            raise BenchmarkError(f"found no run in {folder.folder}")
+        folder.check()
+        return summary_of(benchmark, folder)
+    with joined_processes() as processes:
+        lock = filelock.FileLock(folder.folder / "run.lock", timeout=0)
+        if processes.rank == 0:
+            folder.prepare()
+            _acquire(lock)
+        try:
+            processes.wait()
+            folder.check()
+            done = folder.done()
+            processes.wait()  # nobody writes before everybody has read
+            pending = [index for index in range(len(done)) if not done[index]]
+            # Photos are sorted by class, and documents may be by length.  In another order every
+            # process has the like to do, and the remaining time is right from the beginning.
+            random.Random(seed).shuffle(pending)
+            _run_shard(
+                benchmark,
+                folder,
+                identifiers,
+                pending[processes.rank :: processes.world],
+                processes,
+                seed,
+                show_progress and processes.rank == 0,
+            )
+            processes.wait()
+            result = summary_of(benchmark, folder) if processes.rank == 0 else None
+            result = processes.from_first(result)
+            if save and processes.rank == 0:
+                result.save(folder.folder)
+        finally:
+            lock.release()
+    return result
+
+
+def record_folder(benchmark: Benchmark[Any], output: str | Path, seed: int = 0) -> RecordFolder:
+    """The folder of a benchmark's records, with all settings that they depend on."""
+    identifiers = benchmark.identifiers()
+    if not identifiers:
+        raise BenchmarkError("found no examples, expected at least one")
+    settings = {
+        "benchmark": benchmark.name,
+        "methods": list(benchmark.methods),
+        **benchmark.settings(),
+        "seed": seed,
+        "versions": versions(),
+    }
+    return RecordFolder(Path(output), settings, identifiers)
+
+
+def versions() -> dict[str, str]:
+    """The versions of what computes.
+
+    >>> "torch" in versions()
+    True
+    """
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "unknown"
+    return found
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names and dtypes.
+
+    >>> weights_digest(nn.Linear(2, 1)) == weights_digest(nn.Linear(2, 1))
+    False
+    """
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not isinstance(value, torch.Tensor):
+            continue
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _acquire(lock: filelock.BaseFileLock) -> None:
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise BenchmarkError(
+            f"another run is writing to {Path(lock.lock_file).parent}: wait for it, or choose "
+            "another output folder"
+        ) from error
+
+
+def _run_shard(
+    benchmark: Benchmark[Any],
+    folder: RecordFolder,
+    identifiers: Sequence[str],
+    indices: Sequence[int],
+    processes: Processes,
+    seed: int,
+    show_progress: bool,
+) -> None:
+    if not indices:
+        return
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not show_progress,
+    )
+    share = f" (process 1 of {processes.world})" if processes.world > 1 else ""
+    with progress, folder.shard(processes.rank, processes.world) as shard:
+        task = progress.add_task(f"{benchmark.name}{share}", total=len(indices))
+        for index in indices:
+            record = _record(benchmark, index, identifiers[index], seed)
+            shard.write(record.as_line())
+            shard.flush()
+            if record.skipped is not None and show_progress:
+                reason = printable(f"skipped {record.identifier}: {record.skipped}")
+                progress.console.print(reason, markup=False)
+            progress.advance(task)
+
+
+def _record(benchmark: Benchmark[Any], index: int, identifier: str, seed: int) -> Record:
+    try:
+        example = benchmark.load(index)
+    except UnreadableExampleError as error:
+        return Record(index, identifier, skipped=str(error))
+    values = benchmark.describe(example)
+    methods: dict[str, Mapping[str, Any]] = {}
+    seconds: dict[str, float] = {}
+    for method in benchmark.methods:
+        began = _clock(benchmark.device)
+        try:
+            with seeded(seed, identifier, method, benchmark.device):
+                methods[method] = benchmark.evaluate(example, method)
+        except Exception as error:
+            raise BenchmarkError(f"{method} on {identifier}: {error}") from error
+        seconds[method] = round(_clock(benchmark.device) - began, 4)
+    return Record(index, identifier, values, methods, seconds)
+
+
+class seeded:  # noqa: N801 - used like a function, as torch.no_grad is
+    """Seed torch's random numbers by what they are for, and give back the user's state.
+
+    Args:
+        parts: a seed, an example's name, a method: anything with a ``str``; a device comes last.
+    """
+
+    def __init__(self, *parts: Any) -> None:
+        *named, device = parts
+        text = "\0".join(str(part) for part in named)
+        self._seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+        devices = [device] if device.type == "cuda" else []
+        self._fork = torch.random.fork_rng(devices=devices)
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self._seed)
+
+    def __exit__(self, *exception: Any) -> None:
+        self._fork.__exit__(*exception)
+
+
+def _clock(device: torch.device) -> float:
+    """Processor time of this process; on a GPU, where the processor waits, the time on the wall."""
+    if device.type != "cuda":
+        return time.process_time()
+    torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def summary_of(benchmark: Benchmark[Any], folder: RecordFolder) -> Result:
+    """The result of all records that there are, of an unfinished run as well.
+
+    Raises:
+        BenchmarkError: if there are no records, or all examples were skipped.
+    """
+
+    def used() -> Iterator[Record]:
+        return (record for record in folder.records() if record.skipped is None)
+
+    skipped: list[tuple[int, str, str]] = []
+    seconds: dict[str, ExactMean] = {method: ExactMean() for method in benchmark.methods}
+    count = 0
+    for record in folder.records():
+        count += 1
+        if record.skipped is not None:
+            skipped.append((record.index, record.identifier, record.skipped))
+        for method, value in record.seconds.items():
+            seconds[method].add(value)
+    if not count:
+        raise BenchmarkError(f"found no records in {folder.folder}")
+    if len(skipped) == count:
+        _, name, reason = min(skipped)
+        raise BenchmarkError(f"none of {count} examples could be read; the first, {name}: {reason}")
+    return Result(
+        benchmark=benchmark.name,
+        settings=folder.settings,
+        examples=count,
+        pending=len(benchmark.identifiers()) - count,
+        skipped=tuple((name, reason) for _, name, reason in sorted(skipped)),
+        summary=benchmark.summarise(used),
+        seconds={method: mean.value for method, mean in seconds.items()},
+    )

@@ -1,0 +1,126 @@
+"""Means and standard errors whose digits do not depend on the order of the values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from typing import Final
+
+from captum_transformer_lrp.benchmarks.results import Figure
+
+# Every finite float64 is a whole multiple of 2 ** -1074.
+_UNIT: Final = 1 << 1074
+
+
+class ExactMean:
+    """The mean of float64 values, and its standard error, in exact arithmetic.
+
+    Sums of floats depend on their order in the last digits, so one process and two would differ.
+    Here the sum and the sum of squares are whole numbers, however many values there are.
+
+    Example:
+        >>> mean = ExactMean()
+        >>> for value in (1e16, 1.0, -1e16, 2.0):
+        ...     mean.add(value)
+        >>> mean.value, mean.count
+        (0.75, 4)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._sum = 0
+        self._squares = 0
+
+    def add(self, value: float) -> None:
+        """Take one value.
+
+        Raises:
+            ValueError: for NaN and infinity.
+        """
+        if not math.isfinite(value):
+            raise ValueError(f"found {value}, expected a finite number")
+        numerator, denominator = float(value).as_integer_ratio()
+        whole = numerator * (_UNIT // denominator)
+        self.count += 1
+        self._sum += whole
+        self._squares += whole * whole
+
+    @property
+    def value(self) -> float:
+        """The mean; NaN of no values."""
+        return float(Fraction(self._sum, _UNIT * self.count)) if self.count else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """Its standard error: the sample's standard deviation over √count; NaN below two values.
+
+        >>> mean = ExactMean()
+        >>> for value in (0.0, 0.0, 1.0, 1.0):
+        ...     mean.add(value)
+        >>> round(mean.standard_error, 6)  # √(1/3) / √4
+        0.288675
+        """
+        if self.count < 2:
+            return math.nan
+        deviations = self.count * self._squares - self._sum * self._sum
+        scale = self.count * self.count * (self.count - 1) * _UNIT * _UNIT
+        return math.sqrt(Fraction(deviations, scale))
+
+    def figure(self, method: str, metric: str, condition: str = "", unit: str = "") -> Figure:
+        """The mean as a figure of a result."""
+        return Figure(
+            method, metric, condition, self.value, self.standard_error, self.count, unit=unit
+        )
+
+
+class MethodMeans:
+    """Means over the examples, for each method and metric, with paired differences.
+
+    Args:
+        methods: the methods in the order of the result.
+        reference: the method that the others are compared with.
+        unit: what the values are in, such as ``"%"``.
+
+    Example:
+        >>> means = MethodMeans(["ours", "random"], reference="ours", unit="%")
+        >>> means.add({"ours": {("AUC", "target"): 10.0}, "random": {("AUC", "target"): 30.0}})
+        >>> means.add({"ours": {("AUC", "target"): 20.0}, "random": {("AUC", "target"): 40.0}})
+        >>> [(one.method, one.value, one.difference) for one in means.figures()]
+        [('ours', 15.0, None), ('random', 35.0, 20.0)]
+    """
+
+    def __init__(self, methods: Sequence[str], reference: str | None, unit: str = "") -> None:
+        self._methods = tuple(methods)
+        self._reference = reference if reference is not None else self._methods[0]
+        self._unit = unit
+        self._means: dict[tuple[str, str, str], ExactMean] = {}
+        self._differences: dict[tuple[str, str, str], ExactMean] = {}
+
+    def add(self, values: Mapping[str, Mapping[tuple[str, str], float]]) -> None:
+        """Take one example's values: for each method, by (metric, condition)."""
+        compared = values.get(self._reference, {})
+        for method, of_method in values.items():
+            for (metric, condition), value in of_method.items():
+                key = (method, metric, condition)
+                self._means.setdefault(key, ExactMean()).add(value)
+                if method != self._reference and (metric, condition) in compared:
+                    difference = value - compared[metric, condition]
+                    self._differences.setdefault(key, ExactMean()).add(difference)
+
+    def figures(self) -> list[Figure]:
+        """One figure for each method, metric and condition, methods in their order."""
+        found = []
+        for key in sorted(self._means, key=lambda key: self._methods.index(key[0])):
+            method, metric, condition = key
+            figure = self._means[key].figure(method, metric, condition, self._unit)
+            if key in self._differences:
+                difference = self._differences[key]
+                figure = replace(
+                    figure,
+                    difference=difference.value,
+                    difference_standard_error=difference.standard_error,
+                )
+            found.append(figure)
+        return found

@@ -1,0 +1,275 @@
+"""`captum-transformer-lrp benchmark`: measure methods as the paper does."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+from rich.console import Console
+
+from captum_transformer_lrp.cli.errors import UsageError, clear_errors
+from captum_transformer_lrp.cli.options import Device, to_device
+from captum_transformer_lrp.visualization.labels import printable
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.benchmarks.results import Result
+    from captum_transformer_lrp.models import ImageModel
+
+benchmark = typer.Typer(
+    help=(
+        "Measure how good explanations are. A run that was stopped goes on when the same command "
+        "is given again. `torchrun --nproc-per-node N -m captum_transformer_lrp.benchmarks …` "
+        "takes the same commands and shares the work among N processes."
+    ),
+    no_args_is_help=True,
+)
+
+ModelName: TypeAlias = Annotated[
+    str, typer.Option("--model", help="A timm name, a Hugging Face name, or a folder.")
+]
+Checkpoint: TypeAlias = Annotated[
+    Path | None, typer.Option(help="Weights to use instead of downloaded ones.")
+]
+Methods: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        help="Names with commas between them. 'paper' and 'ablations' stand for several; options "
+        "follow a colon: transformer_attribution:start_layer=1. A wrong name lists all."
+    ),
+]
+Ablations: TypeAlias = Annotated[
+    bool, typer.Option("--ablations", help="Add the variants of the paper's table 3.")
+]
+Output: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(help="The folder for results; by default benchmark-NAME. Processes share it."),
+]
+LabelsFile: TypeAlias = Annotated[
+    Path | None, typer.Option(help="A file of lines 'photo.jpg 281', if names do not tell.")
+]
+Limit: TypeAlias = Annotated[
+    int | None, typer.Option(min=1, help="At most so many examples, spread evenly over the data.")
+]
+Seed: TypeAlias = Annotated[int, typer.Option(help="Of methods that draw random numbers.")]
+Quiet: TypeAlias = Annotated[
+    bool, typer.Option("--quiet", help="No progress bar and no table; files are written.")
+]
+
+SoFar: TypeAlias = Annotated[
+    bool, typer.Option("--so-far", help="Run nothing: show what an unfinished run has found.")
+]
+
+
+class Explain(str, Enum):
+    """Which class is explained."""
+
+    PREDICTED = "predicted"
+    TARGET = "target"
+
+
+class RemovalOption(str, Enum):
+    """What comes in the place of removed pixels."""
+
+    BLACK = "black"
+    MEAN = "mean"
+    BLUR = "blur"
+
+
+class ResizeOption(str, Enum):
+    """How a photo becomes the model's input."""
+
+    WHOLE = "whole"
+    MODEL = "model"
+
+
+@benchmark.callback()
+def _commands() -> None:
+    """Let there be subcommands, also where there is one only."""
+
+
+@benchmark.command("perturbation")
+def perturbation_command(
+    model: ModelName,
+    data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
+    checkpoint: Checkpoint = None,
+    methods: Methods = "paper",
+    ablations: Ablations = False,
+    explain: Annotated[
+        list[Explain] | None,
+        typer.Option(help="The predicted or the true class; may be given twice. Default: both."),
+    ] = None,
+    removal: Annotated[
+        RemovalOption, typer.Option(help="What comes in the place of pixels.")
+    ] = RemovalOption.BLACK,
+    resize: Annotated[
+        ResizeOption,
+        typer.Option(help="All of the photo, as the paper, or cropped as the model has it."),
+    ] = ResizeOption.WHOLE,
+    labels: LabelsFile = None,
+    output: Output = None,
+    limit: Limit = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    so_far: SoFar = False,
+) -> None:
+    """Remove pixels in the order of each map and measure the accuracy (tables 1 and 3)."""
+    with clear_errors():
+        folder = output_folder(output, "perturbation")
+        check_photos(data)
+        loaded, where = image_model(model, checkpoint, device)
+        from captum_transformer_lrp.benchmarks.perturbation import perturbation
+
+        result = perturbation(
+            loaded,
+            data,
+            method_names(methods, ablations),
+            output=folder,
+            explain=[one.value for one in explain or Explain],
+            removal=removal.value,
+            resize=resize.value,
+            labels=labels,
+            limit=limit,
+            device=where,
+            seed=seed,
+            show_progress=not quiet,
+            so_far=so_far,
+        )
+        report(result, folder, quiet)
+
+
+@benchmark.command("segmentation")
+def segmentation_command(
+    model: ModelName,
+    data: Annotated[
+        Path,
+        typer.Option(
+            help="gtsegs_ijcv.mat, a folder with an index.json, or one with JPEGImages and "
+            "SegmentationClass."
+        ),
+    ],
+    checkpoint: Checkpoint = None,
+    methods: Methods = "paper",
+    ablations: Ablations = False,
+    explain: Annotated[
+        Explain | None,
+        typer.Option(help="The predicted class, or the object's. Default: the object's if known."),
+    ] = None,
+    output: Output = None,
+    limit: Limit = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    so_far: SoFar = False,
+) -> None:
+    """Compare maps with the masks of objects (tables 2 and 3)."""
+    with clear_errors():
+        folder = output_folder(output, "segmentation")
+        from captum_transformer_lrp.benchmarks.segmentation import segmentation
+        from captum_transformer_lrp.benchmarks.segmentation_data import segmentation_data
+
+        masks = segmentation_data(data)
+        loaded, where = image_model(model, checkpoint, device)
+        result = segmentation(
+            loaded,
+            masks,
+            method_names(methods, ablations),
+            output=folder,
+            explain=None if explain is None else explain.value,
+            limit=limit,
+            device=where,
+            seed=seed,
+            show_progress=not quiet,
+            so_far=so_far,
+        )
+        report(result, folder, quiet)
+
+
+@benchmark.command("grid-pointing")
+def grid_pointing_command(
+    model: ModelName,
+    data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
+    checkpoint: Checkpoint = None,
+    methods: Methods = "paper",
+    ablations: Ablations = False,
+    grid: Annotated[int, typer.Option(min=2, help="Photos along each side.")] = 2,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, help="The least probability of a photo's class.")
+    ] = 0.9,
+    labels: LabelsFile = None,
+    output: Output = None,
+    limit: Limit = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    quiet: Quiet = False,
+) -> None:
+    """See whether the map of each class in a grid of photos is in its own photo's cell."""
+    with clear_errors():
+        folder = output_folder(output, "grid-pointing")
+        check_photos(data)
+        loaded, where = image_model(model, checkpoint, device)
+        from captum_transformer_lrp.benchmarks.grid_pointing import grid_pointing
+
+        result = grid_pointing(
+            loaded,
+            data,
+            method_names(methods, ablations),
+            output=folder,
+            grid=grid,
+            confidence=confidence,
+            labels=labels,
+            limit=limit,
+            device=where,
+            seed=seed,
+            show_progress=not quiet,
+        )
+        report(result, folder, quiet)
+
+
+def check_photos(folder: Path) -> None:
+    """Refuse a folder that is not there before the model is loaded."""
+    if not folder.is_dir():
+        raise UsageError(f"found no folder {folder}, expected one with photos")
+
+
+def method_names(methods: str, ablations: bool) -> list[str]:
+    """What `--methods` and `--ablations` stand for.
+
+    >>> method_names("random, paper", True)
+    ['random', 'paper', 'ablations']
+    """
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    return [*names, "ablations"] if ablations and "ablations" not in names else names
+
+
+def output_folder(output: Path | None, name: str) -> Path:
+    """The folder to write, checked before the work is done."""
+    folder = output or Path(f"benchmark-{name}")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {folder} is a file, expected a folder")
+    return folder
+
+
+def image_model(name: str, checkpoint: Path | None, device: str) -> tuple[ImageModel, Any]:
+    """The model, and the device that it is to run on."""
+    from captum_transformer_lrp.benchmarks.distributed import own_device
+
+    where = to_device(own_device(device))
+    from captum_transformer_lrp.models import load_image_model
+
+    return load_image_model(name, checkpoint=checkpoint), where
+
+
+def report(result: Result, folder: Path, quiet: bool) -> None:
+    """Print the result, once for all processes."""
+    from captum_transformer_lrp.benchmarks.distributed import environment_rank
+
+    if quiet or environment_rank():
+        return
+    Console().print(result.table())
+    for identifier, reason in result.skipped:
+        typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
+    if not result.pending:
+        typer.echo(f"wrote {folder / 'results.json'}, with .csv, .md and curves beside it")

@@ -1,0 +1,63 @@
+"""How commands fail: one sentence on stderr, and an exit code that says whose fault it is."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from transformers.utils import logging as transformers_logging
+
+from captum_transformer_lrp.visualization.labels import printable
+
+FAILED, MISUSED = 1, 2
+"""Exit codes: something could not be done, and the command line must be changed."""
+
+# The package's own errors are RuntimeErrors; Captum asserts.
+EXPECTED_ERRORS = (OSError, ValueError, TypeError, RuntimeError, AssertionError)
+
+
+class UsageError(Exception):
+    """A mistake on the command line, which ends the program with exit code 2."""
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Report what goes wrong in one sentence on stderr, without a traceback."""
+    # Retries of downloads and bars for what takes a second would bury that sentence; what Captum
+    # warns of (hooks that it removes again) is nothing that a user of commands can change.
+    logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=UserWarning, module="captum")
+            yield
+    except UsageError as error:
+        _fail(error, MISUSED)
+    except BrokenPipeError:  # as in `… | head`: the reader has gone, and nobody is to be told
+        os._exit(FAILED)
+    except EXPECTED_ERRORS as error:
+        _fail(error, FAILED)
+
+
+def one_sentence(error: Exception) -> str:
+    r"""An error's message on one line, safe for a terminal.
+
+    >>> one_sentence(ValueError("a\n  b"))
+    'a b'
+    """
+    return printable(" ".join(str(error).split())) or type(error).__name__
+
+
+def warn(message: str) -> None:
+    """Tell something on stderr that does not end the program."""
+    typer.secho(message, fg="yellow", err=True)
+
+
+def _fail(error: Exception, code: int) -> None:
+    typer.secho(f"error: {one_sentence(error)}", fg="red", err=True)
+    raise typer.Exit(code)

@@ -1,0 +1,168 @@
+"""`captum-transformer-lrp models`: what is installed, and what works."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from captum_transformer_lrp.cli.batch import progress_bar
+from captum_transformer_lrp.cli.errors import (
+    EXPECTED_ERRORS,
+    FAILED,
+    UsageError,
+    clear_errors,
+    one_sentence,
+)
+from captum_transformer_lrp.cli.methods import method_names
+from captum_transformer_lrp.models import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL
+
+_LIBRARIES = ("captum-transformer-lrp", "torch", "captum", "timm", "transformers", "torchvision")
+_BUNDLED = {
+    BUNDLED_IMAGE_MODEL: "images: ViT, 1.2 M parameters, 24 classes of emoji in scenes",
+    BUNDLED_TEXT_MODEL: "texts: BERT, 1.7 M parameters, sentiment of English sentences",
+}
+_MOST_CHECKED = 50
+
+
+def models(
+    pattern: Annotated[
+        str | None,
+        typer.Argument(
+            help='Names of timm architectures, such as "vit_tiny*".', show_default=False
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Build each with random weights, explain a random image, and say what became of "
+            "its relevance. Downloads nothing.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of tables.")
+    ] = False,
+) -> None:
+    """List what is installed: libraries, bundled models, methods, and timm's architectures.
+
+    There is no list of supported models: whatever computes softmax attention with PyTorch's
+    functions is explained, and what is not is an error that says why. `--check` tries.
+
+    **Examples**
+
+    - `captum-transformer-lrp models`
+
+    - `captum-transformer-lrp models "deit*"`
+
+    - `captum-transformer-lrp models vit_tiny_patch16_224 --check`
+    """
+    with clear_errors():
+        if pattern is None:
+            if check:
+                raise UsageError('--check needs to know what to check: give names, "deit_tiny*"')
+            _print_installed(as_json)
+            return
+        import timm
+
+        names = timm.list_models(pattern)
+        if not names:
+            raise UsageError(
+                f'timm knows no architecture called {pattern!r}: try a pattern such as "vit_*"'
+            )
+        if not check:
+            if as_json:
+                typer.echo(json.dumps({"architectures": names}, indent=2))
+            else:
+                typer.echo("\n".join(names))
+            return
+        if len(names) > _MOST_CHECKED:
+            raise UsageError(
+                f"{pattern!r} fits {len(names)} architectures, expected at most {_MOST_CHECKED}"
+            )
+        with progress_bar("checking", len(names)) as advance:
+            checked = [_checked(name, advance) for name in names]
+        if as_json:
+            typer.echo(json.dumps({"checked": checked}, indent=2))
+        else:
+            _print_checked(checked)
+        if not all(each["explained"] for each in checked):
+            raise typer.Exit(FAILED)
+
+
+def _checked(name: str, advance: Any) -> dict[str, Any]:
+    """Whether an architecture can be explained, with random weights, and Σ R for one image."""
+    import timm
+
+    from captum_transformer_lrp import TransformerAttribution
+
+    try:
+        model = timm.create_model(name, pretrained=False).eval()
+        size = timm.data.resolve_model_data_config(model)["input_size"]
+        image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
+        explanation = TransformerAttribution(model).explain(image)
+        return {
+            "name": name,
+            "explained": True,
+            "attentions": len(explanation.attentions),
+            "total_relevance": float(explanation.total[0]),
+        }
+    except EXPECTED_ERRORS as error:
+        return {"name": name, "explained": False, "error": one_sentence(error)}
+    finally:
+        advance()
+
+
+def _print_checked(checked: list[dict[str, Any]]) -> None:
+    table = Table("architecture", "explained", "attentions", "Σ R, expected 1")
+    for each in checked:
+        if each["explained"]:
+            total = f"{each['total_relevance']:.6f}"
+            table.add_row(each["name"], "yes", str(each["attentions"]), total)
+        else:
+            table.add_row(each["name"], "no", "", Text(each["error"]))
+    Console().print(table)
+
+
+def _print_installed(as_json: bool) -> None:
+    import timm
+
+    libraries = {name: _version(name) for name in _LIBRARIES}
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    found = {
+        "libraries": libraries,
+        "devices": devices,
+        "bundled": _BUNDLED,
+        "timm_architectures": len(timm.list_models()),
+        "methods": method_names(),
+    }
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    console = Console()
+    installed = Table("library", "version", title="Installed", title_justify="left")
+    for name, installed_version in libraries.items():
+        installed.add_row(name, installed_version or "not installed")
+    console.print(installed)
+    names = Table("--model", "what it is", title="Models", title_justify="left")
+    for name, what in _BUNDLED.items():
+        names.add_row(name, what)
+    names.add_row("deit_tiny_patch16_224, …", f"{found['timm_architectures']} timm architectures")
+    names.add_row("owner/name", "of the Hugging Face hub: classifiers of images or texts")
+    names.add_row("a folder", "that save_pretrained wrote")
+    console.print(names)
+    console.print(f"Devices: {', '.join(devices)}")
+    console.print(f"Methods: {', '.join(method_names())}")
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None

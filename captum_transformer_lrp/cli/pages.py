@@ -1,0 +1,52 @@
+"""Explained images and texts as sections of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from captum_transformer_lrp.cli.predictions import Prediction
+from captum_transformer_lrp.cli.subjects import ExplainedImage, ExplainedText
+from captum_transformer_lrp.visualization import Picture, Section, class_grid, method_class_grid
+from captum_transformer_lrp.visualization.labels import percent
+
+
+def image_section(title: str, found: ExplainedImage, *, text: str = "") -> Section:
+    """A photo: one row of overlays by a single method, a grid by several."""
+    maps = found.labelled()
+    if len(maps) == 1:
+        (of_class,) = maps.values()
+        figure = class_grid(
+            found.photo,
+            list(of_class.values()),
+            list(of_class),
+            [each.probability for each in found.explained],
+            image_title="what the model sees",
+            columns=2,  # on a phone, more would make the titles too small to read
+            panel_inches=1.6,
+        )
+    else:
+        figure = method_class_grid(
+            maps, found.photo, image_title="what the model sees", panel_inches=1.3
+        )
+    classes = listed(found.explained)
+    alt = (
+        f"{title}: the picture, then where each class is seen, lit up. "
+        f"Classes: {classes}. By: {', '.join(maps)}."
+    )
+    return Section(title, text or f"Explained for: {classes}.", [Picture("", figure, alt)])
+
+
+def text_section(title: str, found: ExplainedText, *, text: str = "") -> Section:
+    """A text, coloured for each class by each method."""
+    return Section(
+        title, text or f"Explained for: {listed(found.explained)}.", texts=found.labelled()
+    )
+
+
+def listed(explained: Sequence[Prediction]) -> str:
+    """Classes with their probabilities as a text.
+
+    >>> listed([Prediction(0, "cat", 0.75), Prediction(1, "dog", 0.25)])
+    'cat (75.0 %), dog (25.0 %)'
+    """
+    return ", ".join(f"{each.name} ({percent(each.probability)})" for each in explained)

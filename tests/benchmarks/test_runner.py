@@ -1,0 +1,209 @@
+"""Runs are shared, stopped, gone on with and repeated without a change of a single digit."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import filelock
+import pytest
+import torch
+
+from captum_transformer_lrp.benchmarks import BenchmarkError, Result, run
+
+from .conftest import Dice
+
+FORK = multiprocessing.get_context("fork")  # nothing is imported again
+
+
+def exact(result: Result) -> dict[str, Any]:
+    """Everything but the times, as it is written."""
+    return result.as_json()
+
+
+def wait_for_lines(folder: Path, count: int) -> None:
+    for _ in range(1000):
+        written = [file.read_text() for file in folder.glob("records-*.jsonl")]
+        if sum(text.count("\n") for text in written) >= count:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"found {written} after 10 s, expected {count} records")
+
+
+def start_and_kill(folder: Path, after: int) -> None:
+    """A run that is killed once `after` examples are recorded."""
+    process = FORK.Process(target=run, args=(Dice(pause=0.02), folder))
+    process.start()
+    wait_for_lines(folder, after)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def one_of_two(rank: int, port: int, folder: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port),
+    }
+    result = run(Dice(), folder)
+    (folder / f"returned-{rank}.json").write_text(json.dumps(result.as_json()))
+
+
+def run_two_processes(folder: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    processes = [FORK.Process(target=one_of_two, args=(rank, port, folder)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+        assert process.exitcode == 0
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_digits(tmp_path: Path) -> None:
+    whole = run(Dice(), tmp_path / "whole")
+    start_and_kill(tmp_path / "killed", after=3)
+    before = sum(file.read_text().count("\n") for file in (tmp_path / "killed").glob("*.jsonl"))
+    assert 3 <= before < 12
+    assert exact(run(Dice(), tmp_path / "killed")) == exact(whole)
+    assert (tmp_path / "killed/results.json").read_bytes() == (
+        tmp_path / "whole/results.json"
+    ).read_bytes()
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    run(Dice(), tmp_path)
+    before = (tmp_path / "records-0-of-1.jsonl").read_bytes()
+    run(Dice(), tmp_path)
+    assert (tmp_path / "records-0-of-1.jsonl").read_bytes() == before
+
+
+def test_a_line_that_a_killed_process_began_is_dropped(tmp_path: Path) -> None:
+    whole = run(Dice(), tmp_path)
+    file = tmp_path / "records-0-of-1.jsonl"
+    text = file.read_text()
+    for length in (len(text) - 1, len(text) - 40, 5):
+        file.write_text(text[:length])
+        assert exact(run(Dice(), tmp_path)) == exact(whole)
+
+
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    alone = run(Dice(), tmp_path / "alone")
+    run_two_processes(tmp_path / "two")
+    shards = sorted(file.name for file in (tmp_path / "two").glob("records-*.jsonl"))
+    assert shards == ["records-0-of-2.jsonl", "records-1-of-2.jsonl"]
+    for file in ("results.json", "returned-0.json", "returned-1.json"):
+        assert json.loads((tmp_path / "two" / file).read_text()) == json.loads(
+            (tmp_path / "alone/results.json").read_text()
+        )
+    assert exact(alone) == json.loads((tmp_path / "two/results.json").read_text())
+
+
+def test_two_processes_go_on_where_one_was_killed(tmp_path: Path) -> None:
+    alone = run(Dice(), tmp_path / "alone")
+    start_and_kill(tmp_path / "two", after=2)
+    run_two_processes(tmp_path / "two")
+    assert exact(alone) == json.loads((tmp_path / "two/results.json").read_text())
+
+
+def test_an_unfinished_run_can_be_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="found no run in"):
+        run(Dice(), tmp_path / "killed", so_far=True)
+    start_and_kill(tmp_path / "killed", after=3)
+    before = sorted((file.name, file.read_bytes()) for file in (tmp_path / "killed").iterdir())
+    result = run(Dice(), tmp_path / "killed", so_far=True)
+    assert result.examples + result.pending == 12
+    assert 3 <= result.examples == result.figures[0].count < 12
+    assert f"{result.pending} still to do" in result.markdown()
+    after = sorted((file.name, file.read_bytes()) for file in (tmp_path / "killed").iterdir())
+    assert after == before
+
+
+def test_the_users_random_numbers_are_left_alone(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    run(Dice(), tmp_path)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_another_seed_gives_other_numbers_and_needs_another_folder(tmp_path: Path) -> None:
+    first = run(Dice(), tmp_path / "0", seed=0)
+    other = run(Dice(), tmp_path / "1", seed=1)
+    assert first.figures[0].value != other.figures[0].value
+    with pytest.raises(BenchmarkError, match=r"other settings \(seed 0 instead of 1\)"):
+        run(Dice(), tmp_path / "0", seed=1)
+
+
+def test_other_examples_need_another_folder(tmp_path: Path) -> None:
+    run(Dice(12), tmp_path)
+    with pytest.raises(BenchmarkError, match="examples 12 instead of 11"):
+        run(Dice(11), tmp_path)
+
+
+def test_a_damaged_example_is_named_counted_and_left_out(tmp_path: Path) -> None:
+    result = run(Dice(damaged=4), tmp_path)
+    assert result.skipped == (("example 4", "the file ends too early"),)
+    assert result.examples == 12
+    assert {figure.count for figure in result.figures} == {11}
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["skipped"] == [{"id": "example 4", "reason": "the file ends too early"}]
+    assert "Skipped: `example 4` (the file ends too early)." in result.markdown()
+
+
+def test_nothing_but_damaged_examples_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"none of 1 examples could be read; .*example 0"):
+        run(Dice(1, damaged=0), tmp_path)
+
+
+def test_no_examples_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match="found no examples"):
+        run(Dice(0), tmp_path)
+
+
+def test_a_record_that_was_tampered_with_is_an_error_that_names_the_line(tmp_path: Path) -> None:
+    run(Dice(), tmp_path)
+    file = tmp_path / "records-0-of-1.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0], "{broken}\n", *lines[2:]]))
+    with pytest.raises(BenchmarkError, match=r"records-0-of-1.jsonl, line 2, is damaged"):
+        run(Dice(), tmp_path)
+    file.write_text("".join([*lines, lines[3]]))
+    with pytest.raises(BenchmarkError, match=r"line 13: a second record of"):
+        run(Dice(), tmp_path)
+
+
+def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
+    with (
+        filelock.FileLock(tmp_path / "run.lock"),
+        pytest.raises(BenchmarkError, match="another run is writing"),
+    ):
+        run(Dice(), tmp_path)
+
+
+def test_records_without_settings_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "records-0-of-1.jsonl").write_text("")
+    with pytest.raises(BenchmarkError, match=r"without their settings.json"):
+        run(Dice(), tmp_path)
+
+
+def test_a_method_that_fails_is_named_with_its_example(tmp_path: Path) -> None:
+    class Failing(Dice):
+        def evaluate(self, example: int, method: str) -> dict[str, Any]:
+            if (example, method) == (7, "theirs"):
+                raise RuntimeError("no such operation")
+            return super().evaluate(example, method)
+
+    with pytest.raises(BenchmarkError, match="theirs on example 7: no such operation"):
+        run(Failing(), tmp_path)
+    assert run(Dice(), tmp_path).pending == 0  # and what was done is kept

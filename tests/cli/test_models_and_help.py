@@ -1,0 +1,99 @@
+"""What the command line says about itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from typer.testing import Result
+
+from captum_transformer_lrp.attr.comparison import METHODS
+
+# The name by which the program is called is part of the name of the variable below.
+CALL = """
+import sys
+from captum_transformer_lrp.cli import main
+sys.argv = ["captum-transformer-lrp"]
+main()
+"""
+COMMANDS = (
+    ["explain", "image"],
+    ["explain", "text"],
+    ["compare", "image"],
+    ["compare", "text"],
+    ["report"],
+    ["models"],
+    ["demo"],
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_has_an_example_of_this_very_command(
+    run: Callable[..., Result], command: list[str]
+) -> None:
+    result = run(*command, "--help")
+    assert result.exit_code == 0
+    words = " ".join(re.sub(r"[│•]", " ", result.stdout).split())
+    assert "Example" in words
+    assert f"captum-transformer-lrp {' '.join(command)}" in words
+
+
+def test_exit_codes_are_explained(run: Callable[..., Result]) -> None:
+    words = " ".join(run("--help").stdout.split())
+    assert "Exit codes: 0 all done, 1 something failed" in words
+
+
+def test_the_installed_libraries_models_and_methods_are_listed(run: Callable[..., Result]) -> None:
+    found = json.loads(run("models", "--json").stdout)
+    assert found["libraries"]["captum"]
+    assert set(found["bundled"]) == {"bundled/scenes", "bundled/sentiment"}
+    assert found["methods"] == list(METHODS)
+    printed = run("models").stdout
+    assert "bundled/scenes" in printed
+    assert "transformer_attribution" in printed
+
+
+def test_architectures_are_found_by_a_pattern(run: Callable[..., Result]) -> None:
+    names = run("models", "vit_tiny_patch16_*").stdout.split()
+    assert "vit_tiny_patch16_224" in names
+    assert all(name.startswith("vit_tiny_patch16_") for name in names)
+    result = run("models", "no_such_thing*")
+    assert result.exit_code == 2
+    assert "knows no architecture" in result.stderr
+
+
+def test_an_architecture_is_checked_by_explaining_it(run: Callable[..., Result]) -> None:
+    (checked,) = json.loads(run("models", "test_vit", "--check", "--json").stdout)["checked"]
+    assert checked["explained"]
+    assert checked["total_relevance"] == pytest.approx(1, abs=1e-6)
+
+
+def test_an_architecture_without_attention_is_said_to_have_none(
+    run: Callable[..., Result],
+) -> None:
+    result = run("models", "test_resnet", "--check", "--json")
+    assert result.exit_code == 1
+    (checked,) = json.loads(result.stdout)["checked"]
+    assert "no softmax attention" in checked["error"]
+
+
+def test_the_shell_completes_methods() -> None:
+    line = "captum-transformer-lrp explain text good --method attention_r"
+    found = subprocess.run(
+        [sys.executable, "-c", CALL],
+        env={
+            **os.environ,
+            "_CAPTUM_TRANSFORMER_LRP_COMPLETE": "complete_bash",
+            "COMP_WORDS": line,
+            "COMP_CWORD": "5",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.stdout.split() == ["attention_rollout"], found.stderr

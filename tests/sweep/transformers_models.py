@@ -1,0 +1,104 @@
+"""The suite of transformers: every type of its classification mappings, tiny.
+
+All sequence and image classifiers; of token classification, question answering, masked language
+models, audio and video those that :data:`SAMPLES` names.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+from transformers.models.auto import modeling_auto
+
+from tests.sweep.cases import Case, Entry, NotBuilt
+from tests.sweep.timm_models import draw_zero_weights
+from tests.sweep.transformers_configs import NO_SOFTMAX_HERE, PLAIN_FLOAT32, TRAINING, tiny_config
+
+TASKS = {
+    "sequence classification": "SequenceClassification",
+    "image classification": "ImageClassification",
+    "token classification": "TokenClassification",
+    "question answering": "QuestionAnswering",
+    "masked language model": "MaskedLM",
+    "audio classification": "AudioClassification",
+    "video classification": "VideoClassification",
+}
+
+SAMPLES: dict[str, tuple[str, ...]] = {
+    "token classification": ("bert", "deberta-v2", "gpt2", "llama", "modernbert", "roberta", "t5"),
+    "question answering": ("albert", "bart", "bert", "electra", "mixtral", "mpnet", "xlnet"),
+    "masked language model": ("bert", "big_bird", "distilbert", "esm", "longformer", "roberta"),
+}
+
+LENGTH, VOCABULARY = 16, 60
+
+
+def entries() -> list[Entry]:
+    """Sequence classifiers first."""
+    found = []
+    for task, suffix in TASKS.items():
+        for kind in SAMPLES.get(task, _mapping(suffix)):
+            name = kind if task == "sequence classification" else f"{kind}: {task}"
+            found.append(Entry(name, kind, task, task == "sequence classification"))
+    return found
+
+
+def build(entry: Entry) -> Case:
+    """Build one entry with random weights, in float64 where the model itself can be."""
+    kind, suffix = entry.family, TASKS[entry.task]
+    if kind in NO_SOFTMAX_HERE:
+        raise NotBuilt(NO_SOFTMAX_HERE[kind])
+    try:
+        config = tiny_config(kind, num_labels=5)
+        model = getattr(transformers, f"AutoModelFor{suffix}").from_config(config)
+    except ImportError as error:
+        raise NotBuilt(str(error).strip().split(".")[0]) from error
+    if hasattr(model, "set_experts_implementation"):
+        model.set_experts_implementation("eager")  # PyTorch's grouped product knows no float64
+    model = model.train() if kind in TRAINING else model.eval()
+    model = model if kind in PLAIN_FLOAT32 else model.double()
+    draw_zero_weights(model)
+    dtype = next(model.parameters()).dtype
+    if suffix in ("ImageClassification", "VideoClassification"):
+        return Case(model, _pictures(model, suffix).to(dtype))
+    if suffix == "AudioClassification":
+        return Case(model, _sound(model).to(dtype))
+    ids = torch.randint(3, VOCABULARY, (2, LENGTH))
+    ids[:, -1] = 2  # where sequence-to-sequence classifiers read
+    targets = {"TokenClassification": (3, 1), "MaskedLM": (3, 7), "QuestionAnswering": 3}
+    return Case(model, ids, target=targets.get(suffix, 1))
+
+
+def _mapping(suffix: str) -> list[str]:
+    names = {"MaskedLM": "MASKED_LM"}.get(suffix)
+    if names is None:
+        words = "".join(f"_{letter}" if letter.isupper() else letter for letter in suffix)
+        names = words.upper().lstrip("_")
+    return list(getattr(modeling_auto, f"MODEL_FOR_{names}_MAPPING_NAMES"))
+
+
+def _pictures(model: Any, suffix: str) -> Tensor:
+    config = model.config
+    config = getattr(config, "vision_config", config)
+    side = getattr(config, "image_size", None) or 64
+    height, width = side if isinstance(side, (list, tuple)) else (side, side)
+    channels = getattr(config, "num_channels", 3)
+    if suffix == "ImageClassification":
+        return torch.randn(2, channels, height, width)
+    frames = getattr(config, "num_frames", None) or getattr(config, "frames_per_clip", 4)
+    return torch.randn(2, frames, channels, height, width)
+
+
+def _sound(model: Any) -> Tensor:
+    """Samples, or the features that the model takes in their place."""
+    config = model.config
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        return torch.randn(2, config.max_length, config.num_mel_bins)
+    if hasattr(config, "num_mel_bins"):
+        return torch.randn(2, config.num_mel_bins, 2 * config.max_source_positions)
+    if model.main_input_name == "input_features":
+        return torch.randn(2, 12, config.feature_projection_input_dim)
+    return torch.randn(2, 800)
