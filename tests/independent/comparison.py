@@ -1,10 +1,10 @@
 """What a test says: the library's numbers are those of the independent implementation.
 
 Tolerance, 1e-9 of the largest entry of what is compared.  Both sides compute in float64, whose
-rounding is 2e-16, and divide by attention scores and by sums over heads and tokens that cancel:
-eq. 2 magnifies rounding by Σ|q·k| / |Σ q·k|, up to some 1e5 for the seeds used here.  The library's
-stabiliser adds 2e-16 times the summands to a denominator, which is no more than that; the
-independent implementation has none.
+rounding is 2e-16, and eq. 2 divides by attention scores and by sums that cancel, which magnifies
+rounding by Σ|q·k| / |Σ q·k|.  The library's stabiliser adds 2e-16 times the summands to a
+denominator, which is magnified alike; the independent implementation has none.  Measured for the
+seeds used here: ∇A within 3e-14, R within 2e-11, maps within 2e-14.
 """
 
 from __future__ import annotations
