@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # One thread per test worker: the models are small, and threads that compete make them slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test slow lint format types clean
+.PHONY: help install demo test slow docs lint format types clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +35,9 @@ test: $(INSTALLED) ## the tests that take seconds
 slow: $(INSTALLED) ## the sweeps that take minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
+docs: $(INSTALLED) ## the documentation, the tutorials and the API reference as HTML, in site/
+	$(BIN)/python docs/build.py --output site
+
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,5 +50,5 @@ types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
 
 clean: ## remove what the other targets made, the virtual environment included
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -153,7 +153,7 @@ def compare(
         if label not in factories:
             raise ValueError(f"options are for {label!r}, but the methods are {list(factories)}")
     prepared = _prepared(model, inputs, additional_forward_args)
-    chosen = [prepared.predicted if t is None else t for t in named_targets.values()]
+    chosen = [predicted(prepared.logits) if t is None else t for t in named_targets.values()]
     labels: Iterable[str] = factories
     if show_progress:
         labels = progress(list(factories), desc="Methods", total=len(factories))
@@ -186,12 +186,12 @@ class _Arguments:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The arguments of each kind of method: ours, Captum's, and Captum's for layers."""
+    """The arguments of each kind of method (ours, Captum's, its layers'), and the logits."""
 
     ours: _Arguments
     captums: _Arguments
     layers: _Arguments
-    predicted: Any
+    logits: Tensor
 
 
 def _prepared(model: Callable[..., Any], inputs: Tensor, additional: Any) -> _Prepared:
@@ -218,7 +218,7 @@ def _prepared(model: Callable[..., Any], inputs: Tensor, additional: Any) -> _Pr
             (inputs, *values),
             _defaults(embeddings, padding),
         )
-    return _Prepared(ours, captums, layers, predicted(logits))
+    return _Prepared(ours, captums, layers, logits)
 
 
 def _padding(model: Any, lookup: EmbeddingLookup, embeddings: Tensor) -> Tensor:

@@ -326,3 +326,18 @@ def test_two_classes_of_a_photo_are_told_apart_best_by_transformer_attribution(
     assert average["TransformerAttribution"] < 0.6 * min(
         value for method, value in average.items() if method != "TransformerAttribution"
     )
+
+
+def test_targets_at_positions_of_a_language_model_need_no_predicted_class() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(config).eval()
+    ids = torch.randint(20, (2, 5))
+    maps = compare(model, ids, {"next": (4, 3)}, ["transformer_attribution", "input_x_gradient"])
+    ours = TransformerAttribution(model).attribute(ids, target=(4, 3))
+    assert torch.equal(maps["transformer_attribution"]["next"], ours)
+    assert maps["input_x_gradient"]["next"].shape == (2, 5)
+    with pytest.raises(ValueError, match="say which value to explain"):
+        compare(model, ids, [None], ["transformer_attribution"])

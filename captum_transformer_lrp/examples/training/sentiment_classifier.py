@@ -10,8 +10,11 @@ weights.
 
 Every phrase of a tree is an example, not only the whole sentence. The treebank's five grades
 become soft targets, so that a neutral phrase asks for even odds: words without sentiment then
-carry no evidence. What *not* and *but* do to an opinion, the treebank shows too rarely: sentences
-about that are made up from its own words (`opinions.py`).
+carry no evidence.
+
+What *not* and *but* do to an opinion, the treebank shows too rarely. `--refine` adds a second stage
+with sentences about that, made up from the treebank's own words (`opinions.py`); `--start FOLDER`
+does only that, to a model that is there. The shipped model is the first stage's.
 """
 
 from __future__ import annotations
@@ -357,7 +360,8 @@ def main() -> None:
     purpose = parser.add_mutually_exclusive_group(required=True)
     purpose.add_argument("--output", type=Path, help="train, and write the model to this folder")
     purpose.add_argument("--evaluate", type=Path, help="evaluate the model in this folder")
-    parser.add_argument("--start", type=Path, help="only refine the model in this folder")
+    parser.add_argument("--refine", action="store_true", help="add the stage about negation")
+    parser.add_argument("--start", type=Path, help="do that stage alone, to this folder's model")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--vocabulary-size", type=int, default=8000)
     parser.add_argument("--epochs", type=int, default=6)
@@ -376,7 +380,8 @@ def main() -> None:
         torch.use_deterministic_algorithms(True)
         if arguments.start is None:
             train_from_scratch(arguments, train_phrases)
-        refine(arguments.start or arguments.output, arguments, train_phrases)
+        if arguments.refine or arguments.start is not None:
+            refine(arguments.start or arguments.output, arguments, train_phrases)
 
     model, tokenizer = load(arguments.output or arguments.evaluate)
     for split in ("dev", "test"):

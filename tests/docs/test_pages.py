@@ -1,0 +1,198 @@
+"""The pages: links lead somewhere, messages are the code's, commands work."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+from html.parser import HTMLParser
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from captum_transformer_lrp.cli import app
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PLACEHOLDERS = ("PHOTO", "TEXT", "PATTERN", "INPUT", "...", "NAME", "FOLDER", "…", "gtsegs")
+
+
+def literals() -> list[str]:
+    """Every text in the code, what is put into it at run time as ``…``."""
+    found = []
+    for file in sorted((ROOT / "captum_transformer_lrp").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [
+                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
+                ]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def messages() -> list[str]:
+    """The messages that the troubleshooting page is keyed by."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    return re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+
+
+LITERALS = literals()
+
+
+@pytest.mark.parametrize("message", messages())
+def test_the_code_says_what_the_troubleshooting_page_is_keyed_by(message: str) -> None:
+    parts = [part.strip() for part in message.split("…") if part.strip()]
+    in_order = re.compile(".*".join(re.escape(part) for part in parts), re.DOTALL)
+    assert any(in_order.search(text) for text in LITERALS)
+
+
+def test_the_troubleshooting_page_has_messages() -> None:
+    assert len(messages()) > 20
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for address in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in address:
+            continue
+        path, _, anchor = address.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), address
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+            assert anchor in anchors, address
+
+
+def commands(page: Path, program: str) -> list[str]:
+    """The lines of code blocks that call a program, comments taken off."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.M)
+    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith(program + " ")]
+
+
+def local_commands() -> list[str]:
+    """The commands of README and the command line's page that need no download."""
+    found = []
+    for page in (ROOT / "README.md", ROOT / "docs" / "command_line.md"):
+        found += commands(page, "captum-transformer-lrp")
+    skipped = (*PLACEHOLDERS, "--install-completion")
+    return list(dict.fromkeys(c for c in found if not any(mark in c for mark in skipped)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the commands run, one after the other, as a reader would."""
+    return tmp_path_factory.mktemp("reader")
+
+
+def test_there_are_commands_to_run() -> None:
+    assert len(local_commands()) >= 8
+    assert "demo" in local_commands()[0]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_pages_work_in_the_order_given(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    for command in local_commands():
+        result = CliRunner().invoke(app, shlex.split(command)[1:])
+        assert result.exit_code == 0, f"{command}\n{result.output}"
+
+
+@pytest.mark.parametrize("command", local_commands())
+def test_every_command_has_the_options_that_the_pages_give_it(command: str) -> None:
+    words = shlex.split(command)[1:]
+    names = [word for word in words[:2] if re.fullmatch("[a-z-]+", word) and word != words[-1]]
+    names = names if words[0] in ("explain", "compare", "benchmark") else words[:1]
+    result = CliRunner().invoke(app, [*names, "--help"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0
+    for option in (word for word in words if word.startswith("--")):
+        assert option in result.output, f"{option} of {command}"
+
+
+def test_every_target_of_make_that_the_pages_name_exists() -> None:
+    named = {
+        target
+        for page in PAGES
+        for command in commands(page, "make")
+        for target in command.split()[1:]
+    }
+    assert {"demo", "test", "slow", "docs"} <= named
+    for target in sorted(named):
+        # -n: only print what would be done.
+        done = subprocess.run(
+            ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_tests_that_the_readme_names_exist() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`pytest [^`]*?(tests/[\w/]+\.py)[^`]*`", readme)
+    assert named
+    for path in named:
+        assert (ROOT / path).is_file(), path
+
+
+class Links(HTMLParser):
+    """The addresses that a page leads to, and pictures without words."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.silent = 0
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.found += [v for k, v in attrs if k in ("href", "src") and v is not None]
+        self.silent += tag == "img" and not values.get("alt")
+
+
+@pytest.fixture(scope="module")
+def builder() -> ModuleType:
+    spec = spec_from_file_location("build", ROOT / "docs" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{error}: make install")
+    return module
+
+
+def test_the_site_s_links_lead_to_its_own_pages(builder: ModuleType, tmp_path: Path) -> None:
+    builder.build(tmp_path)
+    pages = sorted(tmp_path.rglob("*.html"))
+    assert {"index.html", "rules.html", "1_image_classifier.html"} <= {p.name for p in pages}
+    for page in pages:
+        links = Links(page.read_text(encoding="utf-8"))
+        assert not links.silent, page
+        for address in links.found:
+            if "://" in address or address.startswith(("#", "data:")):
+                continue
+            target = Path(os.path.normpath(page.parent / address.partition("#")[0]))
+            of_reference = target.relative_to(tmp_path).parts[0] == "api"
+            repository = target.name in ("CHANGELOG.html", "NOTICE.txt", "LICENSE", "figures.py")
+            assert of_reference or repository or target.exists(), f"{page.name}: {address}"
+
+
+@pytest.mark.slow
+def test_the_reference_documents_every_public_name(builder: ModuleType, tmp_path: Path) -> None:
+    import captum_transformer_lrp
+
+    builder.build_reference(tmp_path)
+    page = (tmp_path / "captum_transformer_lrp.html").read_text(encoding="utf-8")
+    for name in captum_transformer_lrp.__all__:
+        assert f'id="{name}"' in page, name
