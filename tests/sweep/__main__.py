@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from tests.sweep import results
+from tests.sweep.models_page import write_page
 from tests.sweep.runner import run
 from tests.sweep.tables import write_table
 
@@ -41,7 +42,7 @@ def sweep(
         if not (again and (entry.name not in known or known[entry.name].verdict == "passed"))
     ]
     if not wanted:
-        typer.echo("nothing to run")
+        typer.echo("nothing to run; writing the tables again")
     for number, result in enumerate(
         run(module, wanted, seconds=seconds, gigabytes=gigabytes), start=1
     ):
@@ -53,6 +54,7 @@ def sweep(
     found = results.read(lines)
     results.write(lines, found)
     write_table(DOCS / f"sweep_{suite}.md", suite, found)
+    write_page(DOCS)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,9 @@ def examined(suite: Any, entry: Entry) -> Result:
             result.verdict, result.reason = "not built", str(error)
             return result
         examine(case, result)
+    known = getattr(suite, "KNOWN", {}).get(entry.name)
+    if known and result.verdict != "passed":
+        result.reason += f"; {known}"
     return result
 
 
