@@ -233,6 +233,8 @@ class Interception(TorchFunctionMode):
             if tensor.grad_fn is not None and id(tensor) in self._custom_results:
                 self._leave_custom(tensor, replaced[1])
             return self.resolve(self._replaced[id(tensor)][1], unit)
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return tensor  # inside vmap, which masks are made with; it has no memory of its own
         if self._overwritten and tensor.untyped_storage()._cdata in self._overwritten:
             return self._view_made_again(tensor)
         mark = self.tape.mark(tensor)

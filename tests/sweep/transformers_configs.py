@@ -104,6 +104,9 @@ PLAIN_FLOAT32 = frozenset(["canine"])
 TRAINING = frozenset(["reformer"])
 """Types whose own derivative is defined in training mode alone (here without dropout)."""
 
+TARGETS = {"perceiver": 0}
+"""Where another class has no evidence for it: one attention without skip connection, all negative."""
+
 NO_SOFTMAX_HERE = {
     "mra": "its attention is a CUDA kernel; without it transformers returns zeros in its place",
 }

@@ -21,7 +21,7 @@ def _activation(watch: Interception, function: Function, args: Args, kwargs: Kwa
     inplace = kwargs.pop("inplace", False)
     mark = watch.tape.mark(args[0] if args else kwargs["input"])
     attends = mark is not None and mark.scores and function in _OF_SCORES
-    changes = {"attention": True, "flow": flows.blocked} if attends else {}
+    changes: dict[str, Any] = {"attention": True, "flow": flows.blocked} if attends else {}
     output = watch.elementwise(function, args, kwargs, event=True, **changes)
     if inplace:
         watch.replace(args[0], output)
