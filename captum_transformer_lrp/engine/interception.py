@@ -326,7 +326,7 @@ class Interception(TorchFunctionMode):
         if not parts or any(one.is_floating_point() or one.dtype == torch.bool for one in parts):
             return result
         places: list[Tensor] = []
-        if function in REARRANGEMENTS | JOINS | CASTS and _joins_one_input(known):
+        if function in _MOVES and _joins_one_input(known):
             anyhow = _ANYHOW.get(function, function)
             places = moved(lambda change: _repeated(anyhow, args, kwargs, change), known)
         if parts[0].shape == first.ids.shape and (
@@ -869,6 +869,8 @@ _ANYHOW: dict[Function, Function] = {
 }
 
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+
+_MOVES = REARRANGEMENTS | JOINS | CASTS | frozenset(spelled("masked_fill"))
 
 _LOOK_UPS = frozenset(spelled("embedding", "index_select", "__getitem__"))
 

@@ -53,14 +53,14 @@ class MatmulRule(Rule):
     r"""A product of two activations, ``u @ v`` or ``u * v``: eq. 2 for each, then eq. 9–10.
 
     By eq. 2 the two operands' relevances have the same sum, :math:`\sum_i R_i\,y_i/y_i`, so by
-    eq. 9–10 each ends up with half of its value.  The relevance of an output that is exactly 0 is
-    0/0 in eq. 2: it is absorbed and reported.
+    eq. 9–10 each ends up with half of its value.  The relevance of an output that is 0, or so close
+    to it that the division is stabilised, is 0/0 in eq. 2: it is absorbed and reported.
     """
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
         share = call.divide(relevance / 2, call.output)
-        call.absorb(lambda: call.examples.sum(relevance * (call.output == 0)))
+        call.absorb(lambda: call.undivided(relevance, 2 * share))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
 
 

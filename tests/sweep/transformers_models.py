@@ -58,7 +58,7 @@ def build(entry: Entry) -> Case:
     if kind in NO_SOFTMAX_HERE:
         raise NotBuilt(NO_SOFTMAX_HERE[kind])
     try:
-        config = tiny_config(kind, num_labels=5)
+        config = tiny_config(kind, num_labels=2 if suffix == "QuestionAnswering" else 5)
         model = _class(kind, suffix)(config)
     except ImportError as error:
         raise NotBuilt(str(error).strip().split(".")[0]) from error
@@ -68,13 +68,23 @@ def build(entry: Entry) -> Case:
     model = model if kind in PLAIN_FLOAT32 else model.double()
     draw_zero_weights(model)
     dtype = next(model.parameters()).dtype
+    if kind == "imagegpt":  # its pixels are token ids
+        return Case(model, torch.randint(0, VOCABULARY - 1, (2, LENGTH)))
+    if kind == "siglip2":  # patches come as a list, with their numbers along both axes
+        shapes = {
+            "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long),
+            "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
+        }
+        return Case(model, torch.randn(2, 16, 192).to(dtype), additional_forward_args=shapes)
     if suffix in ("ImageClassification", "VideoClassification"):
         return Case(model, _pictures(model, suffix).to(dtype))
     if suffix == "AudioClassification":
         return Case(model, _sound(model).to(dtype))
     ids = torch.randint(3, VOCABULARY, (2, LENGTH))
     ids[:, -1] = 2  # where sequence-to-sequence classifiers read
-    targets = {"TokenClassification": (3, 1), "MaskedLM": (3, 7), "QuestionAnswering": 3}
+    if suffix == "QuestionAnswering":
+        return Case(model, ids, target=3, forward=lambda ids: model(ids).start_logits)
+    targets = {"TokenClassification": (3, 1), "MaskedLM": (3, 7)}
     return Case(model, ids, target=TARGETS.get(kind, targets.get(suffix, 1)))
 
 
