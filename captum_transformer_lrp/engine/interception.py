@@ -284,6 +284,8 @@ class Interception(TorchFunctionMode):
             if tensor.grad_fn is not None and id(tensor) in self._custom_results:
                 self._leave_custom(tensor, replaced[1])
             return self.resolve(self._replaced[id(tensor)][1], unit)
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return tensor  # inside vmap, which masks are made with; it has no memory of its own
         if self._overwritten and tensor.untyped_storage()._cdata in self._overwritten:
             return self._view_made_again(tensor)
         mark = self.tape.mark(tensor)
@@ -375,7 +377,7 @@ class Interception(TorchFunctionMode):
         if not parts or any(one.is_floating_point() or one.dtype == torch.bool for one in parts):
             return result
         places: list[Tensor] = []
-        if function in REARRANGEMENTS | JOINS | CASTS and _joins_one_input(known):
+        if function in _MOVES and _joins_one_input(known):
             anyhow = _ANYHOW.get(function, function)
             places = moved(lambda change: _repeated(anyhow, args, kwargs, change), known)
         if parts[0].shape == first.ids.shape and (
@@ -919,6 +921,8 @@ _ANYHOW: dict[Function, Function] = {
 }
 
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+
+_MOVES = REARRANGEMENTS | JOINS | CASTS | frozenset(spelled("masked_fill"))
 
 _LOOK_UPS = frozenset(spelled("embedding", "index_select", "__getitem__"))
 

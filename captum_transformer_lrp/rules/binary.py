@@ -53,15 +53,37 @@ class MatmulRule(Rule):
     r"""A product of two activations, ``u @ v`` or ``u * v``: eq. 2 for each, then eq. 9–10.
 
     By eq. 2 the two operands' relevances have the same sum, :math:`\sum_i R_i\,y_i/y_i`, so by
-    eq. 9–10 each ends up with half of its value.  The relevance of an output that is exactly 0 is
-    0/0 in eq. 2: it is absorbed and reported.
+    eq. 9–10 each ends up with half of its value.  The relevance of an output that is 0, or so close
+    to it that the division is stabilised, is 0/0 in eq. 2: it is absorbed and reported.
     """
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
         share = call.divide(relevance / 2, call.output)
-        call.absorb(lambda: call.examples.sum(relevance * (call.output == 0)))
+        call.absorb(lambda: call.undivided(relevance, 2 * share))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
+
+
+class SolveRule(Rule):
+    r"""``Y`` with ``A Y = B`` for activations A and B: eq. 2 for each, then eq. 9–10, per example.
+
+    By eq. 2 B's relevance has the sum of the output's, and A's the sum that its inverse gives it,
+    which has another sign and, if its diagonal is not read, another size.
+    """
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        share = call.divide(relevance, call.output)
+        parts = [value * one for value, one in zip(call.inputs, call.vjp(share), strict=True)]
+        sums = [call.examples.sum(part) for part in parts]
+        scale = torch.stack([one.abs() for one in sums]).sum(0)
+        nothing = call.output == 0
+        total = call.examples.sum(relevance * ~nothing)
+        call.absorb(lambda: call.examples.sum(relevance * nothing))
+        return tuple(
+            part * call.examples.spread(call.divide(total * one.sign(), scale, scale), part.dim())
+            for part, one in zip(parts, sums, strict=True)
+        )
 
 
 class UnnormalizedAddRule(Rule):

@@ -157,6 +157,14 @@ class Call:
             return numerator / denominator
         return self.stabilizer(numerator, denominator, scale)
 
+    def undivided(self, relevance: Tensor, share: Tensor) -> Tensor:
+        """Relevance of outputs so close to 0 that ``share`` = relevance / output is stabilised.
+
+        In eq. 2 it is 0/0: nobody gets it.  Per example, shape ``(count,)``.
+        """
+        rest = relevance - share * self.output
+        return self.examples.sum(rest * (rest.abs() > 1e-9 * relevance.abs()))
+
 
 def sum_to_shape(values: Tensor, shape: torch.Size) -> Tensor:
     """Undo broadcasting: add up ``values`` over the axes that ``shape`` was broadcast along."""

@@ -49,6 +49,7 @@ class TaylorRule(Rule):
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
         share = call.divide(relevance / len(call.inputs), call.output)
+        call.absorb(lambda: call.undivided(relevance, share * len(call.inputs)))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
 
 
@@ -67,5 +68,5 @@ class AccumulationRule(Rule):
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
         share = call.divide(relevance, call.output)
-        call.absorb(lambda: call.examples.sum(relevance * (call.output == 0)))
+        call.absorb(lambda: call.undivided(relevance, share))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))

@@ -14,7 +14,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.binary import MatmulRule, SkipAddRule
+from captum_transformer_lrp.rules.binary import MatmulRule, SkipAddRule, SolveRule
 from captum_transformer_lrp.rules.elementwise import (
     AccumulationRule,
     GELURule,
@@ -191,6 +191,7 @@ CONVOLUTIONS = spelled(
 LINEARS = spelled("linear", "addmm", "einsum", "grouped_mm", "_grouped_mm")
 PRODUCTS = spelled("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "baddbmm")
 SUMS = spelled("add", "__add__", "__radd__", "sub", "subtract", "__sub__", "__rsub__", "rsub")
+SOLVES = spelled("solve_triangular")
 ACCUMULATIONS = spelled("index_add", "scatter_add")
 SCALINGS = spelled("mul", "multiply", "__mul__", "__rmul__", "div", "divide", "true_divide",
                    "__truediv__", "__div__", "__rtruediv__", "__rdiv__")  # fmt: skip
@@ -208,6 +209,7 @@ _file(POOLINGS, PoolingRule())
 _file((*LINEARS, *CONVOLUTIONS), LinearRule())
 _file((*PRODUCTS, *SCALINGS), MatmulRule())
 _file(SUMS, SkipAddRule())
+_file(SOLVES, SolveRule())
 _file(ACCUMULATIONS, AccumulationRule())
 _file(SOFTMAXES, SoftmaxRule())
 _DEFAULTS = dict(FUNCTION_RULES)

@@ -93,7 +93,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "shape_vocab_size": 20,
     },
     "xmod": {"default_language": "en_XX"},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid"], "num_hidden_layers": 2},
+    "zamba": {
+        "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
+        "num_hidden_layers": 3,
+    },
 }
 """What single types need beyond :data:`SMALL`, by type."""
 
@@ -103,6 +106,16 @@ PLAIN_FLOAT32 = frozenset(["canine"])
 
 TRAINING = frozenset(["reformer"])
 """Types whose own derivative is defined in training mode alone (here without dropout)."""
+
+HIERARCHICAL: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(["convnext", "convnextv2", "cvt", "dinat", "efficientnet"], {}),
+    **dict.fromkeys(["levit", "mobilevitv2"], {}),
+    **dict.fromkeys(["donut-swin", "swin", "swinv2"], {"image_size": 128, "window_size": 4}),
+}
+"""Types whose sizes are lists that fit each other: as they are, on small images."""
+
+TARGETS = {"perceiver": 0}
+"""Classes to explain where others have no evidence for them, so that their map is empty."""
 
 NO_SOFTMAX_HERE = {
     "mra": "its attention is a CUDA kernel; without it transformers returns zeros in its place",
@@ -117,6 +130,11 @@ def tiny_config(kind: str, **more: Any) -> PretrainedConfig:
         kind: a model type, such as ``"bert"``.
         more: further fields, such as ``num_labels``.
     """
+    if kind in HIERARCHICAL:
+        config = CONFIG_MAPPING[kind]()
+        for name, value in {"image_size": 64, **HIERARCHICAL[kind], **more}.items():
+            setattr(config, name, value)
+        return config
     return _shrunk(CONFIG_MAPPING[kind], more)
 
 

@@ -15,7 +15,13 @@ from transformers.models.auto import modeling_auto
 
 from tests.sweep.cases import Case, Entry, NotBuilt
 from tests.sweep.timm_models import draw_zero_weights
-from tests.sweep.transformers_configs import NO_SOFTMAX_HERE, PLAIN_FLOAT32, TRAINING, tiny_config
+from tests.sweep.transformers_configs import (
+    NO_SOFTMAX_HERE,
+    PLAIN_FLOAT32,
+    TARGETS,
+    TRAINING,
+    tiny_config,
+)
 
 TASKS = {
     "sequence classification": "SequenceClassification",
@@ -52,8 +58,8 @@ def build(entry: Entry) -> Case:
     if kind in NO_SOFTMAX_HERE:
         raise NotBuilt(NO_SOFTMAX_HERE[kind])
     try:
-        config = tiny_config(kind, num_labels=5)
-        model = getattr(transformers, f"AutoModelFor{suffix}").from_config(config)
+        config = tiny_config(kind, num_labels=2 if suffix == "QuestionAnswering" else 5)
+        model = _class(kind, suffix)(config)
     except ImportError as error:
         raise NotBuilt(str(error).strip().split(".")[0]) from error
     if hasattr(model, "set_experts_implementation"):
@@ -62,22 +68,38 @@ def build(entry: Entry) -> Case:
     model = model if kind in PLAIN_FLOAT32 else model.double()
     draw_zero_weights(model)
     dtype = next(model.parameters()).dtype
+    if kind == "imagegpt":  # its pixels are token ids
+        return Case(model, torch.randint(0, VOCABULARY - 1, (2, LENGTH)))
+    if kind == "siglip2":  # patches come as a list, with their numbers along both axes
+        shapes = {
+            "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long),
+            "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
+        }
+        return Case(model, torch.randn(2, 16, 192).to(dtype), additional_forward_args=shapes)
     if suffix in ("ImageClassification", "VideoClassification"):
         return Case(model, _pictures(model, suffix).to(dtype))
     if suffix == "AudioClassification":
         return Case(model, _sound(model).to(dtype))
     ids = torch.randint(3, VOCABULARY, (2, LENGTH))
     ids[:, -1] = 2  # where sequence-to-sequence classifiers read
-    targets = {"TokenClassification": (3, 1), "MaskedLM": (3, 7), "QuestionAnswering": 3}
-    return Case(model, ids, target=targets.get(suffix, 1))
+    if suffix == "QuestionAnswering":
+        return Case(model, ids, target=3, forward=lambda ids: model(ids).start_logits)
+    targets = {"TokenClassification": (3, 1), "MaskedLM": (3, 7)}
+    return Case(model, ids, target=TARGETS.get(kind, targets.get(suffix, 1)))
 
 
-def _mapping(suffix: str) -> list[str]:
+def _class(kind: str, suffix: str) -> Any:
+    """The model class of a type; the first, if it has several."""
+    name = _mapping(suffix)[kind]
+    return getattr(transformers, name if isinstance(name, str) else name[0])
+
+
+def _mapping(suffix: str) -> dict[str, Any]:
     names = {"MaskedLM": "MASKED_LM"}.get(suffix)
     if names is None:
         words = "".join(f"_{letter}" if letter.isupper() else letter for letter in suffix)
         names = words.upper().lstrip("_")
-    return list(getattr(modeling_auto, f"MODEL_FOR_{names}_MAPPING_NAMES"))
+    return dict(getattr(modeling_auto, f"MODEL_FOR_{names}_MAPPING_NAMES"))
 
 
 def _pictures(model: Any, suffix: str) -> Tensor:

@@ -91,7 +91,7 @@ def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> 
     if function in registry.CONVOLUTIONS:
         return weight.shape["transpose" in function.__name__]
     # rows · outputs values are made from rows · inputs values by inputs · outputs weights.
-    return math.isqrt(output.numel() * weight.numel() // x.numel())
+    return math.isqrt(output.numel() * weight.numel() // max(x.numel(), 1))
 
 
 class ConvolutionKernel:

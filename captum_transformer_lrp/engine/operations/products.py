@@ -281,3 +281,31 @@ def _matmul_examples(mark: Mark, operand: Tensor, output: Tensor) -> Examples:
     if axis < operand.dim() - 1:
         return broadcast_examples(mark.examples, operand.shape, output.shape)
     return unknown_examples(mark.examples)
+
+
+@handles(*spelled("solve_triangular"))
+def _solve_triangular(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """The inverse of a triangular matrix times another: what linear attention in chunks needs."""
+    matrix, right = args[:2]
+    marks = [watch.tape.mark(one) for one in (matrix, right)]
+    if kwargs.get("left") is False or any(mark is None for mark in marks):
+        raise watch.unsupported(function, "anything but two activations, the matrix on the left")
+    known = [mark for mark in marks if mark is not None]
+    output = function(matrix, right, **kwargs)
+    mark = merged(known, broadcast_examples(known[1].examples, right.shape, output.shape))
+    return watch.tape.record(
+        function,
+        AutogradKernel(lambda first, second: function(first, second, **kwargs)),
+        (matrix, right),
+        output,
+        rule=watch.rule_for(function),
+        flow=flows.unknown,
+        mark=mark.but(
+            events=mark.events | watch.tape.new_event(),
+            source=None,
+            base=object(),
+            statistic=False,
+            channels=0,
+        ),
+        name=watch.book_title(),
+    )
