@@ -49,7 +49,7 @@ def test_a_tiny_architecture_passes_every_column(name: str) -> None:
     assert result.readout
 
 
-@pytest.mark.parametrize("name", ["efficientvit_b0", "swiftformer_xs", "test_resnet"])
+@pytest.mark.parametrize("name", ["efficientvit_b0", "test_resnet"])
 def test_a_model_without_a_softmax_between_tokens_is_refused_but_conserves(name: str) -> None:
     result = judged(name)
     assert result.verdict == "refused"
@@ -105,7 +105,7 @@ def test_a_process_that_dies_or_takes_too_long_is_a_result() -> None:
         next(iter(run("tests.sweep.timm_models", [entry], seconds=seconds, gigabytes=6)))
         for entry, seconds in zip(entries, (300, 0.01), strict=True)
     )
-    assert missing.verdict == "failed"
+    assert missing.verdict == "not built"
     assert "no_such_model" in missing.reason
     assert slow.verdict == "failed"
     assert "took more than" in slow.reason
@@ -183,8 +183,9 @@ def test_the_committed_page_is_that_of_the_results() -> None:
     assert (DOCS / "models.md").read_text(encoding="utf-8") == written
 
 
-def test_every_module_of_timm_has_a_result() -> None:
+def test_every_module_of_timm_with_attention_has_a_result() -> None:
     found = results.read(DOCS / "sweep" / "timm.jsonl")
     swept = {one.family for one in found.values()}
-    missing = {entry.family for entry in timm_models.entries()} - swept
+    with_attention = [one for one in timm_models.entries() if timm_models.attends(one.name)]
+    missing = {entry.family for entry in with_attention} - swept
     assert not missing

@@ -70,3 +70,19 @@ def report_constants(
             tape.absorb(", ".join(dict.fromkeys(names[id(value)] for value in shared)), rest)
 
     result.register_hook(report)
+
+
+def report_filling(tape: Tape, result: Tensor, inside: Tensor, name: str) -> None:
+    """Report the relevance of what lies outside of a mask, as padding does."""
+    mark = tape.mark(result)
+    if mark is None or not mark.examples.known or not result.requires_grad:
+        return
+    examples = mark.examples
+
+    def report(relevance: Tensor) -> None:
+        if tape.phase is Phase.RELEVANCE:
+            outside = relevance.masked_fill(inside, 0)
+            if bool(outside.any()):
+                tape.absorb(name, examples.sum(outside))
+
+    result.register_hook(report)

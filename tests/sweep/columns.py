@@ -57,28 +57,12 @@ def _explain(case: Case, method: TransformerAttribution, plain: Tensor, result: 
     result.absorbed = {name: round(shares[name], 4) for name in largest if shares[name] >= 5e-5}
     maps = _tuple(explanation.attributions)
     result.finite = all(bool(one.isfinite().all()) and bool((one >= 0).all()) for one in maps)
-    result.shape = all(
-        _is_map_of(one, value) for one, value in zip(maps, _tuple(case.inputs), strict=True)
-    )
+    result.shape = [one.shape for one in maps] == [value.shape for value in _tuple(case.inputs)]
     result.batch = _batch_difference(case, method, maps)
     with method._recorded(case.inputs, arguments) as recording:
         start = seed(recording.output, case.target)
         result.gradient = _gradient_difference(case, recording, start)
         result.readout = readout(recording, start)
-
-
-def _is_map_of(found: Tensor, value: Tensor) -> bool:
-    """Whether it has the shape of the input and is no constant along any axis of its tokens."""
-    if found.shape != value.shape:
-        return False
-    image = value.is_floating_point() and value.dim() >= 4
-    axes = range(2, value.dim()) if image else [1]
-    rows = found.sum(1) if image else found
-    return all(value.shape[axis] == 1 or bool(rows.std(axis - image).amax() > 0) for axis in axes)
-
-
-def _varies(rows: Tensor, axis: int) -> bool:
-    return bool(rows.std(axis).amax() > 1e-9 * rows.abs().amax())
 
 
 def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:

@@ -32,8 +32,7 @@ class Result:
         relevance: largest absolute value of Σ R − 1 over the examples, absorbed relevance included.
         absorbed: the largest shares of relevance that ended in parameters, by their names.
         finite: whether every attribution is finite, and none negative.
-        shape: whether attributions have the shape of the inputs and vary along all of the axes
-            that tokens lie along.
+        shape: whether attributions have the shape of the inputs.
         batch: largest difference between an example's maps in a batch and by itself, relative to
             the largest entry.
         readout: which tokens the model reads its answer from, as the rollout phase finds them.

@@ -46,7 +46,7 @@ def table(suite: str, found: dict[str, Result]) -> str:
         f"* **Σ R − 1**: relevance at the inputs and absorbed, {TOLERANCES['relevance']:.0e} "
         "(absolute); the parameters that absorb most are named with their share;",
         "* **finite**: every attribution is, and none is negative;",
-        "* **shape**: that of the inputs, varying along every axis that the tokens lie along;",
+        "* **shape**: that of the inputs;",
         f"* **batch**: a batch against its examples one by one, {TOLERANCES['batch']:.0e};",
         "* **seconds**: process time of all of this, one thread.",
         "",

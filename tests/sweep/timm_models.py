@@ -69,6 +69,8 @@ def attends(name: str) -> bool:
 
 def build(entry: Entry) -> Case:
     """Build one entry with random weights, in float64."""
+    if not timm.is_model(entry.name):
+        raise NotBuilt(f"timm {timm.__version__} has no model {entry.name}")
     channels, *size = timm.get_pretrained_cfg(entry.name).input_size
     size, options = _smallest_size(entry.name, size)
     model = timm.create_model(entry.name, num_classes=10, **options)
@@ -76,7 +78,9 @@ def build(entry: Entry) -> Case:
         raise NotBuilt(f"timm returned {type(model).__name__}")
     model = model.double().eval()
     draw_zero_weights(model)
-    return Case(model, torch.randn(2, channels, *size, dtype=torch.float64))
+    # Encoders without a head return features of tokens.
+    target = (0, 1) if entry.name.endswith("_enc") else 1
+    return Case(model, torch.randn(2, channels, *size, dtype=torch.float64), target)
 
 
 def draw_zero_weights(model: nn.Module) -> None:

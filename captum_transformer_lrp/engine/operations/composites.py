@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.books import report_filling
 from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -81,7 +83,7 @@ def _inner(watch: Interception, function: Function, args: Args, kwargs: Kwargs) 
 
 @handles(*spelled("pad", "constant_pad_nd"))
 def _pad(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    """Padding with another constant than 0 adds something, which takes its share."""
+    """Padding takes relevance where something is made of it, such as a norm's bias or a sum."""
 
     def bind(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
         return input, pad, mode, value
@@ -89,12 +91,11 @@ def _pad(watch: Interception, function: Function, args: Args, kwargs: Kwargs) ->
     x, pad, mode, value = bind(*args, **kwargs)
     if not isinstance(mode, str):  # of constant_pad_nd
         mode, value = "constant", mode
-    if mode != "constant" or not value:
-        return watch._rearrange(function, args, kwargs)
-    inside = F.pad(torch.ones_like(x, dtype=torch.bool), pad)
-    constant = torch.full((), value, dtype=x.dtype, device=x.device)
-    with watch:
-        return torch.where(inside, F.pad(x, pad), constant)
+    result = watch._rearrange(function, args, kwargs)
+    if watch.tape.keeps_books and mode == "constant" and math.isfinite(value or 0):
+        inside = F.pad(torch.ones_like(x, dtype=torch.bool), pad)
+        report_filling(watch.tape, result, inside, f"{watch.module_name()} (padding)")
+    return result
 
 
 @handles(*spelled("where"))
