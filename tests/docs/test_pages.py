@@ -19,7 +19,18 @@ from captum_transformer_lrp.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PLACEHOLDERS = ("PHOTO", "TEXT", "PATTERN", "INPUT", "...", "NAME", "FOLDER", "…", "gtsegs")
+PLACEHOLDERS = (
+    "PHOTO",
+    "TEXT",
+    "PATTERN",
+    "INPUT",
+    "...",
+    "NAME",
+    "FOLDER",
+    "MASKS",
+    "…",
+    "gtsegs",
+)
 
 
 def literals() -> list[str]:
@@ -73,10 +84,14 @@ def test_links_lead_to_files(page: Path) -> None:
 
 
 def commands(page: Path, program: str) -> list[str]:
-    """The lines of code blocks that call a program, comments taken off."""
-    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.M)
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line for line in lines if line.startswith(program + " ")]
+    """The lines of plain code blocks that call a program, comments taken off."""
+    found, fence = [], None
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if line.startswith("```"):
+            fence = line if fence is None else None
+        elif fence == "```" and line.startswith(program + " "):
+            found.append(line.split(" #")[0].strip())
+    return found
 
 
 def local_commands() -> list[str]:
@@ -84,7 +99,8 @@ def local_commands() -> list[str]:
     found = []
     for page in (ROOT / "README.md", ROOT / "docs" / "command_line.md"):
         found += commands(page, "captum-transformer-lrp")
-    skipped = (*PLACEHOLDERS, "--install-completion")
+    # Three spaces stand before the explanation in a list of commands.
+    skipped = (*PLACEHOLDERS, "--install-completion", "   ")
     return list(dict.fromkeys(c for c in found if not any(mark in c for mark in skipped)))
 
 
