@@ -282,7 +282,7 @@ class Interception(TorchFunctionMode):
         replaced = self._replaced.get(id(tensor))
         if replaced is not None:
             if tensor.grad_fn is not None and id(tensor) in self._custom_results:
-                self._leave_custom(tensor, replaced[1])
+                self._leave_custom(tensor, self.resolve(replaced[1], unit))
             return self.resolve(self._replaced[id(tensor)][1], unit)
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return tensor  # inside vmap, which masks are made with; it has no memory of its own
@@ -647,7 +647,9 @@ class Interception(TorchFunctionMode):
         active = [tensor for tensor in tensors_in((args, kwargs)) if self.tape.mark(tensor)]
         rule = self._rules.get(function) or FUNCTION_RULES.get(function)
         if rule is None and self._strict:
-            raise self.unsupported(function, "activations")
+            fourier = "fft" in title(function)
+            what = "a Fourier transform, which mixes tokens without any attention map"
+            raise self.unsupported(function, what if fourier else "activations")
         if not isinstance(output, Tensor):
             raise self.unsupported(function, "more than one output")
         positions = {id(tensor): place for place, tensor in enumerate(active)}

@@ -40,6 +40,29 @@ class StraightThrough(torch.autograd.Function):
         return grads[0]
 
 
+class MaskedSoftmax(torch.autograd.Function):
+    """Changes in place what it returns, as DeBERTa's did."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        output = torch.softmax(x, -1)
+        output.masked_fill_(x > 0, 0)
+        ctx.save_for_backward(output, x)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        _, x = ctx.saved_tensors
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            (found,) = torch.autograd.grad(masked_softmax(leaf), leaf, grads[0])
+        return found
+
+
+def masked_softmax(x: Tensor) -> Tensor:
+    return torch.softmax(x, -1).masked_fill(x > 0, 0)
+
+
 class Recomputing(torch.autograd.Function):
     """Calls a module in its forward pass, and again in its backward pass."""
 
@@ -99,6 +122,16 @@ def test_a_custom_function_is_explained_by_what_it_computes() -> None:
     assert torch.allclose(found.relevances[0], expected.relevances[0], atol=1e-9)
     assert torch.allclose(found.attributions, expected.attributions, atol=1e-9)
     assert torch.allclose(found.total, torch.ones(2).double(), atol=1e-6)
+
+
+def test_what_it_changes_in_place_is_followed() -> None:
+    x = tokens()
+    model, plain = made(MaskedSoftmax.apply), made(masked_softmax)
+    found = TransformerAttribution(model).explain(x, 1)
+    expected = TransformerAttribution(plain).explain(x, 1)
+    assert torch.equal(found.output, model(x).detach())
+    assert torch.allclose(found.relevances[0], expected.relevances[0], atol=1e-9)
+    assert torch.allclose(gradient(model, x), gradient(plain, x), atol=1e-12)
 
 
 def test_its_gradient_is_its_own() -> None:

@@ -108,9 +108,16 @@ TRAINING = frozenset(["reformer"])
 """Types whose own derivative is defined in training mode alone (here without dropout)."""
 
 HIERARCHICAL: dict[str, dict[str, Any]] = {
-    **{key: {} for key in ["convnext", "convnextv2", "cvt", "dinat", "efficientnet"]},
-    **{key: {} for key in ["levit", "mobilevitv2"]},
-    **{key: {"image_size": 128, "window_size": 4} for key in ["donut-swin", "swin", "swinv2"]},
+    "convnext": {},
+    "convnextv2": {},
+    "cvt": {},
+    "dinat": {},
+    "donut-swin": {"image_size": 128, "window_size": 4},
+    "efficientnet": {},
+    "levit": {},
+    "mobilevitv2": {},
+    "swin": {"image_size": 128, "window_size": 4},
+    "swinv2": {"image_size": 128, "window_size": 4},
 }
 """Types whose sizes are lists that fit each other: as they are, on small images."""
 

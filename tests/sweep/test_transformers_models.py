@@ -1,0 +1,27 @@
+"""A few of the suite of transformers, structurally different, in this process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.sweep import transformers_models
+from tests.sweep.runner import examined
+
+ENTRIES = {entry.name: entry for entry in transformers_models.entries()}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["bloom", "canine", "deepseek_v3", "jetmoe", "longformer", "qwen3_next", "t5", "yoso"],
+)
+def test_a_type_passes_every_column(name: str) -> None:
+    torch.manual_seed(0)
+    found = examined(transformers_models, ENTRIES[name])
+    assert found.verdict == "passed", found.reason
+
+
+def test_a_model_without_attention_is_refused_by_name() -> None:
+    found = examined(transformers_models, ENTRIES["fnet"])
+    assert found.verdict == "refused"
+    assert "fnet.encoder.layer.0.fourier" in found.reason
