@@ -18,7 +18,7 @@ from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.recording import Recording, recorded
-from captum_transformer_lrp.engine.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.tape import ALL_PHASES, AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -49,13 +49,16 @@ class RecordedAttribution(Attribution):
         dtype: what to compute in, if that is more precise than the model; attributions come back
             as precise as the inputs.  Relevance is ill-conditioned: eq. 2 divides by attention
             scores, some of which are near zero, so rounding the forward pass to float32 moves
-            R by per cents.  Methods that propagate relevance therefore compute in float64 unless
-            told otherwise; ``torch.float32`` takes half the time and memory.
+            R by per cents.  The arithmetic of relevance is not: by default (None), methods that
+            propagate relevance through a float32 model run its forward pass in float64 and what
+            follows in float32.  ``torch.float64`` computes everything in float64,
+            ``torch.float32`` everything in float32.
     """
 
     preset: Preset | None = None
     default_dtype: torch.dtype = torch.float64
     needs_attention: bool = True
+    phases: frozenset[Phase] = ALL_PHASES
 
     def __init__(
         self,
@@ -68,6 +71,7 @@ class RecordedAttribution(Attribution):
     ) -> None:
         super().__init__(forward_func)
         self._dtype = self.default_dtype if dtype is None else dtype
+        self._lower = torch.float32 if dtype is None else None
         if self._dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, found {dtype}")
         self._function_rules, self._class_rules = rule_overrides(rules)
@@ -111,6 +115,8 @@ class RecordedAttribution(Attribution):
             pixel_rule=preset.pixels if preset else None,
             dtype=self._dtype,
             needs_attention=self.needs_attention,
+            lower=self._lower,
+            phases=self.phases,
         )
 
     def _each_target(

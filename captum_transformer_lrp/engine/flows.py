@@ -114,7 +114,7 @@ def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     if record.weighted is None:
         return (None, None)
     operands = list(call.inputs)
-    operands[position] = record.weighted
+    operands[position] = record.weighted.to(mass.dtype)
     to_values = call.vjp(mass, inputs=operands)[1 - position]
     return (None, to_values) if position == 0 else (to_values, None)
 
@@ -172,3 +172,7 @@ def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
             "does not say which token is which: explain it without a rule of its own"
         )
     return (kept, *(None for _ in others))
+
+
+READS_VALUES: Final = frozenset({product, unknown, unit})
+"""The flows that look at the values of an operation's inputs, not only at their shapes."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_transformer_lrp.engine.arguments import Function
 from captum_transformer_lrp.engine.interception import Interception
 from captum_transformer_lrp.engine.marks import Mark
-from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.engine.tape import ALL_PHASES, Phase, Tape
 from captum_transformer_lrp.engine.token_ids import TokenIds, at_tokens
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 from captum_transformer_lrp.rules import Rule
@@ -92,18 +92,21 @@ def recorded(
     pixel_rule: Rule | None = None,
     dtype: torch.dtype = torch.float32,
     needs_attention: bool = True,
+    lower: torch.dtype | None = None,
+    phases: frozenset[Phase] = ALL_PHASES,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
 
     Neither the model nor the inputs are changed, nor the state of the random number generators.
-    Everything is computed in ``dtype``, or in the model's own if that is more precise.  Where
+    Everything is computed in ``dtype``, or in the model's own if that is more precise, and the
+    backward phases of a model below float64 in ``lower``, if that is given.  Where
     ``needs_attention``, a model that computes none is an error.
     """
     check_inputs(inputs)
     model = forward_func if isinstance(forward_func, nn.Module) else None
     if model is not None:
         check_model(model)
-    tape = Tape(stabilizer, keeps_books=keeps_books)
+    tape = Tape(stabilizer, keeps_books=keeps_books, phases=phases, lower=lower)
     interception = Interception(
         tape,
         model,

@@ -23,7 +23,13 @@ _MIXED = (
 
 
 class Kernel(Protocol):
-    """The operation of a call without its bias: a function and its vector-Jacobian product."""
+    """The operation of a call without its bias: a function and its vector-Jacobian product.
+
+    Attributes:
+        any_precision: whether it takes inputs of another precision than that of the call.
+    """
+
+    any_precision: bool
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """The operation's value at ``inputs``, with ``weight`` in the place of its weight."""
@@ -111,6 +117,8 @@ class Call:
             position embedding in ``x + position_embedding``.
         examples: where the examples of the batch lie in ``output``.
         stabilizer: divides safely; use :meth:`divide`.
+        exactness: the precision that ``output`` was computed in, before it was rounded to its own;
+            None for its own.
         absorb: reports relevance that goes no further (to a parameter, or 0/0), as a function that
             returns its sum for each example, shape ``(count,)``; it is called only if somebody
             keeps the books.
@@ -125,6 +133,7 @@ class Call:
     constant: Tensor | None = None
     examples: Examples = field(default_factory=lambda: Examples(1))
     stabilizer: Stabilizer | None = None
+    exactness: torch.dtype | None = None
     absorb: Callable[[Callable[[], Tensor]], None] = lambda amount: None
 
     def forward(self, *inputs: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -148,9 +157,13 @@ class Call:
         """``numerator / denominator``, stabilised.
 
         ``scale`` is the size of what cancelled to make the denominator, where the rule knows it.
+        The denominator is taken to be as exact as ``output``.
         """
         if self.stabilizer is None:
             return numerator / denominator
+        if scale is not None and self.exactness is not None:
+            own, exact = (torch.finfo(one).eps for one in (denominator.dtype, self.exactness))
+            scale = scale * (exact / own)
         return self.stabilizer(numerator, denominator, scale)
 
 
@@ -165,6 +178,8 @@ class AutogradKernel:
     Args:
         function: called as ``function(*inputs)``, or ``function(*inputs, weight)`` if the call
             has a weight.
+        any_precision: whether it takes inputs of any precision, rather than that of constants
+            that it holds.
 
     Example:
         >>> kernel = AutogradKernel(torch.mul)
@@ -173,8 +188,9 @@ class AutogradKernel:
         (tensor([5.]), tensor([2.]))
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], *, any_precision: bool = False) -> None:
         self.function = function
+        self.any_precision = any_precision
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
@@ -192,6 +208,8 @@ class AutogradKernel:
 
 class MatmulKernel:
     """``u @ v`` with its vector-Jacobian product ``(seed @ vᵀ, uᵀ @ seed)``."""
+
+    any_precision = True
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
@@ -214,6 +232,8 @@ class MatmulKernel:
 class LinearKernel:
     """``x · Wᵀ`` of :func:`torch.nn.functional.linear`."""
 
+    any_precision = True
+
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
         assert weight is not None
@@ -225,3 +245,21 @@ class LinearKernel:
         """See :class:`Kernel`."""
         assert weight is not None
         return (seed @ weight if weight.dim() == 2 else seed.unsqueeze(-1) * weight,)
+
+
+class ProductKernel:
+    """``x · W`` of :func:`torch.matmul`, with a matrix W."""
+
+    any_precision = True
+
+    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
+        """See :class:`Kernel`."""
+        assert weight is not None
+        return torch.matmul(inputs[0], weight)
+
+    def vjp(
+        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """See :class:`Kernel`."""
+        assert weight is not None
+        return (seed @ weight.mT,)

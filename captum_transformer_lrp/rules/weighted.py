@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ class PositiveRule(Rule):
 
     .. math:: R_j = \sum_i \frac{x_j^+ w_{ji}^+}{\sum_{j'} x_{j'}^+ w_{j'i}^+} R_i
     """
+
+    is_well_conditioned: ClassVar[bool] = True
 
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
@@ -34,6 +38,8 @@ class EpsilonRule(Rule):
     Args:
         epsilon: ε; 0 leaves the denominator to the stabiliser.
     """
+
+    is_well_conditioned: ClassVar[bool] = True
 
     def __init__(self, epsilon: float = 1e-6) -> None:
         self.epsilon = epsilon
