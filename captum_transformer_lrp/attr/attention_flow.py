@@ -18,6 +18,7 @@ from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.attention_rollout import HeadFusion, check_head_fusion
 from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, row_view
 from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import Phase
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
@@ -70,6 +71,7 @@ class AttentionFlow(RecordedAttribution):
     """
 
     default_dtype = torch.float32
+    phases = frozenset({Phase.ROLLOUT})
 
     def __init__(
         self,

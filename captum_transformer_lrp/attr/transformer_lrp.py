@@ -69,6 +69,8 @@ class TransformerLRP(RecordedAttribution):
 
     needs_attention = False
 
+    phases = frozenset({Phase.RELEVANCE})
+
     def __init__(
         self,
         forward_func: Callable[..., Any],

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_transformer_lrp.engine.flows import NATIVE, READS_VALUES, Flow
+from captum_transformer_lrp.engine.flows import NATIVE, SHAPES_ONLY, Flow
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Kernel, Stabilizer
+from captum_transformer_lrp.rules.rows import on_rows
 
 
 class Phase(enum.Enum):
@@ -97,6 +98,7 @@ class Step:
             examples=self.mark.examples,
             stabilizer=self.tape.stabilizer,
             exactness=torch.float64 if saved[0].dtype == self.tape.lower else None,
+            keeps_books=self.tape.keeps_books,
             absorb=self._absorb,
         )
 
@@ -233,7 +235,7 @@ class Tape:
         )
         reads = (
             (Phase.RELEVANCE in self.phases and rule.reads_values)
-            or (Phase.ROLLOUT in self.phases and flow in READS_VALUES)
+            or (Phase.ROLLOUT in self.phases and flow not in SHAPES_ONLY)
             or (Phase.GRADIENT in self.phases and native is None)
         )
         kept = [value for value in (weight, bias, constant) if value is not None]
@@ -296,7 +298,7 @@ class _Switch(torch.autograd.Function):
             return None, grad, None, None, *nothing
         call = step.call(ctx.saved_tensors)
         if phase is Phase.GRADIENT:
-            nothing[: step.inputs] = call.vjp(grad)
+            nothing[: step.inputs] = _gradients(call, grad)
             return None, None, None, None, *nothing
         if phase is Phase.RELEVANCE:
             parts = step.rule.relevance(call, grad)
@@ -313,6 +315,12 @@ class _Switch(torch.autograd.Function):
             return None, grad, None, None, *nothing
         nothing[: step.inputs] = masses
         return None, None, None, None, *nothing
+
+
+def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:
+    if call.kernel.by_row:
+        return (on_rows(call, grad, lambda some, rows: some.vjp(rows)[0]),)
+    return call.vjp(grad)
 
 
 def _shape_of(tensor: Tensor) -> Tensor:

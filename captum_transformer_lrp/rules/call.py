@@ -27,9 +27,12 @@ class Kernel(Protocol):
 
     Attributes:
         any_precision: whether it takes inputs of another precision than that of the call.
+        by_row: whether each row of the output (along its last dimension) depends on the same row
+            of the one input, and in the same way.
     """
 
     any_precision: bool
+    by_row: bool
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """The operation's value at ``inputs``, with ``weight`` in the place of its weight."""
@@ -119,6 +122,7 @@ class Call:
         stabilizer: divides safely; use :meth:`divide`.
         exactness: the precision that ``output`` was computed in, before it was rounded to its own;
             None for its own.
+        keeps_books: whether somebody adds up absorbed relevance.
         absorb: reports relevance that goes no further (to a parameter, or 0/0), as a function that
             returns its sum for each example, shape ``(count,)``; it is called only if somebody
             keeps the books.
@@ -134,6 +138,7 @@ class Call:
     examples: Examples = field(default_factory=lambda: Examples(1))
     stabilizer: Stabilizer | None = None
     exactness: torch.dtype | None = None
+    keeps_books: bool = False
     absorb: Callable[[Callable[[], Tensor]], None] = lambda amount: None
 
     def forward(self, *inputs: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -191,6 +196,7 @@ class AutogradKernel:
     def __init__(self, function: Callable[..., Tensor], *, any_precision: bool = False) -> None:
         self.function = function
         self.any_precision = any_precision
+        self.by_row = False
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
@@ -210,6 +216,7 @@ class MatmulKernel:
     """``u @ v`` with its vector-Jacobian product ``(seed @ vᵀ, uᵀ @ seed)``."""
 
     any_precision = True
+    by_row = False
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
@@ -220,19 +227,22 @@ class MatmulKernel:
         self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
     ) -> tuple[Tensor, ...]:
         """See :class:`Kernel`."""
+        return self.vjp_of(0, seed, inputs), self.vjp_of(1, seed, inputs)
+
+    def vjp_of(self, place: int, seed: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The vector-Jacobian product for one operand."""
         u, v = inputs
         if u.dim() < 2 or v.dim() < 2:
-            return AutogradKernel(torch.matmul).vjp(seed, inputs, None)
-        return (
-            sum_to_shape(seed @ v.mT, u.shape),
-            sum_to_shape(u.mT @ seed, v.shape),
-        )
+            return AutogradKernel(torch.matmul).vjp(seed, inputs, None)[place]
+        product = seed @ v.mT if place == 0 else u.mT @ seed
+        return sum_to_shape(product, inputs[place].shape)
 
 
 class LinearKernel:
     """``x · Wᵀ`` of :func:`torch.nn.functional.linear`."""
 
     any_precision = True
+    by_row = True
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
@@ -251,6 +261,7 @@ class ProductKernel:
     """``x · W`` of :func:`torch.matmul`, with a matrix W."""
 
     any_precision = True
+    by_row = True
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.rows import only_rows_with_relevance
 
 
 class LinearRule(Rule):
@@ -35,6 +36,7 @@ class LinearRule(Rule):
 
     is_well_conditioned: ClassVar[bool] = True
 
+    @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
         (x,) = call.inputs

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.rows import only_rows_with_relevance
 
 
 class PositiveRule(Rule):
@@ -19,6 +20,7 @@ class PositiveRule(Rule):
 
     is_well_conditioned: ClassVar[bool] = True
 
+    @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
         assert call.weight is not None
@@ -44,13 +46,16 @@ class EpsilonRule(Rule):
     def __init__(self, epsilon: float = 1e-6) -> None:
         self.epsilon = epsilon
 
-    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+    @only_rows_with_relevance
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
         denominator = call.output + self.epsilon * torch.where(call.output < 0, -1.0, 1.0)
         share = call.divide(relevance, denominator)
         summands = call.output if call.bias is None else call.output - call.bias
         _absorb_rest(call, relevance, share * summands)
-        return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
+        (x,) = call.inputs
+        (product,) = call.vjp(share)
+        return x * product
 
 
 class GammaRule(Rule):

@@ -99,6 +99,7 @@ class ConvolutionKernel:
     """A convolution without bias."""
 
     any_precision = True
+    by_row = False
 
     def __init__(self, function: Callable[..., Tensor], options: Kwargs) -> None:
         self._function = function
