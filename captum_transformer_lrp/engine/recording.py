@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,8 @@ class Recording:
         shapes: the shapes of the inputs.
         are_ids: whether each input is token ids.
         dtype: the precision of what came in, float32 or float64, to return results in.
+        seeds: what will be propagated, so that several may go together.
+        ahead: results for seeds that went together with an earlier one, by the seed's place.
     """
 
     tape: Tape
@@ -50,6 +52,8 @@ class Recording:
     shapes: list[torch.Size]
     are_ids: list[bool]
     dtype: torch.dtype
+    seeds: list[Tensor] = field(default_factory=list)
+    ahead: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def all_leaves(self) -> list[Tensor]:

@@ -268,6 +268,22 @@ class Tape:
             for tensor, value in zip(wanted, found, strict=True)
         ]
 
+    def backward_together(
+        self, phase: Phase, output: Tensor, seeds: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> list[list[Tensor]]:
+        """Run one phase for several seeds in one pass; for each what :meth:`backward` returns."""
+
+        def run(seed: Tensor) -> list[Tensor]:
+            return self.backward(phase, output, seed, wanted)
+
+        if len(seeds) > 1:
+            try:
+                found = torch.func.vmap(run)(torch.stack(list(seeds)))
+                return [[one[place] for one in found] for place in range(len(seeds))]
+            except RuntimeError:
+                pass  # an operation or a rule of somebody's that vmap cannot do: one by one
+        return [run(seed) for seed in seeds]
+
 
 class _Switch(torch.autograd.Function):
     """The identity, with a backward pass for each phase."""

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import Call
@@ -33,8 +33,7 @@ def only_rows_with_relevance(method: OfOneInput[AnyRule]) -> OfOneInput[AnyRule]
 def on_rows(call: Call, values: Tensor, method: Callable[[Call, Tensor], Tensor]) -> Tensor:
     """``method(call, values)``, computed for the rows of ``values`` that are not zero.
 
-    Which rows these are is asked where asking is cheap: on a GPU it would wait for the device, and
-    of several targets at once (``vmap``) it has no one answer.
+    Which rows these are is asked where asking is cheap: on a GPU it would wait for the device.
     """
     rows = _few_rows(call, values)
     if rows is None:
@@ -45,18 +44,19 @@ def on_rows(call: Call, values: Tensor, method: Callable[[Call, Tensor], Tensor]
         inputs=(x.reshape(-1, x.shape[-1])[rows],),
         output=call.output.reshape(-1, call.output.shape[-1])[rows],
     )
-    result = x.new_zeros(x.shape)
-    result.view(-1, x.shape[-1])[rows] = method(some, values.reshape(-1, values.shape[-1])[rows])
-    return result
+    found = method(some, values.reshape(-1, values.shape[-1])[rows])
+    nothing = x.new_zeros(x.shape).reshape(-1, x.shape[-1])
+    return nothing.index_copy(0, rows, found).reshape(x.shape)
 
 
 def _few_rows(call: Call, values: Tensor) -> Tensor | None:
     """The indices of the rows that are not zero, if they are few and that may be asked."""
     if not call.kernel.by_row or call.keeps_books or values.device.type != "cpu":
         return None
-    if values.dim() < 2 or torch._C._functorch.is_batchedtensor(values):
+    if values.dim() < 2:
         return None
-    table = values.reshape(-1, values.shape[-1])
-    largest = table.abs().amax(1)
+    largest = values.abs().amax(-1).flatten()
+    if is_batchedtensor(largest):  # of several targets at once
+        largest = get_unwrapped(largest).movedim(maybe_get_bdim(largest), 0).amax(0)
     rows = largest.nonzero().flatten()
     return rows if 2 * len(rows) <= len(largest) else None
