@@ -216,6 +216,8 @@ class Tape:
         or else in ``output`` if that has an autograd graph, or else takes the kernel's
         vector-Jacobian product.
         """
+        if not torch.is_grad_enabled():
+            return output  # the model wants no derivative, as inside a custom autograd function
         if native is None and output.requires_grad:
             native = output
         step = Step(
