@@ -18,6 +18,7 @@ from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.attention_rollout import HeadFusion, check_head_fusion
 from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, row_view
 from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import Phase
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
@@ -70,6 +71,7 @@ class AttentionFlow(RecordedAttribution):
     """
 
     default_dtype = torch.float32
+    phases = frozenset({Phase.ROLLOUT})
 
     def __init__(
         self,
@@ -101,6 +103,7 @@ class AttentionFlow(RecordedAttribution):
         *,
         granularity: Literal["input", "token"] = "input",
         show_progress: bool = False,
+        internal_batch_size: int | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Explain one target for each example of a batch.
 
@@ -113,6 +116,9 @@ class AttentionFlow(RecordedAttribution):
             granularity: ``"input"`` for maps shaped as the inputs, ``"token"`` for (N, S), the
                 flow to every token, special ones included.
             show_progress: whether to show a progress bar that counts tokens.
+            internal_batch_size: at most so many examples are computed at a time, which bounds the
+                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
+                dimension is that of the batch are cut with it.
 
         Returns:
             Attributions of 0 to 1, float32 or as precise as the inputs; a tuple if ``inputs`` is
@@ -129,6 +135,7 @@ class AttentionFlow(RecordedAttribution):
             additional_forward_args,
             granularity=granularity,
             show_progress=show_progress,
+            internal_batch_size=internal_batch_size,
         )[0]
 
     def attribute_targets(
@@ -139,6 +146,7 @@ class AttentionFlow(RecordedAttribution):
         *,
         granularity: Literal["input", "token"] = "input",
         show_progress: bool = False,
+        internal_batch_size: int | None = None,
     ) -> list[Tensor | tuple[Tensor, ...]]:
         """Explain several targets of the same inputs from one forward pass.
 
@@ -149,22 +157,24 @@ class AttentionFlow(RecordedAttribution):
             For each target what :meth:`attribute` returns.
         """
         views.check_granularity(granularity, ("input", "token"))
-        known: list[tuple[Tensor, Tensor]] = []
+        known: list[tuple[Recording, Tensor, Tensor]] = []
 
         def explained(recording: Recording, start: Tensor) -> Any:
             for step in recording.tape.attentions:
                 step.weighted = None
             # Without attention all mass stays where the model reads its answer from.
             readout = views.token_mass(recording, start).detach()
-            for before, flow in known:
-                if torch.equal(before, readout):
+            for of_recording, before, flow in known:
+                if of_recording is recording and torch.equal(before, readout):
                     return row_view(recording, flow, inputs, granularity)
             matrices = self._matrices(recording)
             flow = _flows(torch.stack(matrices, 1), readout, show_progress=show_progress)
-            known.append((readout, flow))
+            known.append((recording, readout, flow))
             return row_view(recording, flow, inputs, granularity)
 
-        return self._each_target(inputs, targets, additional_forward_args, explained)
+        return self._each_target(
+            inputs, targets, additional_forward_args, explained, internal_batch_size
+        )
 
     def _matrices(self, recording: Recording) -> list[Tensor]:
         """E_h A + I of every attention, its rows divided by their sums, (N, S, S) each."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution, gradients
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import AttentionStep
+from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
 
 
@@ -40,6 +40,7 @@ class AttentionGradCam(SingleAttentionAttribution):
     """
 
     default_dtype = torch.float32
+    phases = frozenset({Phase.GRADIENT, Phase.ROLLOUT})
 
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         (gradient,) = gradients(recording, start, [step])

@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import RolloutAttribution
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import AttentionStep
+from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
@@ -53,6 +53,7 @@ class AttentionRollout(RolloutAttribution):
     """
 
     default_dtype = torch.float32
+    phases = frozenset({Phase.ROLLOUT})
 
     def __init__(
         self,

@@ -15,10 +15,11 @@ from captum.log import log_usage
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.recording import Recording, recorded
-from captum_transformer_lrp.engine.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.tape import ALL_PHASES, AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -54,14 +55,17 @@ class RecordedAttribution(Attribution):
         dtype: what to compute in, if that is more precise than the model; attributions come back
             as precise as the inputs.  Relevance is ill-conditioned: eq. 2 divides by attention
             scores, some of which are near zero, so rounding the forward pass to float32 moves
-            R by per cents.  Methods that propagate relevance therefore compute in float64 unless
-            told otherwise; ``torch.float32`` takes half the time and memory.
+            R by per cents.  The arithmetic of relevance is not: by default (None), methods that
+            propagate relevance through a float32 model run its forward pass in float64 and what
+            follows in float32.  ``torch.float64`` computes everything in float64,
+            ``torch.float32`` everything in float32.
     """
 
     preset: Preset | None = None
     default_dtype: torch.dtype = torch.float64
     needs_attention: bool = True
     keeps_readout: bool = False
+    phases: frozenset[Phase] = ALL_PHASES
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class RecordedAttribution(Attribution):
     ) -> None:
         super().__init__(forward_func)
         self._dtype = self.default_dtype if dtype is None else dtype
+        self._lower = torch.float32 if dtype is None else None
         if self._dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, found {dtype}")
         self._function_rules, self._class_rules = rule_overrides(rules)
@@ -124,6 +129,8 @@ class RecordedAttribution(Attribution):
             pixel_rule=preset.pixels if preset else None,
             dtype=self._dtype,
             needs_attention=self.needs_attention,
+            lower=self._lower,
+            phases=self.phases,
         )
 
     def _each_target(
@@ -132,16 +139,27 @@ class RecordedAttribution(Attribution):
         targets: Sequence[Any],
         additional_forward_args: Any,
         explained: Callable[[Recording, Tensor], Any],
+        internal_batch_size: int | None = None,
     ) -> list[Any]:
-        """Record once, and call ``explained(recording, seed)`` for every target."""
-        with self._recorded(inputs, additional_forward_args) as recording:
-            found = []
-            for target in targets:
-                chosen = predicted(recording.output) if target is None else target
-                result = explained(recording, seed(recording.output, chosen))
-                check_finite(result)
-                found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
-            return found
+        """Record once, and call ``explained(recording, seed)`` for every target.
+
+        With ``internal_batch_size`` once for so many examples at a time.
+        """
+        parts = []
+        for some, args, ends in in_chunks(inputs, additional_forward_args, internal_batch_size):
+            of_some = [chunk_of_target(target, *ends) for target in targets]
+            with self._recorded(some, args) as recording:
+                chosen = [
+                    predicted(recording.output) if target is None else target for target in of_some
+                ]
+                recording.seeds = [seed(recording.output, target) for target in chosen]
+                found = []
+                for start in recording.seeds:
+                    result = explained(recording, start)
+                    check_finite(result)
+                    found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
+                parts.append(found)
+        return [joined(of_target) for of_target in zip(*parts, strict=True)]
 
 
 class RolloutAttribution(RecordedAttribution):
@@ -160,6 +178,7 @@ class RolloutAttribution(RecordedAttribution):
         start_layer: int = 0,
         granularity: views.Granularity = "input",
         row_normalize: bool = False,
+        internal_batch_size: int | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Explain one target for each example of a batch.
 
@@ -178,6 +197,9 @@ class RolloutAttribution(RecordedAttribution):
                 ``"token"`` for (N, S), the row over all tokens, special ones included;
                 ``"matrix"`` for C, (N, S, S).
             row_normalize: divide the rows of each factor of eq. 14 by their sums.
+            internal_batch_size: at most so many examples are computed at a time, which bounds the
+                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
+                dimension is that of the batch are cut with it.
 
         Returns:
             Non-negative attributions, float32 or as precise as the inputs; a tuple if ``inputs``
@@ -195,6 +217,7 @@ class RolloutAttribution(RecordedAttribution):
             start_layer=start_layer,
             granularity=granularity,
             row_normalize=row_normalize,
+            internal_batch_size=internal_batch_size,
         )[0]
 
     def attribute_targets(
@@ -206,6 +229,7 @@ class RolloutAttribution(RecordedAttribution):
         start_layer: int = 0,
         granularity: views.Granularity = "input",
         row_normalize: bool = False,
+        internal_batch_size: int | None = None,
     ) -> list[Tensor | tuple[Tensor, ...]]:
         """Explain several targets of the same inputs from one forward pass.
 
@@ -216,6 +240,7 @@ class RolloutAttribution(RecordedAttribution):
             start_layer: as in :meth:`attribute`.
             granularity: as in :meth:`attribute`.
             row_normalize: as in :meth:`attribute`.
+            internal_batch_size: as in :meth:`attribute`.
 
         Returns:
             For each target what :meth:`attribute` returns.
@@ -228,6 +253,7 @@ class RolloutAttribution(RecordedAttribution):
             lambda recording, start: self._rolled_out(
                 recording, start, inputs, start_layer, granularity, row_normalize
             ),
+            internal_batch_size,
         )
 
     @abstractmethod
@@ -318,6 +344,7 @@ class SingleAttentionAttribution(RecordedAttribution):
         additional_forward_args: Any = None,
         *,
         granularity: views.Granularity = "input",
+        internal_batch_size: int | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Explain one target for each example of a batch.
 
@@ -329,6 +356,9 @@ class SingleAttentionAttribution(RecordedAttribution):
             additional_forward_args: as in Captum, or a dictionary of keyword arguments.
             granularity: ``"input"`` for maps shaped as the inputs, ``"token"`` for (N, S),
                 ``"matrix"`` for the mean over heads, (N, S, S).
+            internal_batch_size: at most so many examples are computed at a time, which bounds the
+                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
+                dimension is that of the batch are cut with it.
 
         Returns:
             Non-negative attributions; a tuple if ``inputs`` is one and ``granularity`` is
@@ -340,7 +370,11 @@ class SingleAttentionAttribution(RecordedAttribution):
                 to do.
         """
         return self.attribute_targets(
-            inputs, [target], additional_forward_args, granularity=granularity
+            inputs,
+            [target],
+            additional_forward_args,
+            granularity=granularity,
+            internal_batch_size=internal_batch_size,
         )[0]
 
     def attribute_targets(
@@ -350,6 +384,7 @@ class SingleAttentionAttribution(RecordedAttribution):
         additional_forward_args: Any = None,
         *,
         granularity: views.Granularity = "input",
+        internal_batch_size: int | None = None,
     ) -> list[Tensor | tuple[Tensor, ...]]:
         """Explain several targets of the same inputs from one forward pass.
 
@@ -358,6 +393,7 @@ class SingleAttentionAttribution(RecordedAttribution):
             targets: any number of targets, each as in :meth:`attribute`.
             additional_forward_args: as in :meth:`attribute`.
             granularity: as in :meth:`attribute`.
+            internal_batch_size: as in :meth:`attribute`.
 
         Returns:
             For each target what :meth:`attribute` returns.
@@ -374,7 +410,9 @@ class SingleAttentionAttribution(RecordedAttribution):
             recording.tape.through = step.event
             return mass_view(recording, start, inputs, granularity)
 
-        return self._each_target(inputs, targets, additional_forward_args, explained)
+        return self._each_target(
+            inputs, targets, additional_forward_args, explained, internal_batch_size
+        )
 
     @abstractmethod
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:

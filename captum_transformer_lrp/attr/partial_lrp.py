@@ -12,7 +12,7 @@ from torch import Tensor
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution, relevances
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import AttentionStep
+from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.rules import preset as named_preset
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
@@ -43,6 +43,8 @@ class PartialLRP(SingleAttentionAttribution):
         >>> [layer.shape for layer in method.relevance_per_head(torch.randn(1, 3, 160, 160))][:1]
         [torch.Size([1, 2])]
     """
+
+    phases = frozenset({Phase.RELEVANCE, Phase.ROLLOUT})
 
     def __init__(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import AttentionStep
+from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 
 
 class RawAttention(SingleAttentionAttribution):
@@ -34,6 +34,7 @@ class RawAttention(SingleAttentionAttribution):
     """
 
     default_dtype = torch.float32
+    phases = frozenset({Phase.ROLLOUT})
 
     @property
     def multiplies_by_inputs(self) -> bool:

@@ -69,6 +69,8 @@ class TransformerLRP(RecordedAttribution):
 
     needs_attention = False
 
+    phases = frozenset({Phase.RELEVANCE})
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -105,6 +107,7 @@ class TransformerLRP(RecordedAttribution):
         *,
         return_convergence_delta: bool = False,
         granularity: Literal["input", "token"] = "input",
+        internal_batch_size: int | None = None,
     ) -> Any:
         """Explain one target for each example of a batch.
 
@@ -119,6 +122,9 @@ class TransformerLRP(RecordedAttribution):
             granularity: ``"input"`` for relevance shaped as the inputs (token ids: (N, S)),
                 ``"token"`` for (N, S), that of every token below the first attention, special
                 ones included.
+            internal_batch_size: at most so many examples are computed at a time, which bounds the
+                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
+                dimension is that of the batch are cut with it.
 
         Returns:
             Attributions of either sign; with ``return_convergence_delta`` a pair of them and a
@@ -136,6 +142,7 @@ class TransformerLRP(RecordedAttribution):
             [target],
             additional_forward_args,
             lambda recording, one_hot: self._propagated(recording, one_hot, granularity),
+            internal_batch_size,
         )[0]
         if granularity == "token":
             formatted: Any = attributions[0]
@@ -152,6 +159,7 @@ class TransformerLRP(RecordedAttribution):
         additional_forward_args: Any = None,
         *,
         granularity: Literal["input", "token"] = "input",
+        internal_batch_size: int | None = None,
     ) -> list[Tensor | tuple[Tensor, ...]]:
         """Explain several targets of the same inputs from one forward pass.
 
@@ -167,6 +175,7 @@ class TransformerLRP(RecordedAttribution):
             targets,
             additional_forward_args,
             lambda recording, one_hot: self._propagated(recording, one_hot, granularity)[0],
+            internal_batch_size,
         )
         if granularity == "token":
             return [one[0] for one in found]

@@ -231,6 +231,71 @@ def grid_pointing_command(
         report(result, folder, quiet)
 
 
+@benchmark.command("speed")
+def speed_command(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A timm name, or bert-base; random weights. May be given several times."),
+    ] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Examples at once; may be given several times.")
+    ] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(min=1, help="Lengths of texts; of no effect on images.")
+    ] = None,
+    depth: Annotated[
+        list[int] | None, typer.Option(min=1, help="Numbers of blocks. Default: the model's own.")
+    ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Methods to time; a wrong name lists all. Default: all."),
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 7,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
+    cpu_time: Annotated[
+        bool,
+        typer.Option("--cpu-time", help="Count processor time, for a machine that is busy."),
+    ] = False,
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Measure peak memory, too, in a process for each.")
+    ] = False,
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Device = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(help="A Markdown file; the figures are written beside it as JSON."),
+    ] = None,
+) -> None:
+    """Time every method beside Captum's gradient methods, interleaved in one process."""
+    import shlex
+    import sys
+    from itertools import product
+
+    import torch
+
+    from captum_transformer_lrp.benchmarks import speed
+
+    if dtype not in ("float32", "bfloat16"):
+        raise UsageError(f"--dtype must be float32 or bfloat16, found {dtype!r}")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    results: list[tuple[speed.Workload, list[speed.Cost]]] = []
+    depths: list[int | None] = [*depth] if depth else [None]
+    for name, of_batch, length, blocks in product(
+        model or ["vit_base_patch16_224"], batch or [1], tokens or [128], depths
+    ):
+        work = speed.Workload(name, of_batch, length, blocks, str(to_device(device)), dtype)
+        with clear_errors():
+            costs = speed.measure(
+                work, method or None, repeats=repeats, cpu_time=cpu_time, memory=memory
+            )
+        typer.echo(speed.table(work, costs))
+        results.append((work, costs))
+        if output is not None:  # after each, so that a run that is stopped has left something
+            command = shlex.join(["captum-transformer-lrp", *sys.argv[1:]])
+            speed.write(results, output, command, cpu_time=cpu_time)
+
+
 def check_photos(folder: Path) -> None:
     """Refuse a folder that is not there before the model is loaded."""
     if not folder.is_dir():

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
-from captum_transformer_lrp.rules.call import sum_to_shape
+from captum_transformer_lrp.rules.call import MatmulKernel, sum_to_shape
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.engine.tape import Step
@@ -114,8 +114,11 @@ def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     if record.weighted is None:
         return (None, None)
     operands = list(call.inputs)
-    operands[position] = record.weighted
-    to_values = call.vjp(mass, inputs=operands)[1 - position]
+    operands[position] = record.weighted.to(mass.dtype)
+    if isinstance(call.kernel, MatmulKernel):
+        to_values = call.kernel.vjp_of(1 - position, mass, operands)
+    else:
+        to_values = call.vjp(mass, inputs=operands)[1 - position]
     return (None, to_values) if position == 0 else (to_values, None)
 
 
@@ -172,3 +175,12 @@ def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
             "does not say which token is which: explain it without a rule of its own"
         )
     return (kept, *(None for _ in others))
+
+
+SHAPES_ONLY: Final = frozenset(
+    {
+        keep, native, blocked, masked, spread_evenly, spread_over_features, capture_grid, skip_add,
+        attention,
+    }
+)  # fmt: skip
+"""The flows that look at the shapes of an operation's inputs and output, not at their values."""

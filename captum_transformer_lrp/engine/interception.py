@@ -15,6 +15,7 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.arguments import (
@@ -48,7 +49,7 @@ from captum_transformer_lrp.engine.structure import (
     PERMUTATIONS,
     REARRANGEMENTS,
 )
-from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.engine.tape import Phase, Tape
 from captum_transformer_lrp.engine.token_ids import ELEMENTWISE, TokenIds, moved
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
@@ -121,7 +122,7 @@ class Interception(TorchFunctionMode):
         self._units = Units(model, class_rules, module_rules)
         self._names: dict[int, str] = {}
         self._state: dict[int, str] = {}
-        self._constants: dict[int, tuple[Tensor, str]] = {}
+        self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
         self._custom_calls = CustomCalls()
@@ -254,6 +255,7 @@ class Interception(TorchFunctionMode):
         """What comes in from outside, in the precision of the tape."""
         if given.dtype == torch.float64:
             self.given = torch.float64
+            self.tape.lower = None
         return given.to(self._dtype) if given.element_size() < self._dtype.itemsize else given
 
     def raised_constant(self, tensor: Tensor) -> Tensor:
@@ -308,14 +310,15 @@ class Interception(TorchFunctionMode):
         if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
             prepared = prepared.to(precision)
         if prepared is not tensor:
+            self.tape.note_lowered(prepared, tensor.detach())
             name = self._constant_name(tensor)
             if name:
-                self._constants[id(prepared)] = (prepared, name)
+                self._constants[prepared] = name
         return prepared
 
     def _refuse_unannounced(self, tensor: Tensor) -> None:
         """Raise for a tensor that depends on something, but on no call that was seen."""
-        if tensor.requires_grad and not tensor.is_leaf and id(tensor) not in self._constants:
+        if tensor.requires_grad and not tensor.is_leaf and tensor not in self._constants:
             raise UnsupportedOperationError(
                 f"{self.module_name()} uses a result of {node_name(tensor)}, a custom operation "
                 "that PyTorch does not announce to anybody: write it with PyTorch functions"
@@ -328,9 +331,34 @@ class Interception(TorchFunctionMode):
 
     def _constant_name(self, tensor: Tensor) -> str:
         name = self._state.get(id(tensor))
-        if name is None and id(tensor) in self._constants:
-            name = self._constants[id(tensor)][1]
+        if name is None:
+            name = self._constants.get(tensor)
         return name or ""
+
+    # -- making calls ----------------------------------------------------------------------------
+
+    def made(self, function: Function, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Make a call whose derivative is wanted.
+
+        Returns:
+            Its result, and the same in the precision of the phases with autograd's graph, if
+            anybody will ask for the gradient.
+        """
+        tape = self.tape
+        if Phase.GRADIENT not in tape.phases:
+            return self.computed(function, *args, **kwargs), None
+        if tape.lower is None:
+            native = function(*args, **kwargs)
+            return native, native
+        exact = self.computed(function, *args, **kwargs)
+        args, kwargs = replace_tensors((args, kwargs), tape.lowered)
+        return exact, function(*args, **kwargs)
+
+    def computed(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
+        """Make a call whose derivative the tape knows."""
+        with torch.no_grad():
+            result: Tensor = function(*args, **kwargs)
+            return result
 
     # -- calls without activation ----------------------------------------------------------------
 
@@ -348,7 +376,7 @@ class Interception(TorchFunctionMode):
         if name:
             for tensor in tensors_in(result):
                 if tensor.is_floating_point() and id(tensor) not in self._state:
-                    self._constants[id(tensor)] = (tensor, name)
+                    self._constants[tensor] = name
         return result
 
     @staticmethod
@@ -429,7 +457,7 @@ class Interception(TorchFunctionMode):
         if not bool(of_input.all()):  # what the model's own ids get is the table's
             own = self.raised(embedded.detach())
             name = next((n for n in map(self._constant_name, tensors_in((args, kwargs))) if n), "")
-            self._constants[id(own)] = (own, name or self.module_name())
+            self._constants[own] = name or self.module_name()
             return self._join(torch.where, (of_input.unsqueeze(-1), result, own), {})
         return result
 
@@ -440,7 +468,7 @@ class Interception(TorchFunctionMode):
             with torch.no_grad():
                 result = function(owner)
             if isinstance(result, Tensor) and (name := self._constant_name(owner)):
-                self._constants[id(result)] = (result, name)
+                self._constants[result] = name
             return result
         result = function(owner)
         if isinstance(result, Tensor) and result.requires_grad and result is not owner:
@@ -608,8 +636,8 @@ class Interception(TorchFunctionMode):
         mark = self.tape.mark(source)
         if mark is None:
             raise self.unsupported(function, "an activation as a second argument")
-        output = function(*args, **kwargs)
-        if output is source or not output.requires_grad:
+        output, native = self.made(function, *args, **kwargs)
+        if output is source or not output.is_floating_point():
             return output
         if event:
             changes["events"] = mark.events | self.tape.new_event()
@@ -619,6 +647,7 @@ class Interception(TorchFunctionMode):
             kernel or AutogradKernel(lambda value: function(*with_first(args, value), **rest)),
             (source,),
             output,
+            native=native,
             rule=self.rule_for(function),
             flow=flow,
             mark=mark,

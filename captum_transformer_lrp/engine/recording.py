@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from captum_transformer_lrp.engine.arguments import Function
 from captum_transformer_lrp.engine.interception import Interception
 from captum_transformer_lrp.engine.marks import Mark
-from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.engine.tape import ALL_PHASES, Phase, Tape
 from captum_transformer_lrp.engine.token_ids import TokenIds, at_tokens
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 from captum_transformer_lrp.rules import Rule
@@ -43,6 +43,8 @@ class Recording:
         dtype: the precision of what came in, float32 or float64, to return results in.
         read_out: the logits for another value of the last skip connection's output, if what
             follows it was kept.
+        seeds: what will be propagated, so that several may go together.
+        ahead: results for seeds that went together with an earlier one, by the seed's place.
     """
 
     tape: Tape
@@ -53,6 +55,8 @@ class Recording:
     are_ids: list[bool]
     dtype: torch.dtype
     read_out: Callable[[Tensor], Tensor]
+    seeds: list[Tensor] = field(default_factory=list)
+    ahead: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def all_leaves(self) -> list[Tensor]:
@@ -97,18 +101,21 @@ def recorded(
     pixel_rule: Rule | None = None,
     dtype: torch.dtype = torch.float32,
     needs_attention: bool = True,
+    lower: torch.dtype | None = None,
+    phases: frozenset[Phase] = ALL_PHASES,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
 
     Neither the model nor the inputs are changed, nor the state of the random number generators.
-    Everything is computed in ``dtype``, or in the model's own if that is more precise.  Where
+    Everything is computed in ``dtype``, or in the model's own if that is more precise, and the
+    backward phases of a model below float64 in ``lower``, if that is given.  Where
     ``needs_attention``, a model that computes none is an error.
     """
     check_inputs(inputs)
     model = forward_func if isinstance(forward_func, nn.Module) else None
     if model is not None:
         check_model(model)
-    tape = Tape(stabilizer, keeps_books=keeps_books)
+    tape = Tape(stabilizer, keeps_books=keeps_books, phases=phases, lower=lower)
     interception = Interception(
         tape,
         model,

@@ -9,6 +9,10 @@ identity.  Its backward pass asks the tape which phase it is in:
   pass).
 
 Calls that only move elements have no switch: their derivative is right in every phase.
+
+The phases may run in a lower precision than the forward pass did.  Then what the model sees of a
+call is exact, while the switch keeps a rounded copy of it: relevance is ill-conditioned in the
+values of the forward pass, but not in the arithmetic of the phases.
 """
 
 from __future__ import annotations
@@ -22,11 +26,12 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from captum_transformer_lrp.engine.flows import NATIVE, Flow
+from captum_transformer_lrp.engine.flows import NATIVE, SHAPES_ONLY, Flow
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Kernel, Stabilizer
 from captum_transformer_lrp.rules.normalization import NormalizationKernel
+from captum_transformer_lrp.rules.rows import on_rows
 
 
 class Phase(enum.Enum):
@@ -35,6 +40,9 @@ class Phase(enum.Enum):
     GRADIENT = enum.auto()
     RELEVANCE = enum.auto()
     ROLLOUT = enum.auto()
+
+
+ALL_PHASES = frozenset(Phase)
 
 
 @dataclass(eq=False)
@@ -108,6 +116,7 @@ class Step:
     mark: Mark
     name: str
     inputs: int
+    is_native: bool = True
     has_weight: bool = False
     has_bias: bool = False
     has_constant: bool = False
@@ -128,6 +137,8 @@ class Step:
             gate=self.gate,
             examples=self.mark.examples,
             stabilizer=self.tape.stabilizer,
+            exactness=torch.float64 if saved[0].dtype == self.tape.lower else None,
+            keeps_books=self.tape.keeps_books,
             absorb=self._absorb,
         )
 
@@ -142,6 +153,8 @@ class Tape:
     Args:
         stabilizer: divides relevance safely.
         keeps_books: whether absorbed relevance is added up.
+        phases: the phases that will be run; what no other needs is not kept.
+        lower: the precision of the phases, for a float64 forward pass; None for the same.
 
     Attributes:
         attentions: the attentions, in the order of the forward pass.
@@ -158,10 +171,21 @@ class Tape:
             attention.
     """
 
-    def __init__(self, stabilizer: Stabilizer, *, keeps_books: bool) -> None:
+    def __init__(
+        self,
+        stabilizer: Stabilizer,
+        *,
+        keeps_books: bool,
+        phases: frozenset[Phase] = ALL_PHASES,
+        lower: torch.dtype | None = None,
+    ) -> None:
         self.stabilizer = stabilizer
         self.keeps_books = keeps_books
+        self.phases = phases
+        self.lower = lower
         self.phase = Phase.GRADIENT
+        self._lowered: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._recorded: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.attentions: list[AttentionStep] = []
         self.through = 0
@@ -179,6 +203,27 @@ class Tape:
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor, None if it does not descend from the inputs."""
         found: Mark | None = self.marks.get(tensor)
+        return found
+
+    def lowered(self, tensor: Tensor) -> Tensor:
+        """A tensor of the forward pass in the precision of the phases."""
+        if self.lower is None or tensor.dtype != torch.float64:
+            return tensor
+        found: Tensor | None = self._lowered.get(tensor)
+        if found is None:
+            with torch.enable_grad():
+                found = tensor.to(self.lower)
+            self._lowered[tensor] = found
+        return found
+
+    def note_lowered(self, tensor: Tensor, lowered: Tensor) -> None:
+        """Note what a constant was before it was raised, if the phases can use that."""
+        if lowered.dtype == self.lower:
+            self._lowered[tensor] = lowered
+
+    def anchor(self, tensor: Tensor) -> Tensor:
+        """Where all that arrives at a tensor of the forward pass comes by."""
+        found: Tensor = self._recorded.get(tensor, tensor)
         return found
 
     def new_event(self) -> int:
@@ -230,9 +275,19 @@ class Tape:
         bias: Tensor | None = None,
         constant: Tensor | None = None,
         gate: int | None = None,
+        native: Tensor | None = None,
         **facts: Any,
     ) -> Tensor:
-        """Put a switch behind a call that has been made, and note the provenance of its result."""
+        """Put a switch behind a call that has been made, and note the provenance of its result.
+
+        The gradient phase goes on in ``native``, the same result in the precision of the phases,
+        or else in ``output`` if that has an autograd graph, or else takes the kernel's
+        vector-Jacobian product.
+        """
+        if not torch.is_grad_enabled():
+            return output  # the model wants no derivative, as inside a custom autograd function
+        if native is None and output.requires_grad:
+            native = output
         step = Step(
             self,
             function,
@@ -242,16 +297,34 @@ class Tape:
             mark,
             name,
             len(inputs),
+            native is not None,
             weight is not None,
             bias is not None,
             constant is not None,
             gate,
             facts,
         )
+        reads = (
+            (Phase.RELEVANCE in self.phases and rule.reads_values)
+            or (Phase.ROLLOUT in self.phases and flow not in SHAPES_ONLY)
+            or (Phase.GRADIENT in self.phases and native is None)
+        )
         kept = [value for value in (weight, bias, constant) if value is not None]
-        switched: Tensor = _Switch.apply(step, output, len(inputs), *inputs, *kept)
+        on_tape = list(inputs)
+        value = exact = output.detach()
+        may_lower = rule.is_well_conditioned and (kernel.any_precision or not rule.reads_values)
+        if may_lower and self.lower is not None and exact.dtype == torch.float64:
+            kept = [self.lowered(one) for one in kept]
+            on_tape = [self.lowered(one) for one in on_tape]
+            value = exact.to(self.lower)
+        switched: Tensor = _Switch.apply(step, native, value, reads, *on_tape, *kept)
         self.marks[switched] = mark
-        return switched
+        if value is exact:
+            return switched
+        visible: Tensor = _Raise.apply(switched, exact)
+        self.marks[visible] = mark
+        self._lowered[visible] = self._recorded[visible] = switched
+        return visible
 
     def backward(
         self, phase: Phase, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]
@@ -266,29 +339,54 @@ class Tape:
             for tensor, value in zip(wanted, found, strict=True)
         ]
 
+    def backward_together(
+        self, phase: Phase, output: Tensor, seeds: Sequence[Tensor], wanted: Sequence[Tensor]
+    ) -> list[list[Tensor]]:
+        """Run one phase for several seeds in one pass; for each what :meth:`backward` returns."""
+
+        def run(seed: Tensor) -> list[Tensor]:
+            return self.backward(phase, output, seed, wanted)
+
+        if len(seeds) > 1:
+            try:
+                found = torch.func.vmap(run)(torch.stack(list(seeds)))
+                return [[one[place] for one in found] for place in range(len(seeds))]
+            except RuntimeError:
+                pass  # an operation or a rule of somebody's that vmap cannot do: one by one
+        return [run(seed) for seed in seeds]
+
 
 class _Switch(torch.autograd.Function):
     """The identity, with a backward pass for each phase."""
 
     @staticmethod
-    def forward(ctx: Any, step: Step, output: Tensor, inputs: int, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, step: Step, native: Tensor | None, value: Tensor, reads: bool, *tensors: Tensor
+    ) -> Tensor:
         ctx.step = step
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(output, *tensors)
-        return output.detach()
+        if reads:
+            ctx.save_for_backward(value, *tensors)
+        else:
+            activations = [_shape_of(one) for one in (value, *tensors[: step.inputs])]
+            ctx.save_for_backward(*activations, *tensors[step.inputs :])
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         step: Step = ctx.step
-        count = len(ctx.needs_input_grad) - 3
+        count = len(ctx.needs_input_grad) - 4
         nothing: list[Tensor | None] = [None] * count
         if grad is None:
-            return None, None, None, *nothing
+            return None, None, None, None, *nothing
         phase = step.tape.phase
-        if phase is Phase.GRADIENT:
-            return None, grad, None, *nothing
+        if phase is Phase.GRADIENT and step.is_native:
+            return None, grad, None, None, *nothing
         call = step.call(ctx.saved_tensors)
+        if phase is Phase.GRADIENT:
+            nothing[: step.inputs] = _gradients(call, grad)
+            return None, None, None, None, *nothing
         if phase is Phase.RELEVANCE:
             parts = step.rule.relevance(call, grad)
             parts = (parts,) if isinstance(parts, Tensor) else tuple(parts)
@@ -303,9 +401,32 @@ class _Switch(torch.autograd.Function):
                     for part, value in zip(parts, call.inputs, strict=True)
                 )
             nothing[: step.inputs] = parts
-            return None, None, None, *nothing
+            return None, None, None, None, *nothing
         masses = step.flow(step, call, grad)
         if masses is NATIVE:
-            return None, grad, None, *nothing
+            return None, grad, None, None, *nothing
         nothing[: step.inputs] = masses
-        return None, None, None, *nothing
+        return None, None, None, None, *nothing
+
+
+def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:
+    if call.kernel.by_row:
+        return (on_rows(call, grad, lambda some, rows: some.vjp(rows)[0]),)
+    return call.vjp(grad)
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, dtype and device that takes no memory."""
+    return tensor.new_empty(()).expand(tensor.shape)
+
+
+class _Raise(torch.autograd.Function):
+    """What the model sees of a result of which the tape keeps a rounded copy."""
+
+    @staticmethod
+    def forward(ctx: Any, rounded: Tensor, exact: Tensor) -> Tensor:
+        return exact.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None  # autograd rounds it

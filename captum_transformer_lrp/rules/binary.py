@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -27,15 +29,18 @@ class SkipAddRule(Rule):
     and take nothing.
     """
 
+    is_well_conditioned: ClassVar[bool] = True
+
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        if call.constant is None:
-            u, v = call.inputs
-        else:
-            u, v = call.inputs[0], call.constant
+        u, v = call.inputs if call.constant is None else (call.inputs[0], call.constant)
+        output = call.output  # u + v, as exact as the forward pass
+        if call.constant is not None:
+            output = torch.where(v <= MASKED, u, torch.where(u == -torch.inf, v, output))
             u, v = u.masked_fill(u == -torch.inf, 0), v.masked_fill(v <= MASKED, 0)
+            output = output.masked_fill(output == -torch.inf, 0)
         u, v = u.expand_as(relevance), v.expand_as(relevance)
-        share = call.divide(relevance, u + v, u.abs() + v.abs())
+        share = call.divide(relevance, output, u.abs().add_(v.abs()))
         parts = (u * share, v * share)
         total = call.examples.sum(relevance)
         sums = [call.examples.sum(part) for part in parts]
@@ -56,6 +61,8 @@ class MatmulRule(Rule):
     eq. 9–10 each ends up with half of its value.  The relevance of an output that is 0, or so close
     to it that the division is stabilised, is 0/0 in eq. 2: it is absorbed and reported.
     """
+
+    is_well_conditioned: ClassVar[bool] = True
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
@@ -93,6 +100,8 @@ class UnnormalizedAddRule(Rule):
         epsilon: ε of LRP-ε, added to the denominator with its sign.
     """
 
+    is_well_conditioned: ClassVar[bool] = True
+
     def __init__(self, epsilon: float = 0.0) -> None:
         self.epsilon = epsilon
 
@@ -112,6 +121,8 @@ class UnnormalizedMatmulRule(Rule):
 
     Relevance doubles (Lemma 1 of the paper); this is the rule of the paper's baseline.
     """
+
+    is_well_conditioned: ClassVar[bool] = True
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""

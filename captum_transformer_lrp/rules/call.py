@@ -23,7 +23,16 @@ _MIXED = (
 
 
 class Kernel(Protocol):
-    """The operation of a call without its bias: a function and its vector-Jacobian product."""
+    """The operation of a call without its bias: a function and its vector-Jacobian product.
+
+    Attributes:
+        any_precision: whether it takes inputs of another precision than that of the call.
+        by_row: whether each row of the output (along its last dimension) depends on the same row
+            of the one input, and in the same way.
+    """
+
+    any_precision: bool
+    by_row: bool
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """The operation's value at ``inputs``, with ``weight`` in the place of its weight."""
@@ -114,6 +123,9 @@ class Call:
             of neither or of both.
         examples: where the examples of the batch lie in ``output``.
         stabilizer: divides safely; use :meth:`divide`.
+        exactness: the precision that ``output`` was computed in, before it was rounded to its own;
+            None for its own.
+        keeps_books: whether somebody adds up absorbed relevance.
         absorb: reports relevance that goes no further (to a parameter, or 0/0), as a function that
             returns its sum for each example, shape ``(count,)``; it is called only if somebody
             keeps the books.
@@ -129,6 +141,8 @@ class Call:
     gate: int | None = None
     examples: Examples = field(default_factory=lambda: Examples(1))
     stabilizer: Stabilizer | None = None
+    exactness: torch.dtype | None = None
+    keeps_books: bool = False
     absorb: Callable[[Callable[[], Tensor]], None] = lambda amount: None
 
     def forward(self, *inputs: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -152,9 +166,13 @@ class Call:
         """``numerator / denominator``, stabilised.
 
         ``scale`` is the size of what cancelled to make the denominator, where the rule knows it.
+        The denominator is taken to be as exact as ``output``.
         """
         if self.stabilizer is None:
             return numerator / denominator
+        if scale is not None and self.exactness is not None:
+            own, exact = (torch.finfo(one).eps for one in (denominator.dtype, self.exactness))
+            scale = scale * (exact / own)
         return self.stabilizer(numerator, denominator, scale)
 
     def undivided(self, relevance: Tensor, share: Tensor) -> Tensor:
@@ -177,6 +195,8 @@ class AutogradKernel:
     Args:
         function: called as ``function(*inputs)``, or ``function(*inputs, weight)`` if the call
             has a weight.
+        any_precision: whether it takes inputs of any precision, rather than that of constants
+            that it holds.
 
     Example:
         >>> kernel = AutogradKernel(torch.mul)
@@ -185,8 +205,10 @@ class AutogradKernel:
         (tensor([5.]), tensor([2.]))
     """
 
-    def __init__(self, function: Callable[..., Tensor]) -> None:
+    def __init__(self, function: Callable[..., Tensor], *, any_precision: bool = False) -> None:
         self.function = function
+        self.any_precision = any_precision
+        self.by_row = False
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
@@ -205,6 +227,9 @@ class AutogradKernel:
 class MatmulKernel:
     """``u @ v`` with its vector-Jacobian product ``(seed @ vᵀ, uᵀ @ seed)``."""
 
+    any_precision = True
+    by_row = False
+
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
         u, v = inputs
@@ -214,17 +239,22 @@ class MatmulKernel:
         self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
     ) -> tuple[Tensor, ...]:
         """See :class:`Kernel`."""
+        return self.vjp_of(0, seed, inputs), self.vjp_of(1, seed, inputs)
+
+    def vjp_of(self, place: int, seed: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+        """The vector-Jacobian product for one operand."""
         u, v = inputs
         if u.dim() < 2 or v.dim() < 2:
-            return AutogradKernel(torch.matmul).vjp(seed, inputs, None)
-        return (
-            sum_to_shape(seed @ v.mT, u.shape),
-            sum_to_shape(u.mT @ seed, v.shape),
-        )
+            return AutogradKernel(torch.matmul).vjp(seed, inputs, None)[place]
+        product = seed @ v.mT if place == 0 else u.mT @ seed
+        return sum_to_shape(product, inputs[place].shape)
 
 
 class LinearKernel:
     """``x · Wᵀ`` of :func:`torch.nn.functional.linear`."""
+
+    any_precision = True
+    by_row = True
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
@@ -237,3 +267,22 @@ class LinearKernel:
         """See :class:`Kernel`."""
         assert weight is not None
         return (seed @ weight if weight.dim() == 2 else seed.unsqueeze(-1) * weight,)
+
+
+class ProductKernel:
+    """``x · W`` of :func:`torch.matmul`, with a matrix W."""
+
+    any_precision = True
+    by_row = True
+
+    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
+        """See :class:`Kernel`."""
+        assert weight is not None
+        return torch.matmul(inputs[0], weight)
+
+    def vjp(
+        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """See :class:`Kernel`."""
+        assert weight is not None
+        return (seed @ weight.mT,)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
@@ -15,6 +17,9 @@ class PassRule(Rule):
     The same holds for scaling by a constant, and it is the paper's choice for softmax and
     LayerNorm.
     """
+
+    is_well_conditioned: ClassVar[bool] = True
+    reads_values: ClassVar[bool] = False
 
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
@@ -45,6 +50,8 @@ class TaylorRule(Rule):
     Used for pooling and interpolation, and, with ``strict=False``, for operations without a rule
     of their own.  With several inputs each gets an equal part of the whole.
     """
+
+    is_well_conditioned: ClassVar[bool] = True
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.rows import only_rows_with_relevance
 
 
 class LinearRule(Rule):
@@ -31,22 +34,26 @@ class LinearRule(Rule):
         tensor([[0.2500, 0.0000, 0.7500]])
     """
 
+    is_well_conditioned: ClassVar[bool] = True
+
+    @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
         (x,) = call.inputs
         assert call.weight is not None
         size, magnitude = x.abs(), call.weight.abs()
         total = call.forward(size, weight=magnitude)
-        product = call.output if call.bias is None else call.output - call.bias
-        positive = (total + product).mul_(0.5)
-        # Up to here the sum of positive products is rounding error of the larger sums.
-        rounding = 8 * torch.finfo(total.dtype).eps
+        # Twice the sum of the positive products, so that the shares come out as halves.
+        positive = total + call.output
+        # Up to here that sum is rounding error of the larger sums.
+        rounding = 16 * torch.finfo(total.dtype).eps
         noise = total * rounding
         if call.bias is not None:
+            positive -= call.bias
             noise += call.bias.abs() * rounding
         nothing = positive <= noise
-        share = call.divide(relevance, positive, total).masked_fill_(nothing, 0)
+        half = call.divide(relevance, positive).masked_fill_(nothing, 0)
         call.absorb(lambda: call.examples.sum(relevance * nothing))
-        (signed,) = call.vjp(share)
-        (unsigned,) = call.vjp(share, inputs=(size,), weight=magnitude)
-        return torch.addcmul(x * signed, size, unsigned).mul_(0.5)
+        (signed,) = call.vjp(half)
+        (unsigned,) = call.vjp(half, inputs=(size,), weight=magnitude)
+        return signed.mul_(x).add_(unsigned.mul_(size))

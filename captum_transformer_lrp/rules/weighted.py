@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.rows import only_rows_with_relevance
 
 
 class PositiveRule(Rule):
@@ -15,6 +18,9 @@ class PositiveRule(Rule):
     .. math:: R_j = \sum_i \frac{x_j^+ w_{ji}^+}{\sum_{j'} x_{j'}^+ w_{j'i}^+} R_i
     """
 
+    is_well_conditioned: ClassVar[bool] = True
+
+    @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
         assert call.weight is not None
@@ -35,18 +41,22 @@ class EpsilonRule(Rule):
         epsilon: ε; 0 leaves the denominator to the stabiliser.
     """
 
-    shares_with_bias = True
+    shares_with_bias: ClassVar[bool] = True
+    is_well_conditioned: ClassVar[bool] = True
 
     def __init__(self, epsilon: float = 1e-6) -> None:
         self.epsilon = epsilon
 
-    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+    @only_rows_with_relevance
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
         denominator = call.output + self.epsilon * torch.where(call.output < 0, -1.0, 1.0)
         share = call.divide(relevance, denominator)
         summands = call.output if call.bias is None else call.output - call.bias
         _absorb_rest(call, relevance, share * summands)
-        return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
+        (x,) = call.inputs
+        (product,) = call.vjp(share)
+        return x * product
 
 
 class GammaRule(Rule):

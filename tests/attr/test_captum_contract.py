@@ -86,7 +86,9 @@ def test_several_targets_are_those_of_several_calls(case: Any, name: str) -> Non
     method = CLASSES[name](case.model)
     many = method.attribute_targets(case.inputs, [2, None], case.kwargs)
     for target, found in zip([2, None], many, strict=True):
-        assert torch.equal(found, method.attribute(case.inputs, target, case.kwargs))
+        # Together they are larger matrix products, which round their sums in another order.
+        alone = method.attribute(case.inputs, target, case.kwargs)
+        assert float((found - alone).abs().max()) <= 1e-9 * float(alone.abs().max())
 
 
 def test_attributions_are_shaped_as_the_inputs(case: Any, name: str) -> None:

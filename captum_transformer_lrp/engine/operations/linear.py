@@ -19,10 +19,10 @@ from captum_transformer_lrp.engine.marks import (
 )
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.call import (
-    AutogradKernel,
     Examples,
     Kernel,
     LinearKernel,
+    ProductKernel,
 )
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -41,7 +41,9 @@ def _linear(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         with watch:
             product = torch.matmul(x, weight.t())
             return product if bias is None else product + bias
-    return weighted(watch, function, LinearKernel(), x, weight, bias, F.linear(x, weight, bias))
+    return weighted(
+        watch, function, LinearKernel(), x, weight, bias, watch.computed(F.linear, x, weight, bias)
+    )
 
 
 def weighted(
@@ -97,6 +99,9 @@ def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> 
 class ConvolutionKernel:
     """A convolution without bias."""
 
+    any_precision = True
+    by_row = False
+
     def __init__(self, function: Callable[..., Tensor], options: Kwargs) -> None:
         self._function = function
         self._options = options
@@ -125,7 +130,7 @@ def _convolution(watch: Interception, function: Function, args: Args, kwargs: Kw
     mark = watch.tape.mark(x)
     if mark is None or watch.tape.mark(weight):
         raise watch.unsupported(function, "a kernel that is an activation")
-    output = function(x, weight, bias, **options)
+    output = watch.computed(function, x, weight, bias, **options)
     if bias is not None:
         bias = bias.reshape(-1, *[1] * (weight.dim() - 2))
     return weighted(
@@ -159,7 +164,7 @@ def _addmm(watch: Interception, function: Function, args: Args, kwargs: Kwargs) 
     bias, x, weight, beta, alpha = bind(*args, **kwargs)
     plain = watch.tape.mark(x) and not watch.tape.mark(weight) and not watch.tape.mark(bias)
     if plain and beta == 1 and alpha == 1:
-        kernel = AutogradKernel(torch.mm)
-        return weighted(watch, function, kernel, x, weight, bias, torch.addmm(bias, x, weight))
+        output = watch.computed(torch.addmm, bias, x, weight)
+        return weighted(watch, function, ProductKernel(), x, weight, bias, output)
     with watch:
         return beta * bias + alpha * torch.mm(x, weight)

@@ -25,6 +25,7 @@ from captum_transformer_lrp.rules.call import (
     Examples,
     Kernel,
     MatmulKernel,
+    ProductKernel,
 )
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -40,7 +41,7 @@ def _matmul(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         )
 
     u, v = bind(*args, **kwargs)
-    output = torch.matmul(u, v)
+    output = watch.computed(torch.matmul, u, v)
     return multiplied(watch, function, MatmulKernel(), torch.matmul, u, v, output, None)
 
 
@@ -76,7 +77,7 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         return _einsum_of_many(watch, equation, operands)
     active = [operand for operand in operands if watch.tape.mark(operand)]
     u, v = operands
-    output = torch.einsum(equation, u, v)
+    output = watch.computed(torch.einsum, equation, u, v)
 
     def run(first: Tensor, second: Tensor) -> Tensor:
         return torch.einsum(equation, first, second)
@@ -101,7 +102,8 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         assert known is not None
         examples = unknown_examples(known.examples)
     axes = _contracted_axes(equation)
-    return multiplied(watch, function, AutogradKernel(run), run, u, v, output, examples, axes)
+    kernel = AutogradKernel(run, any_precision=True)
+    return multiplied(watch, function, kernel, run, u, v, output, examples, axes)
 
 
 def _einsum_of_one(watch: Interception, equation: str, operand: Tensor) -> Tensor:
@@ -161,7 +163,7 @@ def multiplied(
         product = weighted(
             watch,
             function,
-            AutogradKernel(ordered),
+            ProductKernel() if tokenwise else AutogradKernel(ordered, any_precision=True),
             x,
             weight,
             None,
@@ -188,7 +190,7 @@ def multiplied(
         record = AttentionStep(
             index=len(watch.tape.attentions),
             name=watch.module_name(),
-            attention=(u, v)[position],
+            attention=watch.tape.anchor((u, v)[position]),
             mark=(of_u, of_v)[position],
             event=event,
             values=(v, u)[position],

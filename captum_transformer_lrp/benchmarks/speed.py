@@ -1,0 +1,354 @@
+"""What explanations cost: time and memory of each method, beside Captum's gradient methods.
+
+All methods explain the same random inputs with the same randomly initialised model, in one process
+and interleaved, so that a busy machine slows all of them alike; what counts are the ratios of their
+medians.  Peak memory is measured in a fresh process for each method.  Run it with::
+
+    captum-transformer-lrp benchmark speed --model vit_base_patch16_224 --batch 1 --batch 8
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+REFERENCE = "Saliency"
+TARGET = 1
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model and a batch of inputs for it.
+
+    Args:
+        model: a name of timm, or ``bert-base`` for BERT's default configuration.
+        batch: number of examples.
+        tokens: length of a text; of no effect on images.
+        depth: number of blocks, None for the model's own.
+        device: where to run.
+        dtype: the model's and the inputs' precision, ``"float32"`` or ``"bfloat16"``.
+    """
+
+    model: str
+    batch: int = 1
+    tokens: int = 128
+    depth: int | None = None
+    device: str = "cpu"
+    dtype: str = "float32"
+
+    def build(self) -> tuple[nn.Module, Tensor]:
+        """The model with random weights, and its inputs: images, or embeddings of tokens."""
+        torch.manual_seed(0)
+        depth = {} if self.depth is None else {"depth": self.depth}
+        if self.model == "bert-base":
+            model, inputs = _bert(self.batch, self.tokens, self.depth)
+        else:
+            import timm
+
+            model = timm.create_model(self.model, **depth)
+            size = timm.data.resolve_model_data_config(model)["input_size"]
+            inputs = torch.randn(self.batch, *size)
+        dtype = getattr(torch, self.dtype)
+        return model.eval().to(self.device, dtype), inputs.to(self.device, dtype)
+
+    def __str__(self) -> str:
+        parts = [self.model]
+        if self.model == "bert-base":
+            parts.append(f"{self.tokens} tokens")
+        if self.depth is not None:
+            parts.append(f"{self.depth} blocks")
+        parts.append(f"batch {self.batch}")
+        if (self.device, self.dtype) != ("cpu", "float32"):
+            parts.append(f"{self.device}, {self.dtype}")
+        return ", ".join(parts)
+
+
+class _OfEmbeddings(nn.Module):
+    """BERT as a function of its input embeddings, which gradient methods can differentiate."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        logits: Tensor = self.model(inputs_embeds=embeddings).logits
+        return logits
+
+
+def _bert(batch: int, tokens: int, depth: int | None) -> tuple[nn.Module, Tensor]:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    blocks = {} if depth is None else {"num_hidden_layers": depth}
+    config = BertConfig(**blocks)
+    model = BertForSequenceClassification(config)
+    return _OfEmbeddings(model), torch.randn(batch, tokens, config.hidden_size)
+
+
+Run = Callable[[], Any]
+
+
+def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
+    """Every method by its name, to be called without arguments."""
+    from captum.attr import InputXGradient, IntegratedGradients, Saliency
+
+    from captum_transformer_lrp import (
+        AttentionRollout,
+        PartialLRP,
+        RawAttention,
+        TransformerAttribution,
+        TransformerLRP,
+    )
+
+    def forward() -> None:
+        with torch.no_grad():
+            model(inputs)
+
+    def of(method: Any, **options: Any) -> Run:
+        return lambda: method.attribute(inputs, target=TARGET, **options)
+
+    single: dict[str, Any] = {"dtype": torch.float32}
+    several = TransformerAttribution(model)
+    several_single = TransformerAttribution(model, **single)
+    targets = [0, 1] * 5  # every model has two classes
+    return {
+        "no-grad forward pass": forward,
+        REFERENCE: of(Saliency(model)),
+        "InputXGradient": of(InputXGradient(model)),
+        "IntegratedGradients (50 steps)": of(
+            IntegratedGradients(model), n_steps=50, internal_batch_size=max(8, len(inputs))
+        ),
+        "TransformerAttribution": of(TransformerAttribution(model)),
+        "TransformerAttribution, float32": of(TransformerAttribution(model, **single)),
+        "TransformerAttribution, ten targets": lambda: several.attribute_targets(inputs, targets),
+        "TransformerAttribution, ten targets, float32": lambda: several_single.attribute_targets(
+            inputs, targets
+        ),
+        "TransformerAttribution, internal_batch_size=1": of(
+            TransformerAttribution(model), internal_batch_size=1
+        ),
+        "TransformerLRP, epsilon": of(TransformerLRP(model, preset="epsilon")),
+        "TransformerLRP, epsilon, float32": of(TransformerLRP(model, preset="epsilon", **single)),
+        "PartialLRP": of(PartialLRP(model)),
+        "PartialLRP, float32": of(PartialLRP(model, **single)),
+        "AttentionRollout": of(AttentionRollout(model)),
+        "RawAttention": of(RawAttention(model)),
+    }
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method costs on one workload.
+
+    Args:
+        method: its name.
+        seconds: median time of a call.
+        ratio: to the median of Captum's ``Saliency``.
+        to_forward: to the median of a forward pass without gradients.
+        megabytes: peak memory that a call adds to what the model and its inputs take; None if it
+            was not measured.
+    """
+
+    method: str
+    seconds: float
+    ratio: float
+    to_forward: float
+    megabytes: float | None = None
+
+
+def measure(
+    workload: Workload,
+    names: Sequence[str] | None = None,
+    *,
+    repeats: int = 7,
+    cpu_time: bool = False,
+    memory: bool = False,
+) -> list[Cost]:
+    """Time the methods of a workload, interleaved, and compare their medians.
+
+    Args:
+        workload: model and inputs.
+        names: the methods, None for all; ``Saliency`` and the forward pass are always among them.
+        repeats: number of rounds, in each of which every method runs once.
+        cpu_time: whether to count the process's processor time instead of time on the clock, for a
+            machine that is busy with other things.  Times of all threads add up.
+        memory: whether to measure peak memory, too, in a fresh process for each method.
+
+    Raises:
+        ValueError: for a method that does not exist.
+
+    Example:
+        >>> costs = measure(Workload("test_vit"), ["TransformerAttribution"], repeats=1)
+        >>> [cost.method for cost in costs]
+        ['no-grad forward pass', 'Saliency', 'TransformerAttribution']
+    """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, found {repeats}")
+    model, inputs = workload.build()
+    runs = methods(model, inputs)
+    chosen = _chosen(list(runs), names)
+    times: dict[str, list[float]] = {name: [] for name in chosen}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Captum's, of inputs that need no gradient
+        for name in chosen:
+            runs[name]()  # what is allocated or chosen once is not counted
+        for _ in range(repeats):
+            for name in chosen:
+                times[name].append(_seconds(runs[name], cpu_time))
+    medians = {name: statistics.median(found) for name, found in times.items()}
+    return [
+        Cost(
+            name,
+            seconds,
+            seconds / medians[REFERENCE],
+            seconds / medians["no-grad forward pass"],
+            peak_memory(workload, name) if memory else None,
+        )
+        for name, seconds in medians.items()
+    ]
+
+
+def _chosen(known: Sequence[str], names: Sequence[str] | None) -> list[str]:
+    if names is None:
+        return list(known)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"there is no method {name!r}; there are {', '.join(known)}")
+    return [name for name in known if name in {*known[:1], REFERENCE, *names}]
+
+
+def _seconds(run: Run, cpu_time: bool) -> float:
+    options: dict[str, Any] = {"timer": time.process_time} if cpu_time else {}
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads(), **options)
+    return float(timer.timeit(1).median)
+
+
+def peak_memory(workload: Workload, method: str) -> float:
+    """The megabytes that a method needs at most beyond the model and its inputs.
+
+    On a GPU by PyTorch's allocator, else the resident memory of a fresh process.
+    """
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(1) as pool:
+        return pool.apply(_peak_here, (workload, method, torch.get_num_threads()))
+
+
+def _peak_here(workload: Workload, method: str, threads: int) -> float:
+    torch.set_num_threads(threads)
+    model, inputs = workload.build()
+    run = methods(model, inputs)[method]
+    small = Workload("test_vit", device=workload.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        methods(*small.build())[method]()  # modules that are imported on first use
+        if workload.device.startswith("cuda"):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            run()
+            return (torch.cuda.max_memory_allocated() - before) / 2**20
+        resident = _resident()
+        run()
+        return max(_highest_resident() - resident, 0.0)
+
+
+def _highest_resident() -> float:
+    """Megabytes; Linux counts kibibytes, macOS bytes."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def _resident() -> float:
+    """Megabytes now, where the system says so."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return _highest_resident()
+    return pages * resource.getpagesize() / 2**20
+
+
+def machine() -> dict[str, str]:
+    """What the figures depend on: processor, threads and versions."""
+    import captum
+    import timm
+    import transformers
+
+    return {
+        "processor": _processor(),
+        "threads": str(torch.get_num_threads()),
+        "Python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "captum": captum.__version__,
+        "timm": timm.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+
+
+def table(workload: Workload, costs: Sequence[Cost]) -> str:
+    """A table in Markdown.
+
+    Example:
+        >>> print(table(Workload("test_vit"), [Cost("Saliency", 0.002, 1.0, 2.0)]))
+        <BLANKLINE>
+        ### test_vit, batch 1
+        <BLANKLINE>
+        | method | ms | × Saliency | × forward | peak MB |
+        |---|---:|---:|---:|---:|
+        | Saliency | 2 | 1.00 | 2.00 | |
+    """
+    rows = [
+        f"| {cost.method} | {cost.seconds * 1e3:.0f} | {cost.ratio:.2f} | {cost.to_forward:.2f} | "
+        + ("|" if cost.megabytes is None else f"{cost.megabytes:.0f} |")
+        for cost in costs
+    ]
+    return "\n".join(
+        [
+            "",
+            f"### {workload}",
+            "",
+            "| method | ms | × Saliency | × forward | peak MB |",
+            "|---|---:|---:|---:|---:|",
+            *rows,
+        ]
+    )
+
+
+def write(
+    results: Sequence[tuple[Workload, Sequence[Cost]]], path: Path, command: str, *, cpu_time: bool
+) -> None:
+    """Write tables to ``path`` (Markdown), and the same figures beside it as JSON."""
+    about = machine()
+    clock = "processor time" if cpu_time else "time on the clock"
+    lines = ["# What explanations cost, measured", "", f"`{command}`", ""]
+    lines.append(f"Medians of {clock}. " + ", ".join(f"{k}: {v}" for k, v in about.items()) + ".")
+    lines += [table(workload, costs) for workload, costs in results]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = [
+        {"workload": asdict(workload), "costs": [asdict(cost) for cost in costs]}
+        for workload, costs in results
+    ]
+    data = {"command": command, "machine": about, "cpu_time": cpu_time, "results": found}
+    path.with_suffix(".json").write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")

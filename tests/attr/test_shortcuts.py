@@ -1,0 +1,167 @@
+"""What makes explanations cheaper leaves them as they are.
+
+In float64 each shortcut is compared with the plain way (1e-9 of the largest entry); the default for
+float32 models, a float64 forward pass with float32 phases, with float64 throughout.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp import (
+    AttentionFlow,
+    AttentionGradCam,
+    AttentionRollout,
+    PartialLRP,
+    RawAttention,
+    TransformerAttribution,
+    TransformerLRP,
+)
+from captum_transformer_lrp.engine import tape as tape_module
+from captum_transformer_lrp.engine.tape import ALL_PHASES, Tape
+from captum_transformer_lrp.rules import LinearRule, PassRule, SignAwareStabilizer, rows
+from captum_transformer_lrp.rules import weighted as weighted_rules
+from captum_transformer_lrp.rules.call import Call, LinearKernel
+
+METHODS = [
+    TransformerAttribution,
+    AttentionRollout,
+    AttentionFlow,
+    AttentionGradCam,
+    PartialLRP,
+    RawAttention,
+    TransformerLRP,
+]
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference, as a part of the largest entry."""
+    return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+def test_a_batch_in_pieces_is_explained_as_a_whole_one(
+    case: Any, method: Callable[..., Any]
+) -> None:
+    options = {"target": [0, 1, 2], "additional_forward_args": case.kwargs}
+    whole = method(case.model).attribute(case.inputs, **options)
+    pieces = method(case.model).attribute(case.inputs, **options, internal_batch_size=2)
+    assert pieces.shape == whole.shape
+    assert difference(pieces, whole) < 1e-9
+
+
+def test_a_batch_in_pieces_needs_a_class_for_each_example(vit_case: Any) -> None:
+    with pytest.raises(ValueError, match="2 entries, but there are 3 examples"):
+        vit_case.attribute([0, 1], internal_batch_size=2)
+    with pytest.raises(ValueError, match="internal_batch_size must be at least 1, found 0"):
+        vit_case.attribute(0, internal_batch_size=0)
+
+
+def test_targets_together_are_explained_as_one_by_one(case: Any) -> None:
+    together = case.attribution.attribute_targets(case.inputs, [0, [1, 2, 3], 4], case.kwargs)
+    for target, found in zip([0, [1, 2, 3], 4], together, strict=True):
+        assert difference(found, case.attribute(target)) < 1e-9
+
+
+def test_a_rule_that_cannot_take_targets_together_takes_them_one_by_one(vit_case: Any) -> None:
+    class ReadingRule(PassRule):
+        def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+            assert relevance.sum().item() != 1e9
+            return relevance
+
+    method = TransformerAttribution(vit_case.model, rules={torch.nn.functional.gelu: ReadingRule})
+    together = method.attribute_targets(vit_case.inputs, [0, 4])
+    assert difference(together[1], vit_case.attribute(4)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "method",
+    [AttentionRollout, AttentionGradCam, PartialLRP, RawAttention, TransformerLRP],
+    ids=lambda method: method.__name__,
+)
+def test_what_no_phase_needs_is_not_missed(case: Any, method: Callable[..., Any]) -> None:
+    spare, full = method(case.model), method(case.model)
+    full.phases = ALL_PHASES
+    assert spare.phases < full.phases
+    found = [one.attribute(case.inputs, 1, case.kwargs) for one in (spare, full)]
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [LinearRule(), weighted_rules.PositiveRule(), weighted_rules.EpsilonRule()],
+    ids=lambda rule: type(rule).__name__,
+)
+def test_rows_without_relevance_may_be_left_out(rule: Any) -> None:
+    torch.manual_seed(0)
+    x, weight, bias, relevance = (
+        torch.randn(shape, dtype=torch.float64) for shape in ((2, 7, 4), (5, 4), (5,), (2, 7, 5))
+    )
+    relevance[:, 1:] = 0
+    output = torch.nn.functional.linear(x, weight, bias)
+    call = Call(
+        torch.nn.functional.linear,
+        LinearKernel(),
+        (x,),
+        output,
+        weight=weight,
+        bias=bias,
+        stabilizer=SignAwareStabilizer(),
+    )
+    asked: list[int] = []
+    some_rows = rows._few_rows
+
+    def few_rows(call: Call, values: Tensor) -> Tensor | None:
+        found = some_rows(call, values)
+        asked.append(0 if found is None else len(found))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "_few_rows", few_rows)
+        few = rule.relevance(call, relevance)
+        patch.setattr(rows, "_few_rows", lambda call, values: None)
+        all_rows = rule.relevance(call, relevance)
+    assert asked == [2]
+    assert difference(few, all_rows) < 1e-14
+    assert not few[:, 1:].any()
+
+
+def test_the_default_is_as_good_as_float64(case: Any) -> None:
+    """The forward pass decides how good a map is: the phases after it may be float32."""
+    model = copy.deepcopy(case.model).float()
+    inputs = case.inputs.float() if case.is_image else case.inputs
+    for method in (TransformerAttribution, PartialLRP, TransformerLRP):
+        default, double = (
+            method(model, dtype=dtype).attribute(inputs, 1, case.kwargs)
+            for dtype in (None, torch.float64)
+        )
+        assert default.dtype == double.dtype == torch.float32
+        assert difference(default, double) < 1e-4
+
+
+def test_the_phases_of_a_float32_model_are_float32_and_its_forward_pass_is_not(
+    vit_case: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[torch.dtype]] = {"inputs": set(), "visible": set()}
+    record = Tape.record
+
+    def watched(self: Tape, function: Any, kernel: Any, inputs: Any, *args: Any, **kw: Any) -> Any:
+        result = record(self, function, kernel, inputs, *args, **kw)
+        seen["visible"].add(result.dtype)
+        seen["inputs"].add(tape_module.Tape.lowered(self, result).dtype)
+        return result
+
+    monkeypatch.setattr(Tape, "record", watched)
+    model = copy.deepcopy(vit_case.model).float()
+    TransformerAttribution(model).attribute(vit_case.inputs.float(), 1)
+    assert seen == {"visible": {torch.float64}, "inputs": {torch.float32}}
+    seen["visible"].clear()
+    seen["inputs"].clear()
+    TransformerAttribution(vit_case.model).attribute(vit_case.inputs, 1)  # a float64 model
+    assert seen == {"visible": {torch.float64}, "inputs": {torch.float64}}

@@ -1,0 +1,62 @@
+"""The speed benchmark measures what it says, on a tiny model; times themselves are not tested."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from captum_transformer_lrp.benchmarks.speed import Workload, measure, methods, table
+from captum_transformer_lrp.cli.benchmark import benchmark
+
+
+def test_every_method_explains_the_workload() -> None:
+    model, inputs = Workload("test_vit", batch=2).build()
+    for name, run in methods(model, inputs).items():
+        found = run()
+        if name == "no-grad forward pass":
+            assert found is None
+            continue
+        for one in found if isinstance(found, list) else [found]:
+            assert one.shape == inputs.shape
+
+
+def test_ratios_are_to_saliency_and_to_the_forward_pass() -> None:
+    costs = {cost.method: cost for cost in measure(Workload("test_vit"), ["RawAttention"])}
+    assert list(costs) == ["no-grad forward pass", "Saliency", "RawAttention"]
+    assert costs["Saliency"].ratio == 1 == costs["no-grad forward pass"].to_forward
+    ours, forward = costs["RawAttention"], costs["no-grad forward pass"]
+    assert ours.seconds == pytest.approx(ours.to_forward * forward.seconds)
+
+
+def test_a_wrong_method_is_named() -> None:
+    with pytest.raises(ValueError, match="there is no method 'Magic'; there are no-grad"):
+        measure(Workload("test_vit"), ["Magic"])
+
+
+def test_a_workload_says_what_it_is() -> None:
+    work = Workload("bert-base", batch=8, tokens=16, depth=2, dtype="bfloat16")
+    assert str(work) == "bert-base, 16 tokens, 2 blocks, batch 8, cpu, bfloat16"
+    model, embeddings = work.build()
+    assert embeddings.shape == (8, 16, 768)
+    assert embeddings.dtype == next(model.parameters()).dtype == torch.bfloat16
+    assert table(work, []).splitlines()[1] == f"### {work}"
+
+
+def test_the_command_writes_a_table_and_figures(tmp_path: Path) -> None:
+    output = tmp_path / "speed.md"
+    threads = torch.get_num_threads()
+    result = CliRunner().invoke(
+        benchmark,
+        ["speed", "--model", "test_vit", "--method", "RawAttention", "--repeats", "1",
+         "--batch", "1", "--batch", "2", "--cpu-time", "--output", str(output)],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert torch.get_num_threads() == threads
+    assert "### test_vit, batch 2" in output.read_text()
+    figures = json.loads(output.with_suffix(".json").read_text())
+    assert figures["cpu_time"] is True
+    assert [one["workload"]["batch"] for one in figures["results"]] == [1, 2]
