@@ -71,14 +71,18 @@ def _is_map_of(found: Tensor, value: Tensor) -> bool:
     """Whether it has the shape of the input and is no constant along any axis of its tokens."""
     if found.shape != value.shape:
         return False
-    image = value.is_floating_point() and value.dim() >= 4
-    axes = range(2, value.dim()) if image else [1]
-    rows = found.sum(1) if image else found
-    return all(value.shape[axis] == 1 or bool(rows.std(axis - image).amax() > 0) for axis in axes)
-
-
-def _varies(rows: Tensor, axis: int) -> bool:
-    return bool(rows.std(axis).amax() > 1e-9 * rows.abs().amax())
+    if value.dim() == 5:  # frames, and channels behind them
+        found = found.sum(2)
+        axes = [1, 2, 3]
+    elif value.is_floating_point() and value.dim() == 4:
+        found = found.sum(1)
+        axes = [1, 2]
+    else:
+        axes = [1]
+    varies = [found.shape[axis] == 1 or bool(found.std(axis).amax() > 0) for axis in axes]
+    if value.is_floating_point() and value.dim() == 3:  # sound: features and time in either order
+        varies = [varies[0] or bool(found.std(2).amax() > 0)]
+    return all(varies)
 
 
 def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:
