@@ -57,12 +57,32 @@ def _explain(case: Case, method: TransformerAttribution, plain: Tensor, result: 
     result.absorbed = {name: round(shares[name], 4) for name in largest if shares[name] >= 5e-5}
     maps = _tuple(explanation.attributions)
     result.finite = all(bool(one.isfinite().all()) and bool((one >= 0).all()) for one in maps)
-    result.shape = [one.shape for one in maps] == [value.shape for value in _tuple(case.inputs)]
+    result.shape = all(
+        _is_map_of(one, value) for one, value in zip(maps, _tuple(case.inputs), strict=True)
+    )
     result.batch = _batch_difference(case, method, maps)
     with method._recorded(case.inputs, arguments) as recording:
         start = seed(recording.output, case.target)
         result.gradient = _gradient_difference(case, recording, start)
         result.readout = readout(recording, start)
+
+
+def _is_map_of(found: Tensor, value: Tensor) -> bool:
+    """Whether it has the shape of the input and is no constant along any axis of its tokens."""
+    if found.shape != value.shape:
+        return False
+    if value.dim() == 5:  # frames, and channels behind them
+        found = found.sum(2)
+        axes = [1, 2, 3]
+    elif value.is_floating_point() and value.dim() == 4:
+        found = found.sum(1)
+        axes = [1, 2]
+    else:
+        axes = [1]
+    varies = [found.shape[axis] == 1 or bool(found.std(axis).amax() > 0) for axis in axes]
+    if value.is_floating_point() and value.dim() == 3:  # sound: features and time in either order
+        varies = [varies[0] or bool(found.std(2).amax() > 0)]
+    return all(varies)
 
 
 def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:
