@@ -62,9 +62,8 @@ def explain_continuation(
         >>> maps = explain_continuation(TransformerAttribution(model), prompt, continuation)
         >>> maps.shape
         torch.Size([1, 2, 5])
-        >>> (maps[0] > 0).int()
-        tensor([[1, 1, 1, 0, 0],
-                [1, 1, 1, 1, 0]], dtype=torch.int32)
+        >>> maps[0, 0, 3:]  # the first new token is explained by the prompt alone
+        tensor([0., 0.])
     """
     prompt_mask = _mask(attention_mask, input_ids, "input_ids")
     own_mask = _mask(continuation_mask, continuation_ids, "continuation_ids")

@@ -17,6 +17,7 @@ from captum_transformer_lrp.attr.attention_flow import AttentionFlow
 from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
 from captum_transformer_lrp.attr.comparison import METHODS as COMPARED
 from captum_transformer_lrp.attr.comparison import compare
+from captum_transformer_lrp.attr.norm_rollout import NormRollout
 from captum_transformer_lrp.attr.raw_attention import RawAttention
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 
@@ -135,7 +136,7 @@ only block B − 1, the second from the input."""
 GROUPS: Final[Mapping[str, Sequence[str]]] = {"paper": PAPER, "ablations": ABLATIONS}
 """Names that stand for several methods."""
 
-_CLASS_AGNOSTIC = (AttentionRollout, RawAttention, AttentionFlow, RandomAttribution)
+_CLASS_AGNOSTIC = (AttentionRollout, RawAttention, AttentionFlow, NormRollout, RandomAttribution)
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -184,7 +185,7 @@ def _method(label: str) -> Method:
         label=label,
         factory=factory,
         options=dict(_option(part, label) for part in parts),
-        class_agnostic=isinstance(factory, type) and issubclass(factory, _CLASS_AGNOSTIC),
+        class_agnostic=getattr(factory, "func", factory) in _CLASS_AGNOSTIC,
     )
 
 

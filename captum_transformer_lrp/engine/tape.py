@@ -331,9 +331,8 @@ class Tape:
     ) -> list[Tensor]:
         """Run one phase from the model's output down to ``wanted``; zeros where nothing arrives."""
         self.phase = phase
-        found = torch.autograd.grad(
-            output, list(wanted), seed, retain_graph=True, allow_unused=True
-        )
+        wanted = [self.anchor(tensor) for tensor in wanted]
+        found = torch.autograd.grad(output, wanted, seed, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(tensor) if value is None else value
             for tensor, value in zip(wanted, found, strict=True)

@@ -181,7 +181,8 @@ class Call:
         In eq. 2 it is 0/0: nobody gets it.  Per example, shape ``(count,)``.
         """
         rest = relevance - share * self.output
-        return self.examples.sum(rest * (rest.abs() > 1e-9 * relevance.abs()))
+        rounding = max(1e-9, 16 * torch.finfo(rest.dtype).eps)
+        return self.examples.sum(rest * (rest.abs() > rounding * relevance.abs()))
 
 
 def sum_to_shape(values: Tensor, shape: torch.Size) -> Tensor:

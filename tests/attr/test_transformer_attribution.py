@@ -230,7 +230,9 @@ def test_several_targets_of_one_forward_pass_are_those_of_several(
     )
     assert len(found) == len(targets)
     for one, target in zip(found, targets, strict=True):
-        assert torch.equal(one, case.attribute(target, granularity=granularity))
+        # Together they are larger matrix products, which round their sums in another order.
+        alone = case.attribute(target, granularity=granularity)
+        assert relative_error(one, alone) < EXACT
 
 
 def test_several_targets_take_one_forward_pass(vit_case: Any) -> None:
@@ -409,7 +411,9 @@ def test_every_map_has_one_matrix_for_each_example_and_head(case: Any) -> None:
 def test_attribute_is_a_view_of_explain(case: Any, granularity: str) -> None:
     options = {"granularity": granularity, "start_layer": 1}
     explanation = case.explain([0, 1, 2], **options)
-    assert torch.equal(explanation.attributions, case.attribute([0, 1, 2], **options))
+    # Where the books are kept, no row is left out, and sums are rounded in another order.
+    expected = case.attribute([0, 1, 2], **options)
+    assert relative_error(explanation.attributions, expected) < EXACT
     assert explanation.target == [0, 1, 2]
 
 
