@@ -28,3 +28,7 @@ def shared() -> Path:
     if not (folder / "models").is_dir():
         pytest.skip(f"no trained models in {folder}: set {SHARED_VARIABLE} to their folder")
     return folder
+
+
+# They need environments of their own.
+collect_ignore_glob = ["reference/make_*.py"]

@@ -946,9 +946,17 @@ def _joined(marks: list[Mark], examples: Examples) -> Mark:
     return merged(marks, examples).but(arrangement=object(), channels=0)
 
 
+def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Tensor:
+    """Pad a stand-in: whatever the value is, it is none of an example's."""
+    return nn.functional.pad(input, pad, mode if isinstance(mode, str) else "constant")
+
+
+# What is done to a stand-in in the place of a call.
 _ANYHOW: dict[Function, Function] = {
     Tensor.view: Tensor.reshape,
     Tensor.view_as: Tensor.reshape_as,
+    nn.functional.pad: _pad_with_nobody,
+    torch.constant_pad_nd: _pad_with_nobody,
 }
 
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
