@@ -115,6 +115,7 @@ class Interception(TorchFunctionMode):
         self._names: dict[int, str] = {}
         self._state: dict[int, str] = {}
         self._constants: dict[int, tuple[Tensor, str]] = {}
+        self._repeated: set[int] = set()
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
         self._device_type = device_type
@@ -246,6 +247,8 @@ class Interception(TorchFunctionMode):
             name = self._constant_name(tensor)
             if name:
                 self._constants[id(prepared)] = (prepared, name)
+                if id(tensor) in self._repeated:
+                    self._repeated.add(id(prepared))
         return prepared
 
     def _refuse_unannounced(self, tensor: Tensor) -> None:
@@ -282,7 +285,16 @@ class Interception(TorchFunctionMode):
             for tensor in tensors_in(result):
                 if tensor.is_floating_point() and id(tensor) not in self._state:
                     self._constants[id(tensor)] = (tensor, name)
+                    if function in _REPEATS:
+                        self._repeated.add(id(tensor))
         return result
+
+    def is_repeated(self, constant: Tensor) -> bool:
+        """Whether a parameter was repeated for the examples, as a class token is; no bias is.
+
+        For a batch of one the shapes do not tell them apart.
+        """
+        return id(constant) in self._repeated
 
     def _with_token_ids(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """A call on integer inputs: an embedding makes activations of them."""
@@ -764,6 +776,8 @@ _ANYHOW: dict[Function, Function] = {
 }
 
 _AS_STRIDED = frozenset(spelled("as_strided"))
+
+_REPEATS = frozenset(spelled("expand", "expand_as", "broadcast_to", "repeat", "tile"))
 
 _WRITES = frozenset({Tensor.__setitem__, Tensor.copy_})
 
