@@ -123,6 +123,7 @@ class Interception(TorchFunctionMode):
         self._names: dict[int, str] = {}
         self._state: dict[int, str] = {}
         self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._repeated: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
         self._custom_calls = CustomCalls()
@@ -314,6 +315,8 @@ class Interception(TorchFunctionMode):
             name = self._constant_name(tensor)
             if name:
                 self._constants[prepared] = name
+                if tensor in self._repeated:
+                    self._repeated[prepared] = True
         return prepared
 
     def _refuse_unannounced(self, tensor: Tensor) -> None:
@@ -377,6 +380,8 @@ class Interception(TorchFunctionMode):
             for tensor in tensors_in(result):
                 if tensor.is_floating_point() and id(tensor) not in self._state:
                     self._constants[tensor] = name
+                    if function in _REPEATS:
+                        self._repeated[tensor] = True
         return result
 
     @staticmethod
@@ -388,6 +393,13 @@ class Interception(TorchFunctionMode):
         kinds = {one.dtype for one in tensors_in((args, kwargs)) if one.is_floating_point()}
         extreme = any(isinstance(one, float) and abs(one) > _LARGEST_FLOAT32 for one in args)
         return len(kinds) > 1 or extreme
+
+    def is_repeated(self, constant: Tensor) -> bool:
+        """Whether a parameter was repeated for the examples, as a class token is; no bias is.
+
+        For a batch of one the shapes do not tell them apart.
+        """
+        return constant in self._repeated
 
     def _with_token_ids(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """A call on token ids: they are moved, computed with, or looked up."""
@@ -966,6 +978,8 @@ _MOVES = REARRANGEMENTS | JOINS | CASTS | frozenset(spelled("masked_fill"))
 _LOOK_UPS = frozenset(spelled("embedding", "index_select", "__getitem__"))
 
 _AS_STRIDED = frozenset(spelled("as_strided"))
+
+_REPEATS = frozenset(spelled("expand", "expand_as", "broadcast_to", "repeat", "tile"))
 
 _WRITES = frozenset({Tensor.__setitem__, Tensor.copy_})
 

@@ -178,3 +178,21 @@ def test_scores_are_forgotten_at_a_skip_connection_and_at_a_norm() -> None:
 
     with pytest.raises(NoAttentionError):
         TransformerAttribution(TwoBlocks().double().eval()).attribute(tokens(), 1)
+
+
+def test_a_class_token_added_to_a_projection_is_no_bias_in_a_batch_of_one() -> None:
+    """``cls.expand(1, …)`` has the shape of a bias, but takes its share as in any batch."""
+
+    class ClassAttention(Reader):
+        def forward(self, x: Tensor) -> Tensor:
+            token = self.learned.unsqueeze(0).expand(len(x), -1, -1)
+            joined = torch.cat([token, x], 1)
+            weights = (self.q(joined[:, :1]) @ self.k(joined).mT).softmax(-1)
+            return self.head((token + self.v(weights @ joined))[:, 0])
+
+    method = TransformerAttribution(made(factorised, ClassAttention))
+    batch = method.explain(tokens(), 1)
+    single = method.explain(tokens()[:1], 1)
+    assert torch.allclose(batch.relevances[0][:1], single.relevances[0], rtol=1e-9, atol=1e-12)
+    for name, share in single.absorbed.items():
+        assert torch.allclose(batch.absorbed[name][:1], share, rtol=1e-9, atol=1e-12)

@@ -86,7 +86,11 @@ def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
     if constant.dtype == torch.bool or not constant.is_floating_point():
         constant = constant.to(x.dtype)
     # No value of its own for every token, but one for every output, or for each of Q, K and V.
-    is_bias = mark.channels > 0 and mark.channels % max(constant.numel(), 1) == 0
+    is_bias = (
+        mark.channels > 0
+        and mark.channels % max(constant.numel(), 1) == 0
+        and not watch.is_repeated(constant)
+    )
     takes_nothing = is_bias and not watch.rule_for(F.linear).shares_with_bias
     mark = mark.but(
         examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None, channels=0
