@@ -188,7 +188,8 @@ def test_a_class_token_added_to_a_projection_is_no_bias_in_a_batch_of_one() -> N
             token = self.learned.unsqueeze(0).expand(len(x), -1, -1)
             joined = torch.cat([token, x], 1)
             weights = (self.q(joined[:, :1]) @ self.k(joined).mT).softmax(-1)
-            return self.head((token + self.v(weights @ joined))[:, 0])
+            scaled = 0.5 * self.learned[0].cos() * self.v(weights @ joined)  # a layer scale
+            return self.head((token + scaled)[:, 0])
 
     method = TransformerAttribution(made(factorised, ClassAttention))
     batch = method.explain(tokens(), 1)

@@ -36,9 +36,9 @@ def table(suite: str, found: dict[str, Result]) -> str:
         + ", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts))
         + ".",
         "",
-        "Softmax attention is observed in the model's calls without this library: a softmax over "
-        "scores that are a product of two activations, whose result multiplies values. Largest "
-        "deviations with which a model passes, relative to the largest entry:",
+        "Softmax attention is observed in the model's calls without this library: a softmax whose "
+        "result multiplies values as a matrix, or PyTorch's fused attention. Largest deviations "
+        "with which a model passes, relative to the largest entry:",
         "",
         f"* **output**: change of the output by being watched, {TOLERANCES['output']:.0e};",
         "* **gradient**: of the target at the inputs, on the tape and by plain autograd, "
