@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import filelock
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,8 +35,8 @@ class Benchmark(ABC, Generic[Example]):
     """Examples, what is measured of one of them, and what all measurements add up to.
 
     Everything that is measured of an example must depend on this example, the method, the settings
-    and torch's random numbers alone, which :func:`run` seeds for each: then it does not matter
-    which process does it, and when.
+    and random numbers alone, which :func:`run` seeds for each: then it does not matter which
+    process does it, and when.
     """
 
     name: str
@@ -259,7 +260,9 @@ def _record(benchmark: Benchmark[Any], index: int, identifier: str, seed: int) -
 
 
 class seeded:  # noqa: N801 - used like a function, as torch.no_grad is
-    """Seed torch's random numbers by what they are for, and give back the user's state.
+    """Seed random numbers by what they are for, and give back the user's state.
+
+    Those of torch, of NumPy (Captum's ``GradientShap`` draws from it) and of Python.
 
     Args:
         parts: a seed, an example's name, a method: anything with a ``str``; a device comes last.
@@ -274,9 +277,15 @@ class seeded:  # noqa: N801 - used like a function, as torch.no_grad is
 
     def __enter__(self) -> None:
         self._fork.__enter__()
+        self._before = np.random.get_state(), random.getstate()
         torch.manual_seed(self._seed)
+        np.random.seed(self._seed % 2**32)
+        random.seed(self._seed)
 
     def __exit__(self, *exception: Any) -> None:
+        of_numpy, of_python = self._before
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
         self._fork.__exit__(*exception)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import time
@@ -13,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import pytest
 import torch
 
 from captum_transformer_lrp.benchmarks import BenchmarkError, Result, run
+from captum_transformer_lrp.benchmarks.runner import seeded
 
 from .conftest import Dice
 
@@ -227,3 +230,22 @@ def test_a_method_that_fails_is_named_with_its_example(tmp_path: Path) -> None:
     with pytest.raises(BenchmarkError, match="theirs on example 7: no such operation"):
         run(Failing(), tmp_path)
     assert run(Dice(), tmp_path).pending == 0  # and what was done is kept
+
+
+def test_random_numbers_of_every_kind_are_seeded_and_given_back() -> None:
+    def drawn() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.uniform()), random.random()
+
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    expected = drawn()
+    torch.manual_seed(1)
+    np.random.seed(1)
+    random.seed(1)
+    inside = []
+    for _ in range(2):
+        with seeded(0, "photo", "method", torch.device("cpu")):
+            inside.append(drawn())
+    assert inside[0] == inside[1]
+    assert drawn() == expected
