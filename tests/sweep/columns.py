@@ -86,20 +86,27 @@ def _is_map_of(found: Tensor, value: Tensor) -> bool:
 
 
 def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:
-    """Between the first example's maps in the batch and by itself."""
+    """Between each example's maps in the batch and by itself, the largest."""
     count = len(_tuple(case.inputs)[0])
+    maps = list(maps)
 
-    def cut(value: Any) -> Any:
+    def cut(value: Any, place: int) -> Any:
         batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
-        return value[:1] if batched else value
+        return value[place : place + 1] if batched else value
 
-    inputs = tuple(map(cut, _tuple(case.inputs)))
-    single = method.attribute(
-        inputs if isinstance(case.inputs, tuple) else inputs[0],
-        cut(case.target),
-        {name: cut(value) for name, value in case.additional_forward_args.items()},
+    def alone(place: int) -> list[Tensor]:
+        inputs = tuple(cut(value, place) for value in _tuple(case.inputs))
+        single = method.attribute(
+            inputs if isinstance(case.inputs, tuple) else inputs[0],
+            cut(case.target, place),
+            {name: cut(value, place) for name, value in case.additional_forward_args.items()},
+        )
+        return list(_tuple(single))
+
+    return max(
+        _difference([one[place : place + 1] for one in maps], alone(place))
+        for place in range(count)
     )
-    return _difference([one[:1] for one in maps], list(_tuple(single)))
 
 
 def _gradient_difference(case: Case, recording: Recording, start: Tensor) -> float:
