@@ -79,10 +79,15 @@ def _is_map_of(found: Tensor, value: Tensor) -> bool:
         axes = [1, 2]
     else:
         axes = [1]
-    varies = [found.shape[axis] == 1 or bool(found.std(axis).amax() > 0) for axis in axes]
+    varies = [found.shape[axis] == 1 or _varies(found, axis) for axis in axes]
     if value.is_floating_point() and value.dim() == 3:  # sound: features and time in either order
-        varies = [varies[0] or bool(found.std(2).amax() > 0)]
+        varies = [varies[0] or _varies(found, 2)]
     return all(varies)
+
+
+def _varies(found: Tensor, axis: int) -> bool:
+    """Whether it does along an axis, by more than rounding."""
+    return bool(found.std(axis).amax() > 1e3 * torch.finfo(found.dtype).eps * found.abs().mean())
 
 
 def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:

@@ -32,7 +32,8 @@ class Result:
         relevance: largest absolute value of Σ R − 1 over the examples, absorbed relevance included.
         absorbed: the largest shares of relevance that ended in parameters, by their names.
         finite: whether every attribution is finite, and none negative.
-        shape: whether attributions have the shape of the inputs.
+        shape: whether attributions have the shape of the inputs, and differ between places along
+            every axis of them.
         batch: largest difference between any example's maps in the batch and by itself, relative
             to their largest entry.
         readout: which tokens the model reads its answer from, as the rollout phase finds them.

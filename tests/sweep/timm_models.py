@@ -84,10 +84,10 @@ def build(entry: Entry) -> Case:
 
 
 def draw_zero_weights(model: nn.Module) -> None:
-    """Heads, biases and layer scales that start at 0 have nothing to propagate."""
+    """Heads, biases and layer scales that start at 0 or close to it have nothing to propagate."""
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() <= 1 or not parameter.any():
+            if parameter.dim() <= 1 or not bool((parameter.abs() > 1e-3).any()):
                 parameter.add_(0.05 * torch.randn_like(parameter))
 
 
