@@ -69,7 +69,7 @@ class TransformerLRP(RecordedAttribution):
 
     needs_attention = False
 
-    phases = frozenset({Phase.RELEVANCE})
+    phases = frozenset({Phase.RELEVANCE, Phase.ROLLOUT})
 
     def __init__(
         self,
@@ -233,7 +233,7 @@ class TransformerLRP(RecordedAttribution):
         if granularity == "token":
             stream = views.token_stream(recording)
             (found,) = tape.backward(Phase.RELEVANCE, recording.output, seed, [stream])
-            return (found.detach().sum(-1).flatten(1),)
+            return (views.summed_by_token(recording, found.detach()),)
         leaves = recording.all_leaves
         arrived = tape.backward(Phase.RELEVANCE, recording.output, seed, leaves)
         pairs = zip(recording.at_inputs(arrived), recording.are_ids, strict=True)

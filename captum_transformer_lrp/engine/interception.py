@@ -320,8 +320,12 @@ class Interception(TorchFunctionMode):
         return prepared
 
     def _refuse_unannounced(self, tensor: Tensor) -> None:
-        """Raise for a tensor that depends on something, but on no call that was seen."""
-        if tensor.requires_grad and not tensor.is_leaf and tensor not in self._constants:
+        """Raise for a tensor that depends on activations, but on no call that was seen.
+
+        What a model keeps from an earlier call, with the graph of its parameters, is a constant.
+        """
+        unknown = tensor.requires_grad and not tensor.is_leaf and tensor not in self._constants
+        if unknown and self.tape.made(tensor):
             raise UnsupportedOperationError(
                 f"{self.module_name()} uses a result of {node_name(tensor)}, a custom operation "
                 "that PyTorch does not announce to anybody: write it with PyTorch functions"
@@ -464,7 +468,9 @@ class Interception(TorchFunctionMode):
         leaf = self.raised(embedded.movedim(axis, 0).detach()).requires_grad_()
         self.token_leaves.append((ids.index, leaf, ids.places.movedim(axis, 0)))
         result = leaf.movedim(0, axis)
-        self.tape.marks[result] = Mark(examples, origins=1 << ids.index, base=object())
+        self.tape.marks[leaf] = self.tape.marks[result] = Mark(
+            examples, origins=1 << ids.index, base=object(), features=-1
+        )
         of_input = ids.places > 0
         if not bool(of_input.all()):  # what the model's own ids get is the table's
             own = self.raised(embedded.detach())
@@ -529,7 +535,7 @@ class Interception(TorchFunctionMode):
         if isinstance(found, Examples):
             found = [found] * len(parts)
         for part, examples in zip(parts, found, strict=False):
-            self.tape.marks[part] = mark.but(examples=examples, arrangement=object())
+            self.tape.marks[part] = mark.but(examples=examples, arrangement=object(), features=None)
 
     def _join(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
@@ -709,6 +715,7 @@ class Interception(TorchFunctionMode):
             source=None,
             base=object(),
             channels=0,
+            features=None,
         )
         return self.tape.record(
             function,
@@ -897,6 +904,7 @@ class Interception(TorchFunctionMode):
                 source=None,
                 base=object(),
                 channels=0,
+                features=None,
             ),
             name=self._names.get(id(unit.module)) or type(unit.module).__name__,
         )
@@ -955,7 +963,7 @@ def _again(
 
 def _joined(marks: list[Mark], examples: Examples) -> Mark:
     """The provenance of elements of several tensors, put side by side."""
-    return merged(marks, examples).but(arrangement=object(), channels=0)
+    return merged(marks, examples).but(arrangement=object(), channels=0, features=None)
 
 
 def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Tensor:

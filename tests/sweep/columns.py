@@ -178,7 +178,7 @@ def readout(recording: Recording, start: Tensor) -> str:
         return "no skip connection around an attention"
     for step in tape.attentions:
         step.weighted = None
-    stream = tape.streams[-1]
+    stream = tape.streams[-1].tensor
     mark = tape.mark(stream)
     assert mark is not None
     (mass,) = tape.backward(Phase.ROLLOUT, recording.output, start, [stream])
