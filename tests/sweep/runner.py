@@ -32,7 +32,7 @@ def run(
         seconds: the longest that a model may take.
         gigabytes: the most memory that a model may take.
     """
-    ran_with = _state_of_the_code()
+    ran_with = state_of_the_code()
     # A server that has imported everything is forked for each model: a start costs nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([suite, "tests.sweep.columns"])
@@ -93,8 +93,8 @@ def _blank(entry: Entry) -> Result:
     return Result(entry.name, entry.family, entry.task, entry.smallest)
 
 
-def _state_of_the_code() -> str:
-    """The versions of the libraries and the commit, and whether files differ from it."""
+def state_of_the_code() -> str:
+    """The versions of the libraries and the last commit of the code, and whether it differs."""
     here = Path(__file__).parents[2]
 
     def git(*arguments: str) -> str:
@@ -103,5 +103,6 @@ def _state_of_the_code() -> str:
 
     versions = [f"{name} {version(name)}" for name in ("torch", "timm", "transformers")]
     changed = git("status", "--porcelain", "--", "captum_transformer_lrp", "tests/sweep")
-    commit = git("describe", "--always", "--exclude=*") + (" with changes" if changed else "")
+    commit = git("log", "-1", "--format=%h", "--", "captum_transformer_lrp", "tests/sweep")
+    commit += " with changes" if changed else ""
     return ", ".join([*versions, f"commit {commit}"])
