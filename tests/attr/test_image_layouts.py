@@ -13,10 +13,9 @@ from typing import Any
 import pytest
 import timm
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from captum_transformer_lrp import TransformerAttribution
+from tests.attr.places import peaks_where_read, shares
 
 Size = tuple[int, int]
 SHALLOW = {"depth": 2, "embed_dim": 48, "num_heads": 2}
@@ -95,30 +94,8 @@ BLURRED: dict[str, tuple[str, dict[str, Any], Size, Size]] = {
 """Convolutions that no skip connection leads around spread a place over its neighbours."""
 
 
-class ReadAtEachPlace(nn.Module):
-    """One output for every place of the last features: a fixed linear function of them."""
-
-    def __init__(self, model: nn.Module, rows: int, columns: int) -> None:
-        super().__init__()
-        self.model, self.grid = model, (rows, columns)
-        self.weights = torch.randn(2048)
-
-    def forward(self, images: Tensor) -> Tensor:
-        found: Any = self.model.forward_features(images)  # type: ignore[operator]
-        features: Tensor = found["patches"] if isinstance(found, dict) else found
-        rows, columns = self.grid
-        if features.dim() == 3:  # prefix tokens come first, then places row by row
-            features = features[:, features.shape[1] - rows * columns :].transpose(1, 2)
-        elif tuple(features.shape[2:]) == self.grid:
-            features = features.flatten(2)
-        else:
-            assert tuple(features.shape[1:3]) == self.grid
-            features = features.flatten(1, 2).transpose(1, 2)
-        return torch.einsum("ncs,c->ns", features, self.weights[: features.shape[1]])
-
-
-def shares(case: tuple[str, dict[str, Any], Size, Size]) -> Tensor:
-    """For each place that is read (and two images) the share of the map in each place's part."""
+def of_case(case: tuple[str, dict[str, Any], Size, Size]) -> Tensor:
+    """The shares of a model of timm."""
     name, options, size, (rows, columns) = case
     torch.manual_seed(0)
     options = dict(options)
@@ -126,17 +103,7 @@ def shares(case: tuple[str, dict[str, Any], Size, Size]) -> Tensor:
     model = timm.create_model(name, num_classes=0, **options).eval()
     if resized:
         model.set_input_size(resized)
-    images = torch.randn(2, 3, *size)
-    maps = TransformerAttribution(ReadAtEachPlace(model, rows, columns)).attribute_targets(
-        images, list(range(rows * columns))
-    )
-    found = []
-    for one in maps:
-        assert isinstance(one, Tensor)
-        assert one.shape == images.shape
-        parts = F.adaptive_avg_pool2d(one.sum(1), (rows, columns))
-        found.append(parts / parts.sum((1, 2), keepdim=True))
-    return torch.stack(found)
+    return shares(model, torch.randn(2, 3, *size), rows, columns)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +116,7 @@ def shares(case: tuple[str, dict[str, Any], Size, Size]) -> Tensor:
 def test_what_is_read_at_a_place_comes_from_that_part_of_the_image(
     case: tuple[str, dict[str, Any], Size, Size],
 ) -> None:
-    found = shares(case).flatten(2)
-    places = torch.arange(len(found)).unsqueeze(1)
-    assert (found.argmax(2) == places).all()
+    assert peaks_where_read(of_case(case))
 
 
 @pytest.mark.slow
@@ -159,7 +124,7 @@ def test_what_is_read_at_a_place_comes_from_that_part_of_the_image(
 def test_what_is_read_further_down_or_right_comes_from_further_down_or_right(
     case: tuple[str, dict[str, Any], Size, Size],
 ) -> None:
-    found = shares(case)
+    found = of_case(case)
     rows, columns = case[-1]
     down = (found.sum(3) * torch.arange(rows)).sum(2).view(rows, columns, 2)
     right = (found.sum(2) * torch.arange(columns)).sum(2).view(rows, columns, 2)

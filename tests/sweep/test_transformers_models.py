@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from tests.sweep import transformers_models
+from tests.sweep import results, transformers_models
 from tests.sweep.runner import examined
+
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "sweep" / "transformers.jsonl"
 
 ENTRIES = {entry.name: entry for entry in transformers_models.entries()}
 
@@ -16,6 +20,21 @@ ENTRIES = {entry.name: entry for entry in transformers_models.entries()}
     ["bloom", "canine", "deepseek_v3", "jetmoe", "longformer", "qwen3_next", "t5", "yoso"],
 )
 def test_a_type_passes_every_column(name: str) -> None:
+    torch.manual_seed(0)
+    found = examined(transformers_models, ENTRIES[name])
+    assert found.verdict == "passed", found.reason
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        one.name
+        for one in results.read(RESULTS).values()
+        if one.task == "sequence classification" and one.verdict == "passed"
+    ],
+)
+def test_a_type_that_passed_still_does(name: str) -> None:
     torch.manual_seed(0)
     found = examined(transformers_models, ENTRIES[name])
     assert found.verdict == "passed", found.reason
