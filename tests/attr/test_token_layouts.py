@@ -216,6 +216,62 @@ def test_queries_that_skip_their_attention_are_no_tokens_of_the_model() -> None:
     assert (found - expected).abs().max() < EXACT
 
 
+class CrossCovariance(Weights):
+    """Attention between channels, read at one token."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        q, k, v = (layer(x).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        maps = (q @ k.transpose(1, 2)).softmax(-1)
+        x = x + self.project((maps @ v).transpose(1, 2))
+        logits: Tensor = self.head(x[:, 3])
+        return logits
+
+
+def test_attention_between_channels_moves_no_mass_between_tokens() -> None:
+    torch.manual_seed(0)
+    model = CrossCovariance().double().eval()
+    images = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
+    method = TransformerAttribution(model)
+    weighted = method.explain(images, target=1).attentions[0].weighted
+    assert weighted.shape == (2, 1, WIDTH, WIDTH)
+    # Mass is even over channels: of its rows' sums, the mean.
+    gain = 1 + weighted.sum(3).mean((1, 2))
+    assert (gain > 1).all()
+    found = method.attribute(images, target=1, granularity="token")
+    assert (found[:, 3] - gain).abs().max() < EXACT
+    assert (found.sum(1) - gain).abs().max() < EXACT
+
+
+class ProjectedShortcut(Weights):
+    """Places are merged by a convolution, on the shortcut and before the attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.merge = nn.Conv2d(WIDTH, WIDTH, 2, 2)
+        self.shortcut = nn.Conv2d(WIDTH, WIDTH, 2, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images)
+        x = x + F.gelu(x)
+        merged = self.merge(x).flatten(2).transpose(1, 2)
+        q, k, v = (layer(merged) for layer in (self.q, self.k, self.v))
+        attended = self.project((q @ k.transpose(1, 2)).softmax(-1) @ v)
+        x = self.shortcut(x).flatten(2).transpose(1, 2) + attended
+        logits: Tensor = self.head(x[:, 0])
+        return logits
+
+
+def test_a_projected_shortcut_keeps_its_places() -> None:
+    torch.manual_seed(0)
+    model = ProjectedShortcut().double().eval()
+    images = torch.randn(2, 3, SIDE, SIDE, dtype=torch.float64)
+    found = TransformerAttribution(model).attribute(images, target=1)
+    by_place = F.adaptive_avg_pool2d(found.sum(1), 2).flatten(1)
+    # Read at the first of four merged places, of which attention moves little.
+    assert (by_place[:, 0] > 0.5 * by_place.sum(1)).all()
+
+
 class ConvolvesValues(Weights):
     """Values of merged places: the convolution is the attention's, and not what makes tokens."""
 
