@@ -104,7 +104,8 @@ def one_sequence(recording: Recording) -> list[tuple[AttentionStep, Residual]]:
         if step.residual is None:
             raise ExplanationError(
                 f"no skip connection leads around {step.name}, so it is not known which sequence "
-                "of tokens it works on"
+                "of tokens it works on, which this method is about: use TransformerAttribution or "
+                "GenericAttention"
             )
         tokens = step.residual.stream.shape
         square = maps.dim() == 4 and maps.shape[0] == count and maps.shape[2] == maps.shape[3]

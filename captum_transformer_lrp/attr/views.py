@@ -14,6 +14,7 @@ from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules.call import Examples
 
 Granularity = Literal["input", "token", "matrix"]
 GRANULARITIES = ("input", "token", "matrix")
@@ -121,22 +122,49 @@ def _at_tokens(recording: Recording, origin: Tensor, seed: Tensor) -> Tensor:
 
 def summed_by_token(recording: Recording, values: Tensor) -> Tensor:
     """Values at the token stream, summed over each token's features, (N, S)."""
-    stream = token_stream(recording)
-    axis, features = batch_axis(recording, stream), feature_axis(recording)
-    values = values.sum(features, keepdim=True)
-    return values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
+    of_tokens = values.sum(feature_axis(recording), keepdim=True)
+    return _examples_first(token_stream_mark(recording).examples, of_tokens).flatten(1)
 
 
 def spread_over_features(recording: Recording, row: Tensor) -> Tensor:
     """The inverse of :func:`token_mass`: (N, S) spread evenly over the token stream's features."""
-    stream = token_stream(recording)
-    axis, features = batch_axis(recording, stream), feature_axis(recording)
+    stream, examples = token_stream(recording), token_stream_mark(recording).examples
+    features = feature_axis(recording)
     of_tokens = stream.narrow(features, 0, 1)
-    if axis is None:
-        tokens = row.reshape(of_tokens.shape)
-    else:
-        tokens = row.reshape(of_tokens.movedim(axis, 0).shape).movedim(0, axis)
-    return (tokens / stream.shape[features]).expand_as(stream)
+    # Each token's place in the row tells where its value goes.
+    places = torch.arange(of_tokens.numel(), device=row.device).reshape(of_tokens.shape)
+    tokens = torch.empty_like(row.flatten())
+    tokens[_examples_first(examples, places).flatten()] = row.flatten()
+    return (tokens.reshape(of_tokens.shape) / stream.shape[features]).expand_as(stream)
+
+
+def token_stream_mark(recording: Recording) -> Mark:
+    """What is known of the token stream."""
+    mark = recording.tape.mark(token_stream(recording))
+    assert mark is not None
+    return mark
+
+
+def _examples_first(examples: Examples, values: Tensor) -> Tensor:
+    """Values with the examples along the first axis, taken out of any that they are folded into."""
+    if examples.count == 1:
+        return values.unsqueeze(0)
+    if examples.axis is None:
+        raise ExplanationError(
+            "in this model's tokens the examples of the batch cannot be told apart: explain one "
+            'example at a time, or use granularity="input"'
+        )
+    if examples.index is None:
+        return values.movedim(examples.axis, 0)
+    numbers = torch.tensor(examples.index)
+    if (numbers.bincount(minlength=examples.count) * examples.count != len(numbers)).any():
+        raise ExplanationError(
+            "this model has not as many tokens for each example of the batch: explain one example "
+            'at a time, or use granularity="input"'
+        )
+    order = numbers.argsort(stable=True).to(values.device)
+    apart = values.index_select(examples.axis, order)
+    return apart.unflatten(examples.axis, (examples.count, -1)).movedim(examples.axis, 0)
 
 
 def feature_axis(recording: Recording) -> int:
@@ -146,9 +174,7 @@ def feature_axis(recording: Recording) -> int:
     layers spread it evenly over their inputs, so that whatever is put behind the first attention
     arrives alike along that axis.
     """
-    stream = token_stream(recording)
-    mark = recording.tape.mark(stream)
-    assert mark is not None
+    stream, mark = token_stream(recording), token_stream_mark(recording)
     step = recording.tape.attentions[0]
     if mark.features is not None:
         return mark.features
@@ -159,7 +185,7 @@ def feature_axis(recording: Recording) -> int:
         step.weighted = _any_positive(step.attention)
         for seed in (_any_positive(step.output), torch.ones_like(step.output)):
             mass = _at_tokens(recording, step.output, seed).detach()
-            axes = _constant_axes(mass, batch_axis(recording, stream))
+            axes = _constant_axes(mass, mark.examples.axis or 0)
             if len(axes) == 1:
                 return axes[0] - stream.dim()
     finally:
@@ -173,11 +199,11 @@ def _any_positive(like: Tensor) -> Tensor:
     return (1 + torch.rand(like.shape, generator=generator)).to(like)
 
 
-def _constant_axes(values: Tensor, batch: int | None) -> list[int]:
-    """The axes but the first along which what there is at all is always the same."""
+def _constant_axes(values: Tensor, batch: int) -> list[int]:
+    """The axes but that of the batch along which what there is at all is always the same."""
     found = []
     for axis in range(values.dim() - 1, -1, -1):
-        if axis == (0 if batch is None else batch) or values.shape[axis] == 1:
+        if axis == batch or values.shape[axis] == 1:
             continue
         largest = values.amax(axis)
         least = torch.where(values > 0, values, torch.inf).amin(axis)

@@ -94,6 +94,20 @@ class TokensFirst(Weights):
         return logits
 
 
+class Folded(Weights):
+    """(N · P, S / P, D): the places of every other row and column attend to each other alone."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.patches(images)
+        n, d, rows, columns = x.shape
+        x = x.reshape(n, d, rows // 2, 2, columns // 2, 2).permute(0, 3, 5, 2, 4, 1)
+        x = x.reshape(n * 4, -1, d)
+        scores = self.q(x) @ self.k(x).transpose(1, 2) * WIDTH**0.5
+        x = x + self.project(scores.softmax(-1) @ self.v(x))
+        logits: Tensor = self.head(x.reshape(n, 4, -1, d).mean((1, 2)))
+        return logits
+
+
 METHODS: dict[str, tuple[Callable[[nn.Module], Any], dict[str, Any]]] = {
     "TransformerAttribution": (TransformerAttribution, {}),
     "rows normalised": (AttentionRollout, {"row_normalize": True}),
@@ -140,6 +154,21 @@ def test_one_example_needs_no_batch_to_be_told_apart() -> None:
         )
         assert found.shape == (1, GRID * GRID)
         assert (found - expected).abs().max() < EXACT
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "rows normalised"])
+def test_tokens_folded_into_the_batch_are_those_of_each_example(method: str) -> None:
+    torch.manual_seed(0)
+    model = Folded().double().eval()
+    images = torch.randn(3, 3, SIDE, SIDE, dtype=torch.float64)
+    attribution, options = METHODS[method]
+    found = attribution(model).attribute(images, [0, 1, 2], granularity="token", **options)
+    assert found.shape == (3, GRID**2)
+    for place in range(3):
+        alone = attribution(model).attribute(
+            images[place : place + 1], place, granularity="token", **options
+        )
+        assert (found[place] - alone[0]).abs().max() < EXACT
 
 
 class KeysInRows(Weights):

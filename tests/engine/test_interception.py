@@ -622,3 +622,32 @@ def test_as_many_examples_as_tokens_are_not_mistaken_for_tokens() -> None:
     check_contract(made(SequenceFirst), tokens(TOKENS), granularity="token")
     check_contract(made(lambda: Windowed("example in window")), tokens(TOKENS))
     check_contract(made(lambda: OfPyTorch(batch_first=False)), tokens(TOKENS))
+
+
+class KeepsItsBias(nn.Module):
+    """Attention whose bias is looked up once and kept, as LeViT keeps it in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.biases = nn.Parameter(torch.randn(TOKENS))
+        self.kept: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        if self.kept is None:
+            places = torch.arange(TOKENS)
+            self.kept = self.biases[(places[:, None] - places).abs()]
+        x = x + (x @ x.mT + self.kept).softmax(-1) @ x
+        return self.head(x.mean(1))
+
+
+def test_what_a_model_kept_from_an_earlier_call_is_a_constant() -> None:
+    """With the graph of that call, if it was not under no_grad."""
+    fresh, used = made(KeepsItsBias), made(KeepsItsBias)
+    used(tokens())
+    assert isinstance(used.kept, Tensor)
+    assert used.kept.requires_grad
+    found = check_contract(used, tokens())
+    expected = TransformerAttribution(fresh).explain(tokens(), [0, 1, 2])
+    assert close(found.attributions, expected.attributions)
