@@ -21,23 +21,11 @@ from tests.sweep.softmax_attention import computes_softmax_attention
 _REGISTRY = Path(__file__).resolve().parents[2] / "docs" / "sweep" / "timm_registry.json"
 LARGEST = 60e6
 DEEPEST = 250e6
-KNOWN = {
-    **dict.fromkeys(
-        ("csatv2", "csatv2_21m"),
-        "the model multiplies queries and keys of different examples: timm 1.0.31 has them (B, N) "
-        "where (B, N, 1) is meant, so attention is between the examples of the batch",
-    ),
-    **dict.fromkeys(
-        (
-            "lambda_resnet26t",
-            "lambda_resnet26rpt_256",
-            "lambda_resnet50ts",
-            "lamhalobotnet50ts_256",
-        ),
-        "PyTorch 2.14's own gradient of a batch of one is wrong for this model, without the "
-        "library: 7 % from finite differences in float64, which agree with a batch of two",
-    ),
-}
+KNOWN = dict.fromkeys(
+    ("csatv2", "csatv2_21m"),
+    "the model multiplies queries and keys of different examples: timm 1.0.31 has them (B, N) "
+    "where (B, N, 1) is meant, so attention is between the examples of the batch",
+)
 """Why some models cannot pass."""
 
 SIDES = (64, 80, 96, 112, 120, 128, 160, 192, 204, 224, 256)
