@@ -34,7 +34,8 @@ class TransformerLRP(RecordedAttribution):
         forward_func: as in :class:`TransformerAttribution`.
         preset: the rules, a :class:`~captum_transformer_lrp.rules.Preset` or the name of one:
             ``"paper"`` (eq. 5, 9, 10), ``"lrp"`` (eq. 4 and eq. 2 without normalisation, the
-            paper's baseline), ``"epsilon"``, ``"gamma"`` or ``"alpha_beta"``.
+            paper's baseline), ``"epsilon"``, ``"gamma"``, ``"alpha_beta"``, ``"attnlrp"``,
+            ``"attnlrp_gamma"``, ``"cp_lrp"`` or ``"libra"``.
         input_range: the lowest and highest value of a pixel for the z\ :sup:`B` rule of the first
             layer, numbers or tensors that broadcast to the inputs, such as
             ``((0 - mean) / std, (1 - mean) / std)``; None takes each example's smallest and
