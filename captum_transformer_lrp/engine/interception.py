@@ -641,14 +641,18 @@ class Interception(TorchFunctionMode):
         flow: flows.Flow = flows.keep,
         event: bool = False,
         kernel: Kernel | None = None,
+        run: Function | None = None,
         **changes: Any,
     ) -> Any:
-        """A call that maps its first argument to a tensor of the same shape."""
+        """A call that maps its first argument to a tensor of the same shape.
+
+        ``run`` is what is called in the place of ``function``, which has the same values.
+        """
         source, rest = first_tensor(args, kwargs)
         mark = self.tape.mark(source)
         if mark is None:
             raise self.unsupported(function, "an activation as a second argument")
-        output, native = self.made(function, *args, **kwargs)
+        output, native = self.made(run or function, *args, **kwargs)
         if output is source or not output.is_floating_point():
             return output
         if event:
