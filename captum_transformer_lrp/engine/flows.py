@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.errors import ExplanationError
@@ -91,6 +92,22 @@ def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None
     """
     step.tape.grids.append((mass.sum(1), step.mark))
     return (None,)
+
+
+def upsampled(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A convolution that makes tokens of pixels that were moved before, such as frames of a video.
+
+    As at the pixels themselves: bilinearly upsampled, and spread evenly over the channels.
+    """
+    (x,) = call.inputs
+    return (upsampled_to(x.shape, mass.sum(1)),)
+
+
+def upsampled_to(shape: torch.Size, grid: Tensor) -> Tensor:
+    """Mass of a grid of tokens (N, ...), for pixels of ``shape`` (N, C, ...)."""
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[grid.dim() - 1]
+    pixels = F.interpolate(grid.unsqueeze(1), size=shape[2:], mode=mode, align_corners=False)
+    return pixels.expand(shape) / shape[1]
 
 
 def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
@@ -179,8 +196,8 @@ def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
 
 SHAPES_ONLY: Final = frozenset(
     {
-        keep, native, blocked, masked, spread_evenly, spread_over_features, capture_grid, skip_add,
-        attention,
+        keep, native, blocked, masked, spread_evenly, spread_over_features, capture_grid, upsampled,
+        skip_add, attention,
     }
 )  # fmt: skip
 """The flows that look at the shapes of an operation's inputs and output, not at their values."""

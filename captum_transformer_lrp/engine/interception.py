@@ -529,7 +529,9 @@ class Interception(TorchFunctionMode):
         if isinstance(found, Examples):
             found = [found] * len(parts)
         for part, examples in zip(parts, found, strict=False):
-            self.tape.marks[part] = mark.but(examples=examples, arrangement=object())
+            same_axes = part.dim() == source.dim() and part.shape[:1] == source.shape[:1]
+            stem = mark.stem and same_axes
+            self.tape.marks[part] = mark.but(examples=examples, arrangement=object(), stem=stem)
 
     def _join(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
@@ -539,6 +541,11 @@ class Interception(TorchFunctionMode):
         if isinstance(result, Tensor):
             if result.requires_grad:
                 examples = self._joined_examples(function, args, kwargs, active, result)
+                if not examples.known and (constants := self._constants_among(active)):
+                    change = lambda t: constants.get(id(t), t)  # noqa: E731
+                    return self.call(
+                        function, replace_tensors(args, change), replace_tensors(kwargs, change)
+                    )
                 self.tape.marks[result] = _joined(marks, examples)
                 self._report_constants(result, values, _again(function, args, kwargs))
             return result
@@ -547,6 +554,35 @@ class Interception(TorchFunctionMode):
                 examples = broadcast_examples(marks[0].examples, active[0].shape, part.shape)
                 self.tape.marks[part] = _joined(marks, examples)
         return result
+
+    def _constants_among(self, active: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Those parts of activations that hold constants alone, detached, by the id of the part.
+
+        Where class tokens have been joined to activations and are cut out again, they carry the
+        examples of the rows that they happened to be cut from, but are made from none of them.
+        """
+        found = {}
+        for part in active:
+            mark = self.tape.mark(part)
+            if mark is not None and not mark.attentions and not self._depends_on_inputs(part):
+                found[id(part)] = part.detach()
+                self._constants[found[id(part)]] = f"{self.module_name()} (constant)"
+        return found if len(found) < len(active) else {}
+
+    def _depends_on_inputs(self, part: Tensor) -> bool:
+        """Whether anything of a part of an activation arrives at the inputs."""
+        given = [tensor for tensor, mark in self.tape.marks.items() if mark.source is not None]
+        leaves = [leaf for leaf in given if leaf.is_leaf]
+        leaves += [leaf for _, leaf, _ in self.token_leaves]
+        tape, books = self.tape, dict(self.tape.absorbed)
+        phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
+                     if one in tape.phases)  # fmt: skip
+        tape.grids.clear()
+        arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
+        arrived += [grid for grid, _ in tape.grids]
+        tape.grids.clear()
+        tape.absorbed = books
+        return any(bool(one.any()) for one in arrived)
 
     def _joined_examples(
         self,
@@ -641,14 +677,18 @@ class Interception(TorchFunctionMode):
         flow: flows.Flow = flows.keep,
         event: bool = False,
         kernel: Kernel | None = None,
+        run: Function | None = None,
         **changes: Any,
     ) -> Any:
-        """A call that maps its first argument to a tensor of the same shape."""
+        """A call that maps its first argument to a tensor of the same shape.
+
+        ``run`` is what is called in the place of ``function``, which has the same values.
+        """
         source, rest = first_tensor(args, kwargs)
         mark = self.tape.mark(source)
         if mark is None:
             raise self.unsupported(function, "an activation as a second argument")
-        output, native = self.made(function, *args, **kwargs)
+        output, native = self.made(run or function, *args, **kwargs)
         if output is source or not output.is_floating_point():
             return output
         if event:
