@@ -9,7 +9,7 @@ the provenance of the result.  The model is not touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from operator import attrgetter
+from operator import attrgetter, is_not
 from typing import Any
 
 import torch
@@ -240,7 +240,7 @@ class Interception(TorchFunctionMode):
             )
         precision = max((tensor.dtype for tensor in active), key=_item_size)
         prepared = [self._prepared(tensor, precision) for tensor in tensors]
-        if any(new is not old for new, old in zip(prepared, tensors, strict=True)):
+        if any(map(is_not, prepared, tensors)):
             rest = iter(prepared)
             args, kwargs = replace_tensors((args, kwargs), lambda _: next(rest))
         if unit is not None and not is_single_operation(unit.module):
@@ -308,6 +308,8 @@ class Interception(TorchFunctionMode):
         """An argument of a call with activations: constants without gradient, one precision."""
         mark = self.tape.mark(tensor)
         if mark is not None:
+            if tensor.dtype is precision:
+                return tensor
             if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
                 tensor = tensor.to(precision)
                 self.tape.marks[tensor] = mark
