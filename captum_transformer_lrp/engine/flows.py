@@ -133,7 +133,13 @@ def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     operands = list(call.inputs)
     operands[position] = record.weighted.to(mass.dtype)
     if isinstance(call.kernel, MatmulKernel):
-        to_values = call.kernel.vjp_of(1 - position, mass, operands)
+        values = operands[1 - position]
+        features = -1 if position == 0 else -2
+        if mass.dim() >= 2 and values.dim() >= 2 and mass.stride(features) == 0:
+            # A token's features have the same mass: it is moved once, and spread again.
+            operands[1 - position] = values.narrow(features, 0, 1)
+            mass = mass.narrow(features, 0, 1)
+        to_values = call.kernel.vjp_of(1 - position, mass, operands).expand_as(values)
     else:
         to_values = call.vjp(mass, inputs=operands)[1 - position]
     return (None, to_values) if position == 0 else (to_values, None)

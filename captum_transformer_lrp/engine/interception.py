@@ -9,13 +9,13 @@ the provenance of the result.  The model is not touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, is_not
 from typing import Any
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.arguments import (
@@ -50,6 +50,7 @@ from captum_transformer_lrp.engine.structure import (
     REARRANGEMENTS,
 )
 from captum_transformer_lrp.engine.tape import Phase, Tape
+from captum_transformer_lrp.engine.tensor_table import TensorTable
 from captum_transformer_lrp.engine.token_ids import ELEMENTWISE, TokenIds, moved
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
@@ -122,8 +123,8 @@ class Interception(TorchFunctionMode):
         self._units = Units(model, class_rules, module_rules)
         self._names: dict[int, str] = {}
         self._state: dict[int, str] = {}
-        self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._repeated: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._constants: TensorTable[str] = TensorTable()
+        self._repeated: TensorTable[bool] = TensorTable()
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
         self._custom_calls = CustomCalls()
@@ -139,8 +140,10 @@ class Interception(TorchFunctionMode):
     def _learn_names(self, model: nn.Module) -> None:
         for name, module in model.named_modules():
             self._names.setdefault(id(module), name)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            self._state.setdefault(id(tensor), name)
+            prefix = f"{name}." if name else ""
+            for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self._state.setdefault(id(tensor), prefix + own_name)
 
     # -- entry -----------------------------------------------------------------------------------
 
@@ -183,7 +186,7 @@ class Interception(TorchFunctionMode):
             ExplanationError: if they do not follow from it by calls that can be made again.
         """
         start = self.tape.residuals[-1].output
-        self.tape.marks[value] = self.tape.mark(start)
+        self.tape.marks[value] = self.tape.marks[start]
         known = {id(start): value}
         for function, args, kwargs, result in list(self.tape.readout):
             change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
@@ -225,7 +228,9 @@ class Interception(TorchFunctionMode):
             args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
         if function in IN_PLACE or function in _WRITES:
             return self._in_place(function, args, kwargs)
-        active = [tensor for tensor in tensors_in((args, kwargs)) if self.tape.mark(tensor)]
+        tensors = tensors_in((args, kwargs))
+        marks = self.tape.marks
+        active = [tensor for tensor in tensors if tensor in marks]
         if not active:
             return self._without_activation(function, args, kwargs)
         if kwargs.get("out") is not None:
@@ -233,10 +238,11 @@ class Interception(TorchFunctionMode):
                 f"{title(function)} in {self.module_name()} writes into out=; "
                 "explanations need its result as a new tensor"
             )
-        precision = max((tensor.dtype for tensor in active), key=lambda dtype: dtype.itemsize)
-        args, kwargs = replace_tensors(
-            (args, kwargs), lambda tensor: self._prepared(tensor, precision)
-        )
+        precision = max((tensor.dtype for tensor in active), key=_item_size)
+        prepared = [self._prepared(tensor, precision) for tensor in tensors]
+        if any(map(is_not, prepared, tensors)):
+            rest = iter(prepared)
+            args, kwargs = replace_tensors((args, kwargs), lambda _: next(rest))
         if unit is not None and not is_single_operation(unit.module):
             return self._inside_unit(unit, function, args, kwargs, active)
         handler = HANDLERS.get(function)
@@ -302,6 +308,8 @@ class Interception(TorchFunctionMode):
         """An argument of a call with activations: constants without gradient, one precision."""
         mark = self.tape.mark(tensor)
         if mark is not None:
+            if tensor.dtype is precision:
+                return tensor
             if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
                 tensor = tensor.to(precision)
                 self.tape.marks[tensor] = mark
@@ -1010,6 +1018,8 @@ _ANYHOW: dict[Function, Function] = {
     nn.functional.pad: _pad_with_nobody,
     torch.constant_pad_nd: _pad_with_nobody,
 }
+
+_item_size = attrgetter("itemsize")
 
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 

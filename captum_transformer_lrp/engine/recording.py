@@ -230,16 +230,17 @@ def check_model(model: nn.Module) -> None:
                 f"{where} is compiled, so its calls cannot be watched: explain the model that was "
                 "given to torch.compile (model._orig_mod), or build it without .compile()"
             )
-        if "quantized" in home.split(".") or "bitsandbytes" in home:
+        if ("quantized" in home and "quantized" in home.split(".")) or "bitsandbytes" in home:
             raise ExplanationError(
                 f"{where} is quantised, so there are no weights to propagate relevance through: "
                 "explain the floating-point model"
             )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_quantized:
-            raise ExplanationError(
-                f"{name} is quantised ({tensor.dtype}): explain the floating-point model"
-            )
+        for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None and tensor.is_quantized:
+                raise ExplanationError(
+                    f"{own_name} of {where} is quantised ({tensor.dtype}): explain the "
+                    "floating-point model"
+                )
 
 
 def find_logits(result: Any) -> Tensor:
