@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 from weakref import KeyedRef
 
@@ -56,6 +57,13 @@ class TensorTable(Generic[Value]):
 
     def __len__(self) -> int:
         return len(self._found)
+
+    def items(self) -> Iterator[tuple[Tensor, Value]]:
+        """The tensors that are alive, each with what is known of it."""
+        for reference, value in list(self._found.values()):
+            tensor = reference()
+            if tensor is not None:
+                yield tensor, value
 
     def clear(self) -> None:
         """Forget everything."""
