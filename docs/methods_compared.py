@@ -39,7 +39,6 @@ METHODS: Final = {
     "transformer_lrp:preset=lrp": "TransformerLRP, lrp",
     "partial_lrp": "PartialLRP",
     "attnlrp": "TransformerLRP, attnlrp",
-    "attnlrp:cells=14": None,
     "transformer_lrp:preset=attnlrp_gamma": "TransformerLRP, attnlrp_gamma",
     "transformer_lrp:preset=attnlrp_gamma:cells=14": None,
     "cp_lrp": "TransformerLRP, cp_lrp",
@@ -52,7 +51,6 @@ METHODS: Final = {
     "norm_rollout": "NormRollout",
     "alti": "NormRollout, alti",
     "input_x_gradient": "InputXGradient",
-    "input_x_gradient:cells=14": None,
     "saliency": "Saliency",
     "random": None,
 }
