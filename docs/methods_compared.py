@@ -39,7 +39,6 @@ METHODS: Final = {
     "transformer_lrp:preset=lrp": "TransformerLRP, lrp",
     "partial_lrp": "PartialLRP",
     "attnlrp": "TransformerLRP, attnlrp",
-    "attnlrp:cells=14": None,
     "transformer_lrp:preset=attnlrp_gamma": "TransformerLRP, attnlrp_gamma",
     "transformer_lrp:preset=attnlrp_gamma:cells=14": None,
     "cp_lrp": "TransformerLRP, cp_lrp",
@@ -52,7 +51,6 @@ METHODS: Final = {
     "norm_rollout": "NormRollout",
     "alti": "NormRollout, alti",
     "input_x_gradient": "InputXGradient",
-    "input_x_gradient:cells=14": None,
     "saliency": "Saliency",
     "random": None,
 }
@@ -228,7 +226,7 @@ def collect_cost(file: Path) -> Path:
 def figures() -> dict[tuple[str, str], Figure]:
     """By method and metric: the mean over the examples, with the paired difference."""
     found = {}
-    for benchmark in dict.fromkeys(column.benchmark for column in COLUMNS):
+    for benchmark in dict.fromkeys(column.benchmark for column in columns()):
         values = measured(benchmark)["values"]
         means = MethodMeans(list(METHODS), reference=REFERENCE)
         for index in range(count(benchmark)):
@@ -240,6 +238,11 @@ def figures() -> dict[tuple[str, str], Figure]:
             )
         found |= {(figure.method, figure.metric): figure for figure in means.figures()}
     return found
+
+
+def columns() -> list[Column]:
+    """Those that are measured."""
+    return [column for column in COLUMNS if (MEASURED / f"{column.benchmark}.json").exists()]
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -254,8 +257,9 @@ def count(benchmark: str) -> int:
 
 def tables() -> dict[str, str]:
     """The tables in Markdown, by the names that the pages have for them."""
-    found = figures()
-    costs = measured("cost")["values"]
+    found, shown = figures(), columns()
+    costs = measured("cost")["values"] if (MEASURED / "cost.json").exists() else {}
+    costly = ["× `Saliency` ↓", "MB ↓"] if costs else []
 
     def value(method: str, column: Column) -> str:
         if (method, column.metric) not in found:
@@ -279,39 +283,39 @@ def tables() -> dict[str, str]:
             (one for one in found.values() if one.metric == column.metric),
             key=lambda one: one.value,
         ).method
-        for column in COLUMNS
+        for column in shown
     }
     ratios = {
         method: [f"{costs[method]['ratio']:.1f}", f"{costs[method]['megabytes']:.0f}"]
         if method in costs
-        else ["", ""]
+        else [""] * len(costly)
         for method in METHODS
     }
-    heads = [f"{column.title}, n = {count(column.benchmark)}" for column in COLUMNS]
-    short = [column for column in COLUMNS if column.metric in SHORT]
+    heads = [f"{column.title}, n = {count(column.benchmark)}" for column in shown]
+    short = [column for column in shown if column.metric in SHORT]
     return {
         "values": _markdown(
-            [*heads, "× `Saliency` ↓", "MB ↓"],
-            {m: [*(value(m, column) for column in COLUMNS), *ratios[m]] for m in METHODS},
+            [*heads, *costly],
+            {m: [*(value(m, column) for column in shown), *ratios[m]] for m in METHODS},
         ),
         "differences": _markdown(
-            [column.title for column in COLUMNS],
+            [column.title for column in shown],
             {
-                method: [difference(method, column) for column in COLUMNS]
+                method: [difference(method, column) for column in shown]
                 for method in METHODS
                 if method != REFERENCE
             },
         ),
         "short": _markdown(
-            [*(column.title for column in short), "× `Saliency` ↓"],
-            {m: [*(value(m, column) for column in short), ratios[m][0]] for m in METHODS},
+            [*(column.title for column in short), *costly[:1]],
+            {m: [*(value(m, column) for column in short), *ratios[m][:1]] for m in METHODS},
         ),
     }
 
 
 def _markdown(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
     lines = [f"| method | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    lines += [f"| `{method}` | {' | '.join(cells)} |" for method, cells in rows.items()]
+    lines += [f"| `{name}` | {' | '.join(cells)} |" for name, cells in rows.items() if any(cells)]
     return "\n".join(lines)
 
 
