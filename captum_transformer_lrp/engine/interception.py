@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer_lrp.engine import flows
@@ -30,7 +32,9 @@ from captum_transformer_lrp.engine.arguments import (
     with_first,
 )
 from captum_transformer_lrp.engine.books import report_constants
+from captum_transformer_lrp.engine.checks import check_model
 from captum_transformer_lrp.engine.custom import CustomCall, CustomCalls, bridged
+from captum_transformer_lrp.engine.eager import as_written
 from captum_transformer_lrp.engine.frames import calling_modules, module_name
 from captum_transformer_lrp.engine.marks import (
     Mark,
@@ -63,6 +67,9 @@ Handler = Callable[["Interception", Function, Args, Kwargs], Any]
 
 HANDLERS: dict[Function, Handler] = {}
 """What to do with a call of a given function, for calls that take an activation."""
+
+HIGHER_ORDER: dict[str, Handler] = {}
+"""The same for PyTorch's higher-order operators, by name."""
 
 IN_PLACE: dict[Function, Function] = dict(in_place_spellings())
 
@@ -125,6 +132,7 @@ class Interception(TorchFunctionMode):
         self._state: dict[int, str] = {}
         self._constants: TensorTable[str] = TensorTable()
         self._repeated: TensorTable[bool] = TensorTable()
+        self._bounded: TensorTable[Tensor] = TensorTable()
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
         self._custom_calls = CustomCalls()
@@ -154,6 +162,10 @@ class Interception(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        hooks = _hooks_on_saved_tensors(False)
+        if hooks is not None and hooks[0] is not _as_it_is:
+            with saved_tensors_hooks(_as_it_is, _as_it_is):
+                return self.__torch_function__(func, types, args, kwargs)
         if self._keeps_readout and not self._is_calling:
             return self._kept_call(func, tuple(args), dict(kwargs or {}))
         return self.call(func, tuple(args), dict(kwargs or {}))
@@ -212,7 +224,9 @@ class Interception(TorchFunctionMode):
             for _, outermost in calling_modules():  # noqa: B007
                 pass
             if outermost is not None and id(outermost) not in self._names:
-                self._learn_names(outermost)
+                check_model(outermost)
+                self._learn_names(as_written(outermost))
+                self._names.setdefault(id(outermost), "")
         if function in _RANDOM:
             raise ExplanationError(
                 f"{self.module_name()} draws random numbers ({title(function)}), so its output "
@@ -246,6 +260,8 @@ class Interception(TorchFunctionMode):
         if unit is not None and not is_single_operation(unit.module):
             return self._inside_unit(unit, function, args, kwargs, active)
         handler = HANDLERS.get(function)
+        if isinstance(function, HigherOrderOperator):
+            handler = HIGHER_ORDER.get(function.name())
         if handler is not None:
             return handler(self, function, args, kwargs)
         if function in self._rules or function in FUNCTION_RULES:
@@ -318,6 +334,8 @@ class Interception(TorchFunctionMode):
         prepared = tensor.detach() if tensor.requires_grad else tensor
         if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
             prepared = prepared.to(precision)
+        elif self.tape.lower is not None and tensor.dtype == torch.float64:
+            prepared = self._in_range(prepared)
         if prepared is not tensor:
             self.tape.note_lowered(prepared, tensor.detach())
             name = self._constant_name(tensor)
@@ -326,6 +344,21 @@ class Interception(TorchFunctionMode):
                 if tensor in self._repeated:
                     self._repeated[prepared] = True
         return prepared
+
+    def _in_range(self, constant: Tensor) -> Tensor:
+        """A constant without numbers that the phases' lower precision would make infinite.
+
+        Models mask scores by the smallest number of their dtype.  A row that is masked entirely,
+        as that of padding is, must not become a row of infinities, whose softmax is NaN.
+        """
+        known = self._bounded.get(constant)
+        if known is None:
+            known = constant
+            if bool(((constant.abs() > _LARGEST_FLOAT32) & constant.isfinite()).any()):
+                bounded = constant.clamp(-_LARGEST_FLOAT32, _LARGEST_FLOAT32)
+                known = torch.where(constant.isfinite(), bounded, constant)
+            self._bounded[constant] = known
+        return known
 
     def _refuse_unannounced(self, tensor: Tensor) -> None:
         """Raise for a tensor that depends on something, but on no call that was seen."""
@@ -958,6 +991,7 @@ class Interception(TorchFunctionMode):
         self._custom_results.clear()
         self._replaced.clear()
         self._constants.clear()
+        self._bounded.clear()
         self.token_ids.clear()
 
 
@@ -1040,6 +1074,21 @@ _RANDOM = frozenset(
         "poisson",
     )
 )  # fmt: skip
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    """A hook on tensors that autograd saves.
+
+    A checkpoint (``torch.utils.checkpoint``) saves nothing and computes its calls again in the
+    backward pass, where nobody watches.  An explanation needs several backward passes: the tape
+    keeps its tensors.
+    """
+    return tensor
+
+
+_hooks_on_saved_tensors: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignores_tracing: None
+)
 
 
 def _autocasts(device_type: str) -> bool:

@@ -12,19 +12,19 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.arguments import Function
+from captum_transformer_lrp.engine.checks import (
+    check_attention,
+    check_inputs,
+    check_model,
+    check_output,
+)
+from captum_transformer_lrp.engine.eager import as_written, uncompiled
 from captum_transformer_lrp.engine.interception import Interception
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.engine.tape import ALL_PHASES, Phase, Tape
 from captum_transformer_lrp.engine.token_ids import TokenIds, at_tokens
-from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
-
-_CHECKPOINTS = (
-    "the model recomputes activations in its backward pass (torch.utils.checkpoint), which an "
-    "explanation cannot follow: turn that off, with model.set_grad_checkpointing(False) in timm or "
-    "model.gradient_checkpointing_disable() in transformers"
-)
 
 
 @dataclass
@@ -112,6 +112,7 @@ def recorded(
     ``needs_attention``, a model that computes none is an error.
     """
     check_inputs(inputs)
+    forward_func = as_written(forward_func)
     model = forward_func if isinstance(forward_func, nn.Module) else None
     if model is not None:
         check_model(model)
@@ -137,7 +138,6 @@ def recorded(
             torch.enable_grad(),
             torch.random.fork_rng(devices),
             torch.autocast(device.type, enabled=False),
-            torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTS),
         ):
             leaves: list[list[Tensor]] = []
             arguments: list[Tensor] = []
@@ -159,7 +159,7 @@ def recorded(
                     interception.token_ids[id(stand_in)] = TokenIds.given(stand_in, index)
                     leaves.append([])
                 arguments.append(stand_in)
-            with interception:
+            with uncompiled(), interception:
                 result = forward_func(*arguments, *args, **kwargs)
             output = find_logits(result)
             output = interception.resolve(output)
@@ -185,64 +185,6 @@ def recorded(
         tape.clear()
 
 
-def check_inputs(inputs: tuple[Tensor, ...]) -> None:
-    """Raise for inputs that no explanation can be made of."""
-    for place, value in enumerate(inputs):
-        which = f"input {place}" if len(inputs) > 1 else "inputs"
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{which} must be a tensor, found {type(value).__name__}")
-        if value.dim() == 0:
-            raise ValueError(f"{which} has no batch dimension; pass input.unsqueeze(0)")
-        if value.shape[0] == 0:
-            raise ValueError(f"{which} has no examples: its shape is {tuple(value.shape)}")
-        if value.shape[0] != inputs[0].shape[0]:
-            raise ValueError(
-                f"{which} has {value.shape[0]} examples, but input 0 has {inputs[0].shape[0]}"
-            )
-        if value.is_floating_point():
-            if not bool(value.isfinite().all()):
-                raise ValueError(f"{which} contains NaN or infinite values; clean it first")
-        elif value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"{which} must be float, or integer token ids; found {value.dtype}")
-        elif value.dim() > 2:
-            raise TypeError(
-                f"{which} is an integer tensor of shape {tuple(value.shape)}; only token ids "
-                "(N, S) are integers: pass images as preprocessed floats, image.float() / 255 and "
-                "normalised as the model expects"
-            )
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise for models whose calls cannot be watched."""
-    for name, module in model.named_modules():
-        where = f"{name} ({type(module).__name__})" if name else type(module).__name__
-        home = type(module).__module__
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ExplanationError(
-                f"{where} is a TorchScript module, whose calls cannot be watched: explain the "
-                "Python module that it was made from"
-            )
-        compiled = home.startswith("torch._dynamo") or (
-            vars(module).get("_compiled_call_impl") is not None
-        )
-        if compiled:
-            raise ExplanationError(
-                f"{where} is compiled, so its calls cannot be watched: explain the model that was "
-                "given to torch.compile (model._orig_mod), or build it without .compile()"
-            )
-        if ("quantized" in home and "quantized" in home.split(".")) or "bitsandbytes" in home:
-            raise ExplanationError(
-                f"{where} is quantised, so there are no weights to propagate relevance through: "
-                "explain the floating-point model"
-            )
-        for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and tensor.is_quantized:
-                raise ExplanationError(
-                    f"{own_name} of {where} is quantised ({tensor.dtype}): explain the "
-                    "floating-point model"
-                )
-
-
 def find_logits(result: Any) -> Tensor:
     """The logits in what a model returned: a tensor, a tuple, a dictionary or a ModelOutput."""
     if isinstance(result, Tensor):
@@ -263,48 +205,4 @@ def find_logits(result: Any) -> Tensor:
     raise TypeError(
         f"the model returned {type(result).__name__}, in which there are no logits: pass a "
         "function that returns them, such as lambda *args: model(*args)[...]"
-    )
-
-
-def check_output(
-    output: Tensor, tape: Tape, inputs: tuple[Tensor, ...], leaves: list[list[Tensor]]
-) -> None:
-    """Raise for outputs that relevance cannot start from."""
-    if tape.mark(output) is None or not output.requires_grad:
-        raise ExplanationError(
-            "the model's output does not depend on the inputs by differentiable operations: was it "
-            "computed under torch.no_grad(), detached, or are the inputs indices that no embedding "
-            "looked up?"
-        )
-    if output.dim() == 0 or output.shape[0] != inputs[0].shape[0]:
-        raise ValueError(
-            f"the model returned shape {tuple(output.shape)} for {inputs[0].shape[0]} examples; "
-            "its first dimension must be the batch"
-        )
-    if not bool(output.isfinite().all()):
-        raise ExplanationError("the model's output contains NaN or infinite values")
-    for place, found in enumerate(leaves):
-        if not found:
-            raise ExplanationError(
-                f"input {place} is an integer tensor that no embedding looked up: pass it in "
-                "additional_forward_args instead"
-            )
-
-
-def check_attention(tape: Tape) -> None:
-    """Raise for a model without a softmax between tokens, naming what it has in its place."""
-    if tape.attentions:
-        return
-    instead = ""
-    if tape.other_mixing:
-        layers = list(dict.fromkeys(tape.other_mixing))
-        more = f" and {len(layers) - 3} more layers" if len(layers) > 3 else ""
-        instead = (
-            f"; {', '.join(layers[:3])}{more} mix activations by linear attention, a gate or a "
-            "softmax over something else than products of queries and keys, which leaves no "
-            "attention map"
-        )
-    raise NoAttentionError(
-        f"the model computes no softmax attention that its output depends on{instead}; "
-        "TransformerLRP needs none, nor do captum.attr.LRP and IntegratedGradients"
     )
