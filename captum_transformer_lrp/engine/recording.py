@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
@@ -27,6 +27,13 @@ from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
 
 
+EXAMPLES_TOGETHER = 16
+"""So many examples fill a processor; beyond, several targets at once cost memory for no time."""
+
+_Request: TypeAlias = tuple[Phase, int, tuple[int, ...]]
+"""A phase, the place of a target, and the ids of the tensors that are wanted."""
+
+
 @dataclass
 class Recording:
     """One watched forward pass.
@@ -43,8 +50,9 @@ class Recording:
         dtype: the precision of what came in, float32 or float64, to return results in.
         read_out: the logits for another value of the last skip connection's output, if what
             follows it was kept.
-        seeds: what will be propagated, so that several may go together.
-        ahead: results for seeds that went together with an earlier one, by the seed's place.
+        targets: the one-hots of all targets that will be explained, so that several may go
+            together.
+        ahead: what was found for later targets together with an earlier one.
     """
 
     tape: Tape
@@ -55,13 +63,51 @@ class Recording:
     are_ids: list[bool]
     dtype: torch.dtype
     read_out: Callable[[Tensor], Tensor]
-    seeds: list[Tensor] = field(default_factory=list)
-    ahead: dict[int, list[Tensor]] = field(default_factory=dict)
+    targets: list[Tensor] = field(default_factory=list)
+    ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
 
     @property
     def all_leaves(self) -> list[Tensor]:
         """The leaves of all inputs, in one list."""
         return [leaf for leaves in self.leaves for leaf in leaves]
+
+    def backward(self, phase: Phase, start: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+        """Run one phase from the output for one target, as :meth:`backward_from` does."""
+        return self.backward_from(phase, start, wanted, lambda one_hot: [one_hot])[0]
+
+    def backward_from(
+        self,
+        phase: Phase,
+        start: Tensor,
+        wanted: Sequence[Tensor],
+        seeds_of: Callable[[Tensor], list[Tensor]],
+    ) -> list[list[Tensor]]:
+        """Run one phase from the output down to ``wanted``, for each seed of one target.
+
+        If it is one of :attr:`targets`, those after it go down with it in one batch, and what is
+        found for them is kept until they are asked for.
+
+        Args:
+            phase: any but the rollout phase, whose maps are each target's own.
+            start: the target's one-hot.
+            wanted: tensors on the tape.
+            seeds_of: what is propagated for a target, given its one-hot; the same for every target
+                that is asked for with the same ``wanted``.
+        """
+        tensors = tuple(map(id, wanted))
+        place = next((n for n, one in enumerate(self.targets) if one is start), None)
+        if place is None:
+            return self.tape.backward_together(phase, self.output, seeds_of(start), wanted)
+        found = self.ahead.pop((phase, place, tensors), None)
+        if found is None:
+            together = max(1, EXAMPLES_TOGETHER // self.output.shape[0])
+            seeds = [seeds_of(one) for one in self.targets[place : place + together]]
+            flat = [seed for of_target in seeds for seed in of_target]
+            results = iter(self.tape.backward_together(phase, self.output, flat, wanted))
+            for number, of_target in enumerate(seeds, place):
+                self.ahead[phase, number, tensors] = [next(results) for _ in of_target]
+            found = self.ahead.pop((phase, place, tensors))
+        return found
 
     def at_inputs(self, arrived: Sequence[Tensor]) -> list[Tensor]:
         """What arrived at :attr:`all_leaves`, added up for each input.

@@ -113,7 +113,7 @@ class ConvolutionKernel:
     def vjp(self, seed: Tensor, inputs: Any, weight: Tensor | None) -> tuple[Tensor, ...]:
         """See :class:`~captum_transformer_lrp.rules.call.Kernel`."""
         with torch.enable_grad():
-            x = torch.empty_like(inputs[0]).requires_grad_()
+            x = torch.empty_like(inputs[0], requires_grad=True)
             return torch.autograd.grad(self.forward((x,), weight), x, seed)
 
 
