@@ -62,4 +62,4 @@ class AttentionGradCam(SingleAttentionAttribution):
         means = (gradient * others).sum(-1) / others.sum(-1).clamp(min=1)
         weights = means.sum(-1) / reads.sum(-1).clamp(min=1).unsqueeze(-1)
         fused = (attention * weights[..., None, None]).mean(1, keepdim=True).clamp(min=0)
-        return fused.expand_as(attention).reshape_as(step.attention)
+        return views.as_attention(fused.expand_as(attention), step)

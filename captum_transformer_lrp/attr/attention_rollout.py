@@ -89,7 +89,8 @@ class AttentionRollout(RolloutAttribution):
             fused = views.fused_heads(attention, step, self.head_fusion)
             if self.discard_ratio:
                 fused = _without_lowest(fused, self.discard_ratio)
-            step.weighted = fused.expand_as(views.per_head(attention, step)).reshape_as(attention)
+            fused = fused.expand_as(views.per_head(attention, step))
+            step.weighted = views.as_attention(fused, step)
 
 
 def check_head_fusion(head_fusion: str) -> None:

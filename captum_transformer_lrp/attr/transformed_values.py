@@ -33,7 +33,7 @@ def transformed_values(recording: Recording, step: AttentionStep, residual: Resi
     """
     assert step.output is not None
     projection = _projection(recording, step, residual)
-    values = views.per_head(step.values.detach(), step)
+    values = views.heads_apart(step.values.detach(), step)
     if values.dim() != 4 or step.position != 0:
         raise ExplanationError(
             f"{step.name} has value vectors of shape {tuple(step.values.shape)}, of which it is "
@@ -46,7 +46,7 @@ def _projection(recording: Recording, step: AttentionStep, residual: Residual) -
     """The map from the heads' outputs to the branch, (heads, d, D)."""
     assert step.output is not None
     branch = by_token(recording, residual.branch.detach(), residual.branch)
-    mixed = views.per_head(step.output.detach(), step)
+    mixed = views.heads_apart(step.output.detach(), step)
     if mixed.dim() != 4 or mixed.shape[2] != branch.shape[1]:
         raise ExplanationError(
             f"{step.name} mixes values into a tensor of shape {tuple(step.output.shape)}, of which "
@@ -83,4 +83,4 @@ def _pulled_back(
     tape = recording.tape
     laid_out = as_stream(recording, seed, residual.branch)
     (found,) = tape.backward(Phase.GRADIENT, residual.branch, laid_out, [step.output])
-    return views.per_head(found, step)
+    return views.heads_apart(found, step)

@@ -70,7 +70,7 @@ class TransformerLRP(RecordedAttribution):
 
     needs_attention = False
 
-    phases = frozenset({Phase.RELEVANCE})
+    phases = frozenset({Phase.RELEVANCE, Phase.ROLLOUT})
 
     def __init__(
         self,
@@ -244,7 +244,7 @@ class TransformerLRP(RecordedAttribution):
         """Relevance of each input, for each seed of a target."""
         if granularity == "token":
             of_seeds = self._arrived(recording, one_hot, [views.token_stream(recording)])
-            return [(found.detach().sum(-1).flatten(1),) for (found,) in of_seeds]
+            return [(views.summed_by_token(recording, found.detach()),) for (found,) in of_seeds]
         return [
             tuple(
                 (value.sum(-1) if are_ids else value).detach()

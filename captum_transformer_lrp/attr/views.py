@@ -78,34 +78,111 @@ def _upsampled(grid: Tensor, mark: Mark, shape: torch.Size) -> Tensor:
 
 
 def token_stream(recording: Recording) -> Tensor:
-    """The token sequence that the first attention's skip connection carries, (N, S, D)."""
-    if not recording.tape.streams:
+    """The tokens that the first attention works on: what skips it, in whatever layout.
+
+    Where additions around it are nested, as where queries are added to what they have attended
+    to, it is what skips most: what skips less is made of it.
+    """
+    tape = recording.tape
+    if not tape.streams:
         raise ExplanationError(
             "no skip connection leads around an attention of this model, so it has no sequence of "
             'tokens to attribute to: use granularity="input"'
         )
-    return recording.tape.streams[0]
+    found = tape.streams[0].tensor
+    for later in tape.streams[1:]:
+        of_found, of_later = tape.mark(found), tape.mark(later.tensor)
+        assert of_found is not None
+        assert of_later is not None
+        around = later.attentions & tape.streams[0].attentions
+        same = of_later.origins == of_found.origins and of_later.events & ~of_found.events == 0
+        if around and same:
+            found = later.tensor
+    return found
 
 
 def token_mass(recording: Recording, seed: Tensor) -> Tensor:
     """Mass that arrives at each token below the first attention, (N, S)."""
+    arrived = _at_tokens(recording, recording.output, seed)
+    return summed_by_token(recording, arrived)
+
+
+def _at_tokens(recording: Recording, origin: Tensor, seed: Tensor) -> Tensor:
+    """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
+    tape = recording.tape
+    tape.stops_at_grids = False
+    try:
+        (mass,) = tape.backward(Phase.ROLLOUT, origin, seed, [token_stream(recording)])
+    finally:
+        tape.stops_at_grids = True
+    return mass
+
+
+def summed_by_token(recording: Recording, values: Tensor) -> Tensor:
+    """Values at the token stream, summed over each token's features, (N, S)."""
     stream = token_stream(recording)
-    (mass,) = recording.tape.backward(Phase.ROLLOUT, recording.output, seed, [stream])
-    axis = batch_axis(recording, stream)
-    if axis is None:
-        return mass.sum(-1).reshape(1, -1)
-    return mass.movedim(axis, 0).sum(-1).flatten(1)
+    axis, features = batch_axis(recording, stream), feature_axis(recording)
+    values = values.sum(features, keepdim=True)
+    return values.reshape(1, -1) if axis is None else values.movedim(axis, 0).flatten(1)
 
 
 def spread_over_features(recording: Recording, row: Tensor) -> Tensor:
     """The inverse of :func:`token_mass`: (N, S) spread evenly over the token stream's features."""
     stream = token_stream(recording)
-    axis = batch_axis(recording, stream)
+    axis, features = batch_axis(recording, stream), feature_axis(recording)
+    of_tokens = stream.narrow(features, 0, 1)
     if axis is None:
-        tokens = row.reshape(stream.shape[:-1])
+        tokens = row.reshape(of_tokens.shape)
     else:
-        tokens = row.reshape(stream.movedim(axis, 0).shape[:-1]).movedim(0, axis)
-    return (tokens.unsqueeze(-1) / stream.shape[-1]).expand_as(stream)
+        tokens = row.reshape(of_tokens.movedim(axis, 0).shape).movedim(0, axis)
+    return (tokens / stream.shape[features]).expand_as(stream)
+
+
+def feature_axis(recording: Recording) -> int:
+    """Which axis of the token stream a token's features lie along: the last, or C of (N, C, H, W).
+
+    The layer that has made the tokens tells.  If they have been moved since, mass does: linear
+    layers spread it evenly over their inputs, so that whatever is put behind the first attention
+    arrives alike along that axis.
+    """
+    stream = token_stream(recording)
+    mark = recording.tape.mark(stream)
+    assert mark is not None
+    step = recording.tape.attentions[0]
+    if mark.features is not None:
+        return mark.features
+    if stream.dim() < 3 or step.output is None:
+        return -1
+    weighted = step.weighted
+    try:
+        step.weighted = _any_positive(step.attention)
+        for seed in (_any_positive(step.output), torch.ones_like(step.output)):
+            mass = _at_tokens(recording, step.output, seed).detach()
+            axes = _constant_axes(mass, batch_axis(recording, stream))
+            if len(axes) == 1:
+                return axes[0] - stream.dim()
+    finally:
+        step.weighted = weighted
+    return -1
+
+
+def _any_positive(like: Tensor) -> Tensor:
+    """Numbers between 1 and 2 without a pattern, the same in every call."""
+    generator = torch.Generator().manual_seed(0)
+    return (1 + torch.rand(like.shape, generator=generator)).to(like)
+
+
+def _constant_axes(values: Tensor, batch: int | None) -> list[int]:
+    """The axes but the first along which what there is at all is always the same."""
+    found = []
+    for axis in range(values.dim() - 1, -1, -1):
+        if axis == (0 if batch is None else batch) or values.shape[axis] == 1:
+            continue
+        largest = values.amax(axis)
+        least = torch.where(values > 0, values, torch.inf).amin(axis)
+        if bool((largest > 0).any()) and bool((largest - least <= 1e-3 * largest).all()):
+            found.append(axis)
+    return found
 
 
 def batch_axis(recording: Recording, stream: Tensor) -> int | None:
@@ -122,8 +199,8 @@ def batch_axis(recording: Recording, stream: Tensor) -> int | None:
     return mark.examples.axis
 
 
-def per_head(values: Tensor, step: AttentionStep) -> Tensor:
-    """An attention tensor as (N, heads, S, S), if the model has it so or folds heads into N."""
+def heads_apart(values: Tensor, step: AttentionStep) -> Tensor:
+    """A tensor of an attention as (N, heads, ...), if the model has it so or folds heads into N."""
     examples = step.mark.examples
     if values.dim() == 3 and values.shape[0] % examples.count == 0:
         heads = values.shape[0] // examples.count
@@ -135,6 +212,21 @@ def per_head(values: Tensor, step: AttentionStep) -> Tensor:
         ):
             return values.unflatten(0, (examples.count, heads))
     return values
+
+
+def per_head(values: Tensor, step: AttentionStep) -> Tensor:
+    """An attention map, or what belongs to it, as (N, heads, queries, keys), if there are such."""
+    axes = step.axes
+    if axes is not None and axes != (-2, -1):
+        values = values.movedim(axes, (-2, -1))
+    return heads_apart(values, step)
+
+
+def as_attention(maps: Tensor, step: AttentionStep) -> Tensor:
+    """The inverse of :func:`per_head`."""
+    axes = (-2, -1) if step.axes is None else step.axes
+    moved = step.attention.movedim(axes, (-2, -1))
+    return maps.reshape(moved.shape).movedim((-2, -1), axes)
 
 
 def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:

@@ -90,6 +90,8 @@ def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None
 
     Further down no attention follows that could move it.
     """
+    if not step.tape.stops_at_grids:
+        return spread_evenly(step, call, mass)
     step.tape.grids.append((mass.sum(1), step.mark))
     return (None,)
 

@@ -361,8 +361,12 @@ class Interception(TorchFunctionMode):
         return known
 
     def _refuse_unannounced(self, tensor: Tensor) -> None:
-        """Raise for a tensor that depends on something, but on no call that was seen."""
-        if tensor.requires_grad and not tensor.is_leaf and tensor not in self._constants:
+        """Raise for a tensor that depends on activations, but on no call that was seen.
+
+        What a model keeps from an earlier call, with the graph of its parameters, is a constant.
+        """
+        unknown = tensor.requires_grad and not tensor.is_leaf and tensor not in self._constants
+        if unknown and self.tape.made(tensor):
             raise UnsupportedOperationError(
                 f"{self.module_name()} uses a result of {node_name(tensor)}, a custom operation "
                 "that PyTorch does not announce to anybody: write it with PyTorch functions"
@@ -505,7 +509,9 @@ class Interception(TorchFunctionMode):
         leaf = self.raised(embedded.movedim(axis, 0).detach()).requires_grad_()
         self.token_leaves.append((ids.index, leaf, ids.places.movedim(axis, 0)))
         result = leaf.movedim(0, axis)
-        self.tape.marks[result] = Mark(examples, origins=1 << ids.index, base=object())
+        self.tape.marks[leaf] = self.tape.marks[result] = Mark(
+            examples, origins=1 << ids.index, base=object(), features=-1
+        )
         of_input = ids.places > 0
         if not bool(of_input.all()):  # what the model's own ids get is the table's
             own = self.raised(embedded.detach())
@@ -571,8 +577,12 @@ class Interception(TorchFunctionMode):
             found = [found] * len(parts)
         for part, examples in zip(parts, found, strict=False):
             same_axes = part.dim() == source.dim() and part.shape[:1] == source.shape[:1]
-            stem = mark.stem and same_axes
-            self.tape.marks[part] = mark.but(examples=examples, arrangement=object(), stem=stem)
+            self.tape.marks[part] = mark.but(
+                examples=examples,
+                arrangement=object(),
+                stem=mark.stem and same_axes,
+                features=None,
+            )
 
     def _join(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
@@ -790,6 +800,7 @@ class Interception(TorchFunctionMode):
             source=None,
             base=object(),
             channels=0,
+            features=None,
         )
         return self.tape.record(
             function,
@@ -978,6 +989,7 @@ class Interception(TorchFunctionMode):
                 source=None,
                 base=object(),
                 channels=0,
+                features=None,
             ),
             name=self._names.get(id(unit.module)) or type(unit.module).__name__,
         )
@@ -1037,7 +1049,7 @@ def _again(
 
 def _joined(marks: list[Mark], examples: Examples) -> Mark:
     """The provenance of elements of several tensors, put side by side."""
-    return merged(marks, examples).but(arrangement=object(), channels=0)
+    return merged(marks, examples).but(arrangement=object(), channels=0, features=None)
 
 
 def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Tensor:

@@ -42,6 +42,9 @@ class Mark:
             product this is, 0 if it is anything else: a bias may follow.
         activated: whether an activation function has been applied to it since the last linear
             operation.
+        features: the axis, counted from the end, along which the features of a place lie: that of
+            the channels after a convolution, the last after a linear layer; None once they have
+            been moved.
         unit: the call of a module with a rule of its own that it was made in, if any.
     """
 
@@ -59,6 +62,7 @@ class Mark:
     arrangement: object | None = None
     channels: int = 0
     activated: bool = False
+    features: int | None = None
     unit: Unit | None = None
 
     def but(self, **changes: Any) -> Mark:

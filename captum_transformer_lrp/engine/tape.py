@@ -66,6 +66,19 @@ class Residual:
 
 
 @dataclass(eq=False)
+class Stream:
+    """What skips attentions.
+
+    Args:
+        tensor: the operand of the addition that goes around them.
+        attentions: their bits in :attr:`Mark.attentions`.
+    """
+
+    tensor: Tensor
+    attentions: int
+
+
+@dataclass(eq=False)
 class Normalized:
     """One normalisation of the forward pass: its input, its output and how it was computed."""
 
@@ -86,6 +99,8 @@ class AttentionStep:
         event: its bit in :attr:`Mark.events` and :attr:`Mark.attentions`.
         values: V, what it multiplied.
         position: which operand of the product A was, 0 or 1.
+        axes: the axes of A, counted from the end, along which queries and keys lie; None where
+            there is not one of each.
         output: the product, A V.
         residual: the skip connection around it, if there is one.
         weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
@@ -99,6 +114,7 @@ class AttentionStep:
     event: int
     values: Tensor
     position: int
+    axes: tuple[int, int] | None = (-2, -1)
     output: Tensor | None = None
     residual: Residual | None = None
     weighted: Tensor | None = None
@@ -167,7 +183,7 @@ class Tape:
 
     Attributes:
         attentions: the attentions, in the order of the forward pass.
-        streams: for each addition around an attention, the operand that skips it.
+        streams: what skips attentions, for each addition around any.
         residuals: the skip connections, in the order of the forward pass.
         normalizations: the normalisations, in the order of the forward pass.
         readout: the calls after the last skip connection, if they are kept: function, arguments,
@@ -176,6 +192,7 @@ class Tape:
         explicit_zeros: whether inputs without relevance are sent zeros, as Captum's hooks on
             modules expect, rather than nothing at all.
         grids: mass that has arrived at a convolution that makes tokens.
+        stops_at_grids: whether mass stops there, as it does on its way to the inputs.
         other_mixing: names of layers with a softmax or a product of activations that is no
             attention.
     """
@@ -199,15 +216,17 @@ class Tape:
         self.attentions: list[AttentionStep] = []
         self.through = 0
         self.explicit_zeros = False
-        self.streams: list[Tensor] = []
+        self.streams: list[Stream] = []
         self.residuals: list[Residual] = []
         self.normalizations: list[Normalized] = []
         self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
         self.grids: list[tuple[Tensor, Mark]] = []
+        self.stops_at_grids = True
         self.other_mixing: list[str] = []
         self._events = 0
+        self._linear_events = 0
 
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor, None if it does not descend from the inputs."""
@@ -229,15 +248,38 @@ class Tape:
         if lowered.dtype == self.lower:
             self._lowered[tensor] = lowered
 
+    def made(self, tensor: Tensor) -> bool:
+        """Whether autograd's graph of a tensor leads to anything on the tape."""
+        nodes, seen = [tensor.grad_fn], set()
+        while nodes:
+            node = nodes.pop()
+            if node is None or node in seen:
+                continue
+            seen.add(node)
+            leaf = getattr(node, "variable", None)
+            if node.name().startswith(_Switch.__name__) or (
+                leaf is not None and self.mark(leaf) is not None
+            ):
+                return True
+            nodes += [following for following, _ in node.next_functions]
+        return False
+
     def anchor(self, tensor: Tensor) -> Tensor:
         """Where all that arrives at a tensor of the forward pass comes by."""
         recorded = self._recorded.get(tensor)
         return tensor if recorded is None else recorded
 
-    def new_event(self) -> int:
+    def new_event(self, *, linear: bool = False) -> int:
         """A fresh bit for :attr:`Mark.events`."""
         self._events += 1
-        return 1 << self._events
+        event = 1 << self._events
+        if linear:
+            self._linear_events |= event
+        return event
+
+    def is_linear_beside(self, mark: Mark, other: Mark) -> bool:
+        """Whether one tensor has passed nothing but linear layers that the other has not."""
+        return mark.events & ~other.events & ~self._linear_events == 0
 
     def clear(self) -> None:
         """Let go of the graph; it and the tape hold each other."""

@@ -11,7 +11,7 @@ import typer
 
 from tests.sweep import results
 from tests.sweep.models_page import write_page
-from tests.sweep.runner import run
+from tests.sweep.runner import run, state_of_the_code
 from tests.sweep.tables import write_table
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -22,6 +22,7 @@ def sweep(
     only: Annotated[str, typer.Option(help="a pattern of names or families, such as swin*")] = "*",
     resume: Annotated[bool, typer.Option(help="leave out what has a result already")] = False,
     again: Annotated[bool, typer.Option(help="run what has a result, but did not pass")] = False,
+    stale: Annotated[bool, typer.Option(help="run what was run with other code, or not")] = False,
     smallest: Annotated[bool, typer.Option(help="one model of each family")] = False,
     seconds: Annotated[float, typer.Option(help="the longest that a model may take")] = 900,
     gigabytes: Annotated[float, typer.Option(help="the most memory that it may take")] = 6,
@@ -33,12 +34,14 @@ def sweep(
     lines = DOCS / "sweep" / f"{suite}.jsonl"
     lines.parent.mkdir(exist_ok=True)
     known = results.read(lines)
+    now = state_of_the_code()
     wanted = [
         entry
         for entry in import_module(module).entries()
         if fnmatch.fnmatch(entry.name, only) or fnmatch.fnmatch(entry.family, only)
         if entry.smallest or not smallest
         if not (resume and entry.name in known)
+        if not (stale and entry.name in known and known[entry.name].ran_with == now)
         if not (again and (entry.name not in known or known[entry.name].verdict == "passed"))
     ]
     if not wanted:

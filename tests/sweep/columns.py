@@ -79,27 +79,39 @@ def _is_map_of(found: Tensor, value: Tensor) -> bool:
         axes = [1, 2]
     else:
         axes = [1]
-    varies = [found.shape[axis] == 1 or bool(found.std(axis).amax() > 0) for axis in axes]
+    varies = [found.shape[axis] == 1 or _varies(found, axis) for axis in axes]
     if value.is_floating_point() and value.dim() == 3:  # sound: features and time in either order
-        varies = [varies[0] or bool(found.std(2).amax() > 0)]
+        varies = [varies[0] or _varies(found, 2)]
     return all(varies)
 
 
+def _varies(found: Tensor, axis: int) -> bool:
+    """Whether it does along an axis, by more than rounding."""
+    return bool(found.std(axis).amax() > 1e3 * torch.finfo(found.dtype).eps * found.abs().mean())
+
+
 def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable[Tensor]) -> float:
-    """Between the first example's maps in the batch and by itself."""
+    """Between each example's maps in the batch and by itself, the largest."""
     count = len(_tuple(case.inputs)[0])
+    maps = list(maps)
 
-    def cut(value: Any) -> Any:
+    def cut(value: Any, place: int) -> Any:
         batched = isinstance(value, Tensor) and value.dim() > 0 and len(value) == count
-        return value[:1] if batched else value
+        return value[place : place + 1] if batched else value
 
-    inputs = tuple(map(cut, _tuple(case.inputs)))
-    single = method.attribute(
-        inputs if isinstance(case.inputs, tuple) else inputs[0],
-        cut(case.target),
-        {name: cut(value) for name, value in case.additional_forward_args.items()},
+    def alone(place: int) -> list[Tensor]:
+        inputs = tuple(cut(value, place) for value in _tuple(case.inputs))
+        single = method.attribute(
+            inputs if isinstance(case.inputs, tuple) else inputs[0],
+            cut(case.target, place),
+            {name: cut(value, place) for name, value in case.additional_forward_args.items()},
+        )
+        return list(_tuple(single))
+
+    return max(
+        _difference([one[place : place + 1] for one in maps], alone(place))
+        for place in range(count)
     )
-    return _difference([one[:1] for one in maps], list(_tuple(single)))
 
 
 def _gradient_difference(case: Case, recording: Recording, start: Tensor) -> float:
@@ -166,7 +178,7 @@ def readout(recording: Recording, start: Tensor) -> str:
         return "no skip connection around an attention"
     for step in tape.attentions:
         step.weighted = None
-    stream = tape.streams[-1]
+    stream = tape.streams[-1].tensor
     mark = tape.mark(stream)
     assert mark is not None
     (mass,) = tape.backward(Phase.ROLLOUT, recording.output, start, [stream])

@@ -32,14 +32,16 @@ class Result:
         relevance: largest absolute value of Σ R − 1 over the examples, absorbed relevance included.
         absorbed: the largest shares of relevance that ended in parameters, by their names.
         finite: whether every attribution is finite, and none negative.
-        shape: whether attributions have the shape of the inputs.
-        batch: largest difference between an example's maps in a batch and by itself, relative to
-            the largest entry.
+        shape: whether attributions have the shape of the inputs, and differ between places along
+            every axis of them.
+        batch: largest difference between any example's maps in the batch and by itself, relative
+            to their largest entry.
         readout: which tokens the model reads its answer from, as the rollout phase finds them.
         softmax_attention: whether softmax attention was observed without the library.
         propagates: for a model without softmax attention the same as ``relevance``, by
             ``TransformerLRP``; an error message if that fails, too.
         seconds: of process time, all columns together.
+        ran_with: the versions of the libraries, and the state of this repository.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Result:
     softmax_attention: bool | None = None
     propagates: float | str | None = None
     seconds: float | None = None
+    ran_with: str = ""
 
     def judge(self) -> None:
         """Set the verdict from the columns."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import subprocess
 import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from importlib import import_module
+from importlib.metadata import version
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +32,7 @@ def run(
         seconds: the longest that a model may take.
         gigabytes: the most memory that a model may take.
     """
+    ran_with = state_of_the_code()
     # A server that has imported everything is forked for each model: a start costs nothing.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([suite, "tests.sweep.columns"])
@@ -49,6 +53,7 @@ def run(
             child.kill()
             child.join()
             ours.close()
+        result.ran_with = ran_with
         yield result
 
 
@@ -86,3 +91,18 @@ def _examine(suite: str, entry: Entry, channel: Connection, gigabytes: float) ->
 
 def _blank(entry: Entry) -> Result:
     return Result(entry.name, entry.family, entry.task, entry.smallest)
+
+
+def state_of_the_code() -> str:
+    """The versions of the libraries and the last commit of the code, and whether it differs."""
+    here = Path(__file__).parents[2]
+
+    def git(*arguments: str) -> str:
+        found = subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True)
+        return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+    versions = [f"{name} {version(name)}" for name in ("torch", "timm", "transformers")]
+    changed = git("status", "--porcelain", "--", "captum_transformer_lrp", "tests/sweep")
+    commit = git("log", "-1", "--format=%h", "--", "captum_transformer_lrp", "tests/sweep")
+    commit += " with changes" if changed else ""
+    return ", ".join([*versions, f"commit {commit}"])

@@ -46,8 +46,12 @@ def table(suite: str, found: dict[str, Result]) -> str:
         f"* **Σ R − 1**: relevance at the inputs and absorbed, {TOLERANCES['relevance']:.0e} "
         "(absolute); the parameters that absorb most are named with their share;",
         "* **finite**: every attribution is, and none is negative;",
-        "* **shape**: that of the inputs;",
-        f"* **batch**: a batch against its examples one by one, {TOLERANCES['batch']:.0e};",
+        "* **shape**: that of the inputs, and along each axis of the image (or of the tokens) the "
+        "map is no constant, as it would be if it had lost its place. How far it is from one is "
+        "not asked: weights here are random, and beside the I of eq. 13 what their attention moves "
+        "is little. Parameters that a model starts at 0 or close to it, such as layer scales, are "
+        "drawn, as a block that adds 1e-5 of itself moves less than float64 can tell;",
+        f"* **batch**: each example of the batch against itself alone, {TOLERANCES['batch']:.0e};",
         "* **seconds**: process time of all of this, one thread.",
         "",
         *_problems(ordered),

@@ -73,7 +73,7 @@ def weighted(
         ),
         flow=flow,
         mark=mark.but(
-            events=mark.events | watch.tape.new_event(),
+            events=mark.events | watch.tape.new_event(linear=True),
             examples=examples or broadcast_examples(mark.examples, x.shape, output.shape),
             stem=mark.stem and function in registry.CONVOLUTIONS,
             source=None,
@@ -81,11 +81,19 @@ def weighted(
             statistic=False,
             channels=_channels(function, x, weight, output) if bias is None else 0,
             activated=False,
+            features=_features(function, weight, flow),
         ),
         name=watch.book_title(),
         weight=weight,
         bias=bias,
     )
+
+
+def _features(function: Function, weight: Tensor, flow: flows.Flow) -> int | None:
+    """The axis, counted from the end, that a layer's outputs lie along."""
+    if function in registry.CONVOLUTIONS:
+        return 1 - weight.dim()
+    return -1 if flow is flows.spread_over_features else None
 
 
 def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> int:

@@ -56,6 +56,7 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
             statistic=mark.statistic or reduces,
             arrangement=object(),
             channels=0,
+            features=None if reduces else mark.features,
         ),
         name=watch.book_title(),
     )

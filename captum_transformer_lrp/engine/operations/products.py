@@ -101,9 +101,9 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         known = watch.tape.mark(active[0])
         assert known is not None
         examples = unknown_examples(known.examples)
-    axes = _contracted_axes(equation)
+    axes, free = _contracted_axes(equation), _free_axes(equation)
     kernel = AutogradKernel(run, any_precision=True)
-    return multiplied(watch, function, kernel, run, u, v, output, examples, axes)
+    return multiplied(watch, function, kernel, run, u, v, output, examples, axes, free)
 
 
 def _einsum_of_one(watch: Interception, equation: str, operand: Tensor) -> Tensor:
@@ -145,10 +145,12 @@ def multiplied(
     output: Tensor,
     examples: Examples | None,
     axes: tuple[Axes, Axes] = ((-1,), (-2,)),
+    free: tuple[Axes, Axes] = ((-2,), (-1,)),
 ) -> Tensor:
     """Record a contraction of two tensors: linear in one activation, or a product of two.
 
-    ``axes`` are those that each operand is contracted along, unless as in a matmul.
+    ``axes`` are those that each operand is contracted along, ``free`` those of the result that only
+    it has, unless as in a matmul.
     """
     of_u, of_v = watch.tape.mark(u), watch.tape.mark(v)
     if of_u is None or of_v is None:
@@ -195,6 +197,7 @@ def multiplied(
             event=event,
             values=(v, u)[position],
             position=position,
+            axes=_queries_and_keys((u, v)[position], free[position], axes[position]),
         )
         watch.tape.attentions.append(record)
         facts = {"attention": record, "position": position, "gate": position}
@@ -219,7 +222,14 @@ def multiplied(
         output,
         rule=watch.rule_for(torch.matmul),
         flow=flow,
-        mark=mark.but(source=None, base=object(), statistic=False, channels=0, activated=False),
+        mark=mark.but(
+            source=None,
+            base=object(),
+            statistic=False,
+            channels=0,
+            activated=False,
+            features=None,
+        ),
         name=watch.book_title(),
         **facts,
     )
@@ -255,6 +265,21 @@ def _sums_to_one(weights: Tensor, axes: Axes) -> bool:
         return False
     sums = weights.detach().sum(axes)
     return bool(((sums - 1).abs() < 1e-3).logical_or(sums == 0).all()) and bool(sums.any())
+
+
+def _queries_and_keys(map: Tensor, queries: Axes, keys: Axes) -> tuple[int, int] | None:
+    """The axes of an attention map, counted from the end, if there is one of each."""
+    if len(queries) != 1 or len(keys) != 1:
+        return None
+    return queries[0] % map.dim() - map.dim(), keys[0] % map.dim() - map.dim()
+
+
+def _free_axes(equation: str) -> tuple[Axes, Axes]:
+    """The axes of an einsum's operands that the result has and the other has not."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    of_u, of_v = left.split(",")
+    own = {letter for letter in right if (letter in of_u) != (letter in of_v)}
+    return _axes_of(own, of_u), _axes_of(own, of_v)
 
 
 def _contracted_axes(equation: str) -> tuple[Axes, Axes]:
@@ -308,6 +333,7 @@ def _solve_triangular(watch: Interception, function: Function, args: Args, kwarg
             base=object(),
             statistic=False,
             channels=0,
+            features=None,
         ),
         name=watch.book_title(),
     )

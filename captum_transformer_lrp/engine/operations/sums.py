@@ -24,7 +24,7 @@ from captum_transformer_lrp.engine.operations.scaling import (
     scaled_by_constant,
     two_operands,
 )
-from captum_transformer_lrp.engine.tape import Residual
+from captum_transformer_lrp.engine.tape import Residual, Stream
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import ScaleRule
 from captum_transformer_lrp.rules.call import (
@@ -135,6 +135,7 @@ def _skip_add(
         examples = broadcast_examples(of_v.examples, v.shape, output.shape)
     mark = merged([of_u, of_v], examples)
     factors = (0.5, 0.5)
+    through_attention = (1.0, 0.0)
     branch_attentions = 0
     attends = False
     stream: tuple[Tensor, Mark, Mark] | None = None
@@ -148,9 +149,10 @@ def _skip_add(
         attends = attends_beyond(branch, skipped)
         through_branch = 1.0 if attends else 0.0
         factors = (1.0, through_branch) if tensor is u else (through_branch, 1.0)
+        through_attention = (0.0, 1.0) if tensor is u else (1.0, 0.0)
         branch_attentions = branch.attentions & ~skipped.attentions
         if attends:
-            watch.tape.streams.append(watch.tape.anchor(tensor))
+            watch.tape.streams.append(Stream(watch.tape.anchor(tensor), branch_attentions))
         # What the branch is made of ends here: the stream stays what it was.
         mark = mark.but(
             events=skipped.events,
@@ -163,8 +165,16 @@ def _skip_add(
         if all(attending):
             factors = (1.0, 1.0)
         elif any(attending):
-            factors = (1.0, 0.0) if attending[0] else (0.0, 1.0)
-    mark = mark.but(source=None)
+            through_attention = (1.0, 0.0) if attending[0] else (0.0, 1.0)
+            branch, beside = (of_u, of_v) if attending[0] else (of_v, of_u)
+            # A shortcut that is projected, as to merge tokens, is a shortcut; an MLP beside is not.
+            if watch.tape.is_linear_beside(beside, branch):
+                factors = (1.0, 1.0)
+                branch_attentions = branch.attentions & ~beside.attentions
+            else:
+                factors = through_attention
+    features = of_u.features if of_u.features is not None else of_v.features
+    mark = mark.but(source=None, features=features)
     _require_examples(watch, mark)
     output = watch.tape.record(
         function,
@@ -178,7 +188,7 @@ def _skip_add(
         name=watch.book_title(),
         mass=factors,
         branch=branch_attentions,
-        mass_through_branch=(0.0, 1.0) if stream is not None and stream[0] is u else (1.0, 0.0),
+        mass_through_branch=through_attention,
     )
     if stream is not None and of_u.base is not of_v.base:
         skipped_by = v if stream[0] is u else u
