@@ -26,7 +26,6 @@ from captum_transformer_lrp.engine.token_ids import TokenIds, at_tokens
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
 
-
 EXAMPLES_TOGETHER = 16
 """So many examples fill a processor; beyond, several targets at once cost memory for no time."""
 
