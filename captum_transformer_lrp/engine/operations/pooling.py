@@ -13,6 +13,7 @@ from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.marks import (
     unknown_examples,
 )
+from captum_transformer_lrp.engine.tape import Pooling
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,
@@ -43,6 +44,11 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         elif not kept:
             before = sum(one < examples.axis for one in gone)
             examples = Examples(examples.count, examples.axis - before, examples.index)
+    axes = _reduced_axes(function, source, output, dim)
+    if mark.attentions and axes:
+        watch.tape.poolings.append(
+            Pooling(watch.tape.anchor(source), axes, len(watch.tape.attentions))
+        )
     return watch.tape.record(
         function,
         AutogradKernel(lambda value: function(value, *args[1:], **kwargs)),
@@ -70,6 +76,26 @@ _REDUCTIONS = frozenset(
 )  # fmt: skip
 
 _SUMS = frozenset(spelled("sum", "nansum"))
+
+_SPATIAL = {
+    function: count
+    for count in (1, 2, 3)
+    for function in spelled(
+        *(f"{kind}_pool{count}d" for kind in ("avg", "adaptive_avg", "max", "adaptive_max"))
+    )
+}
+"""How many trailing axes a pooling is over."""
+
+
+def _reduced_axes(function: Function, source: Tensor, output: Tensor, dim: Any) -> tuple[int, ...]:
+    """The axes of ``source`` that a pooling reduces to one position, none if not just some."""
+    if function in _REDUCTIONS:
+        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
+        return tuple(sorted(one % source.dim() for one in dims if isinstance(one, int)))
+    count = _SPATIAL.get(function, 0)
+    if count == 0 or output.shape[-count:].numel() > 1:
+        return ()
+    return tuple(range(source.dim() - count, source.dim()))
 
 
 @handles(*spelled("var_mean", "std_mean"))
