@@ -36,18 +36,21 @@ class PooledTokens:
     weights: Tensor
 
     def seeds(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each token that has a weight the seeds of gradient, relevance and mass."""
+        """For each token that has a weight the seeds of gradient, relevance and mass.
+
+        If none has, as where all logits are 0 whatever the tokens, those of the first token.
+        """
         features = self.relevance.shape[-1]
-        for token in range(self.weights.shape[1]):
+        weighing = self.weights.any(0).nonzero().flatten().tolist()
+        for token in weighing or [0]:
             mass = self.weights[:, token]
-            if bool(mass.any()):
-                alone = torch.zeros_like(self.relevance)
-                alone[:, token] = (mass > 0).unsqueeze(-1)
-                yield (
-                    self.layout.back(self.gradient * alone),
-                    self.layout.back(self.relevance * alone),
-                    self.layout.back(alone * (mass / features)[:, None, None]),
-                )
+            alone = torch.zeros_like(self.relevance)
+            alone[:, token] = (mass > 0).unsqueeze(-1)
+            yield (
+                self.layout.back(self.gradient * alone),
+                self.layout.back(self.relevance * alone),
+                self.layout.back(alone * (mass / features)[:, None, None]),
+            )
 
 
 @dataclass

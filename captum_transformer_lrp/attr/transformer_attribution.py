@@ -25,7 +25,6 @@ from captum_transformer_lrp.attr.pooled_tokens import PooledTokens, pooled_token
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.recording import EXAMPLES_TOGETHER, Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
-from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
@@ -242,8 +241,6 @@ class TransformerAttribution(RolloutAttribution):
                 view = mass_view(recording, mass, inputs, granularity, tokens.source)
                 parts = view if isinstance(view, tuple) else (view,)
                 found = tuple(map(torch.add, found, parts)) if found else parts
-        if not found:
-            raise ExplanationError("no pooled token has relevance above 0 for the target")
         return found if granularity == "input" and _is_tuple(inputs) else found[0]
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:

@@ -109,6 +109,12 @@ def test_a_batch_is_its_examples_one_by_one(granularity: str) -> None:
         close(whole[n], method.attribute(one[None], n, granularity=granularity)[0])
 
 
+def test_a_grid_is_pooled_over_both_its_axes() -> None:
+    grid = Model(lambda x: x.unflatten(1, (2, 3)).permute(0, 3, 1, 2).mean((2, 3)))
+    tokens = inputs(2, 6)
+    close(each(grid).attribute(tokens, 1), each(Model()).attribute(tokens, 1))
+
+
 def test_padding_changes_nothing_and_gets_nothing() -> None:
     short = inputs(2)
     long = torch.cat([short, inputs(2, 3)], 1)
@@ -128,6 +134,12 @@ def test_relevance_stays_a_distribution() -> None:
     explanation = each(Model()).explain(inputs(), 1)
     assert torch.allclose(explanation.total, torch.ones(3).double(), atol=1e-9)
     assert torch.equal(explanation.attributions, each(Model()).attribute(inputs(), 1))
+
+
+def test_where_no_token_is_relevant_the_map_is_zero() -> None:
+    model = Model()
+    nn.init.zeros_(model.head.weight)
+    assert not each(model).attribute(inputs(), 1).any()
 
 
 def test_there_is_no_one_matrix() -> None:
