@@ -99,6 +99,10 @@ def test_a_maximum_is_pooling_too() -> None:
     found = each(Model(lambda x: x.amax(1))).attribute(inputs(), 1)
     assert bool((found >= 0).all())
     assert bool((found.flatten(1).sum(1) > 0).all())
+    close(found, each(Model(lambda x: x.max(1).values)).attribute(inputs(), 1))
+    close(
+        found, each(Model(lambda x: F.max_pool1d(x.mT, TOKENS).squeeze(-1))).attribute(inputs(), 1)
+    )
 
 
 @pytest.mark.parametrize("granularity", ["input", "token"])
