@@ -439,12 +439,17 @@ def check_finite(result: Any) -> None:
 
 
 def mass_view(
-    recording: Recording, start: Tensor, inputs: Any, granularity: views.Granularity
+    recording: Recording,
+    start: Tensor,
+    inputs: Any,
+    granularity: views.Granularity,
+    origin: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, ...]:
-    """The mass that a seed sends to the tokens or to the inputs."""
+    """The mass that a seed at ``origin``, the logits unless given, sends to tokens or inputs."""
+    origin = recording.output if origin is None else origin
     if granularity == "token":
-        return views.token_mass(recording, start).detach()
-    maps = views.input_mass(recording, recording.output, start)
+        return views.token_mass(recording, start, origin).detach()
+    maps = views.input_mass(recording, origin, start)
     return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
 
 

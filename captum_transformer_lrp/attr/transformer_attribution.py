@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice, zip_longest
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from captum._utils.common import _is_tuple
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
@@ -14,17 +16,20 @@ from captum_transformer_lrp.attr.base import (
     RolloutAttribution,
     check_finite,
     gradients,
+    mass_view,
     relevances,
     sum_all,
 )
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
+from captum_transformer_lrp.attr.pooled_tokens import PooledTokens, pooled_tokens
 from captum_transformer_lrp.attr.targets import predicted, seed
-from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.recording import EXAMPLES_TOGETHER, Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
 HeadWeighting: TypeAlias = Literal["gradient", "attention", "none"]
+Pooled: TypeAlias = Literal["together", "each"]
 
 
 class TransformerAttribution(RolloutAttribution):
@@ -58,6 +63,12 @@ class TransformerAttribution(RolloutAttribution):
         layers: the attentions that take part in eq. 14, counted from the input, negative ones from
             the output; None for all.  ``[-1]`` is the paper's ablation with the block nearest the
             output alone.
+        pooled: how tokens are explained that the model reads its answer from by pooling:
+            ``"together"``, with one relevance and one gradient for all of them; or ``"each"`` as if
+            it were the class token, with a relevance and a gradient of its own, and added up by the
+            share of the relevance that each token has.  The latter finds what belongs to the target
+            far better (docs/rollout.md), and takes as many times as long as there are pooled
+            tokens.  To models that read their answer from one token it makes no difference.
 
     Reference:
         Hila Chefer, Shir Gur, Lior Wolf, *Transformer Interpretability Beyond Attention
@@ -84,6 +95,7 @@ class TransformerAttribution(RolloutAttribution):
         dtype: torch.dtype | None = None,
         head_weighting: HeadWeighting = "gradient",
         layers: Sequence[int] | None = None,
+        pooled: Pooled = "together",
     ) -> None:
         super().__init__(
             forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
@@ -94,6 +106,9 @@ class TransformerAttribution(RolloutAttribution):
             )
         if layers is not None and not layers:
             raise ValueError("layers must name at least one attention, or be None for all of them")
+        if pooled not in get_args(Pooled):
+            raise ValueError(f"pooled must be one of {get_args(Pooled)}: {pooled!r}")
+        self.pooled = pooled
         self.head_weighting = head_weighting
         self.layers = None if layers is None else tuple(layers)
 
@@ -181,6 +196,53 @@ class TransformerAttribution(RolloutAttribution):
         chosen = views.chosen_layers(self.layers, len(recording.tape.attentions))
         return [step for step in used if step.index in chosen]
 
+    def _rolled_out(
+        self,
+        recording: Recording,
+        start: Tensor,
+        inputs: Any,
+        start_layer: int,
+        granularity: views.Granularity,
+        row_normalize: bool,
+    ) -> Tensor | tuple[Tensor, ...]:
+        if self.pooled == "each":
+            for step in recording.tape.attentions:
+                step.weighted = None
+            tokens = pooled_tokens(recording, start)
+            if tokens is not None:
+                if granularity == "matrix" or row_normalize:
+                    raise ValueError(
+                        'pooled="each" multiplies matrices of its own for each pooled token, so '
+                        'there is no one matrix and no row_normalize: use pooled="together"'
+                    )
+                used = self._used(recording, start_layer)
+                return self._each_rolled_out(recording, tokens, inputs, used, granularity)
+        return super()._rolled_out(
+            recording, start, inputs, start_layer, granularity, row_normalize
+        )
+
+    def _each_rolled_out(
+        self,
+        recording: Recording,
+        tokens: PooledTokens,
+        inputs: Any,
+        used: Sequence[AttentionStep],
+        granularity: views.Granularity,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Eq. 14 once for each pooled token, added up."""
+        found: tuple[Tensor, ...] = ()
+        seeds = tokens.seeds()
+        while some := list(islice(seeds, _together(recording))):
+            gradients_of, relevances_of, masses = zip(*some, strict=True)
+            maps = self._weighted(recording, tokens.source, relevances_of, gradients_of, used)
+            for of_token, mass in zip(maps, masses, strict=True):
+                for step, weighted in zip(used, of_token, strict=True):
+                    step.weighted = weighted
+                view = mass_view(recording, mass, inputs, granularity, tokens.source)
+                parts = view if isinstance(view, tuple) else (view,)
+                found = tuple(map(torch.add, found, parts)) if found else parts
+        return found if granularity == "input" and _is_tuple(inputs) else found[0]
+
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
         relevance_of = relevances(recording, start, used)
         gradient_of: Sequence[Tensor | None] = [None] * len(used)
@@ -189,6 +251,27 @@ class TransformerAttribution(RolloutAttribution):
         for step, gradient, relevance in zip(used, gradient_of, relevance_of, strict=True):
             step.weighted = self._combined(step, gradient, relevance)
 
+    def _weighted(
+        self,
+        recording: Recording,
+        origin: Tensor,
+        relevance_seeds: Sequence[Tensor],
+        gradient_seeds: Sequence[Tensor],
+        used: Sequence[AttentionStep],
+    ) -> list[list[Tensor]]:
+        """For each pair of seeds at ``origin`` the weighted map of each attention."""
+        tape = recording.tape
+        wanted = [step.attention for step in used]
+        found = tape.backward_together(Phase.RELEVANCE, origin, relevance_seeds, wanted)
+        if self.head_weighting == "gradient":
+            gradient_of = tape.backward_together(Phase.GRADIENT, origin, gradient_seeds, wanted)
+        else:
+            gradient_of = [[]] * len(found)
+        return [
+            [self._combined(*of_step) for of_step in zip_longest(used, gradient, relevance)]
+            for gradient, relevance in zip(gradient_of, found, strict=True)
+        ]
+
     def _combined(self, step: AttentionStep, gradient: Tensor | None, relevance: Tensor) -> Tensor:
         """(∇A ⊙ R)⁺ of eq. 13, or what replaces it in an ablation."""
         if self.head_weighting == "none":
@@ -196,3 +279,8 @@ class TransformerAttribution(RolloutAttribution):
         factor = step.attention.detach() if self.head_weighting == "attention" else gradient
         assert factor is not None
         return (factor * relevance).clamp(min=0)
+
+
+def _together(recording: Recording) -> int:
+    """How many seeds go together in one pass."""
+    return max(1, EXAMPLES_TOGETHER // recording.output.shape[0])

@@ -102,9 +102,12 @@ def token_stream(recording: Recording) -> Tensor:
     return found
 
 
-def token_mass(recording: Recording, seed: Tensor) -> Tensor:
-    """Mass that arrives at each token below the first attention, (N, S)."""
-    arrived = _at_tokens(recording, recording.output, seed)
+def token_mass(recording: Recording, seed: Tensor, origin: Tensor | None = None) -> Tensor:
+    """Mass that arrives at each token below the first attention, (N, S).
+
+    It starts at ``origin``, the logits unless given.
+    """
+    arrived = _at_tokens(recording, recording.output if origin is None else origin, seed)
     return summed_by_token(recording, arrived)
 
 

@@ -88,6 +88,21 @@ class Normalized:
 
 
 @dataclass(eq=False)
+class Pooling:
+    """One reduction of the forward pass over positions of something that was attended to.
+
+    Args:
+        source: what is reduced; on the tape.
+        axes: the axes of ``source`` that are reduced to one position, counted from the front.
+        attentions: how many attentions came before it.
+    """
+
+    source: Tensor
+    axes: tuple[int, ...]
+    attentions: int
+
+
+@dataclass(eq=False)
 class AttentionStep:
     """One attention of the forward pass: a softmax map that multiplied values.
 
@@ -186,6 +201,7 @@ class Tape:
         streams: what skips attentions, for each addition around any.
         residuals: the skip connections, in the order of the forward pass.
         normalizations: the normalisations, in the order of the forward pass.
+        poolings: the reductions over positions, in the order of the forward pass.
         readout: the calls after the last skip connection, if they are kept: function, arguments,
             keyword arguments and result.
         through: events of an attention that the rollout phase must go through, not around.
@@ -219,6 +235,7 @@ class Tape:
         self.streams: list[Stream] = []
         self.residuals: list[Residual] = []
         self.normalizations: list[Normalized] = []
+        self.poolings: list[Pooling] = []
         self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
@@ -289,6 +306,7 @@ class Tape:
         self.streams.clear()
         self.residuals.clear()
         self.normalizations.clear()
+        self.poolings.clear()
         self.readout.clear()
         self.grids.clear()
         self.absorbed = {}

@@ -37,6 +37,10 @@ class Pictures:
         """(N, 10), 1 for the two classes that are there."""
         return torch.zeros(len(self.images), CLASSES).scatter(1, self.classes, 1.0)
 
+    def first(self, count: int) -> Pictures:
+        """The first so many of them."""
+        return Pictures(self.images[:count], self.classes[:count], self.corners[:count])
+
     def box(self, which: int) -> Tensor:
         """(N, 32, 32), where digit ``which`` of each picture is."""
         place = torch.arange(SIDE)

@@ -5,17 +5,20 @@ its answer from the class token, a ViT that reads the mean of its tokens, and a 
 counts as found if more of its class's map lies inside its own box than inside the other digit's.
 
 What was expected was written down before anything was measured: 90 % of digits found with the
-plain ViT, and with the other two no more than 5 points fewer than with it.  It does not hold for
-the other two; docs/rollout.md has the numbers, and what we know of why.
+plain ViT, and with the other two no more than 5 points fewer than with it.  For the other two it
+holds if each pooled token is explained by itself, and not if all are explained together;
+docs/rollout.md has the numbers, and why.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer_lrp import AttentionRollout, TransformerAttribution
 from captum_transformer_lrp.attr.base import RolloutAttribution
@@ -23,6 +26,10 @@ from tests.digits.data import MODELS, Pictures, checkpoint, draw, trained
 from tests.digits.train import exact_match
 
 COUNT = 200
+POOLED = ("mean_pooled_vit", "swin")
+EACH = partial(TransformerAttribution, pooled="each")
+
+Method = Callable[[nn.Module], RolloutAttribution]
 
 
 @dataclass
@@ -48,7 +55,7 @@ class Found:
         return float((self.own / (self.own + self.other)).mean())
 
 
-def explained(method: type[RolloutAttribution], name: str, pictures: Pictures) -> Found:
+def explained(method: Method, name: str, pictures: Pictures) -> Found:
     """Explain both classes of every picture; digits that the model does not see are left out."""
     model = trained(name)
     with torch.no_grad():
@@ -85,17 +92,28 @@ def test_the_plain_vit_finds_the_digits(found: dict[str, Found]) -> None:
     assert found["vit"].rate >= 0.9
 
 
-@pytest.mark.xfail(
-    reason="mean pooling starts the mass evenly on all tokens, whatever the class",
-    strict=False,  # Swin misses by one point
-)
-@pytest.mark.parametrize("name", ["mean_pooled_vit", "swin"])
-def test_others_find_them_as_well(name: str, found: dict[str, Found]) -> None:
-    assert found[name].rate >= found["vit"].rate - 0.05
+@pytest.mark.parametrize("name", POOLED)
+def test_by_each_pooled_token_the_others_find_them_as_well(
+    name: str, found: dict[str, Found], pictures: Pictures
+) -> None:
+    """On the first 20 pictures, a tenth of those of the next test."""
+    assert explained(EACH, name, pictures.first(20)).rate >= found["vit"].rate - 0.05
 
 
-@pytest.mark.parametrize("name", ["mean_pooled_vit", "swin"])
-def test_others_find_them_far_more_often_than_by_chance(name: str, found: dict[str, Found]) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POOLED)
+def test_by_each_pooled_token_the_others_find_them_as_well_on_all_pictures(
+    name: str, found: dict[str, Found], pictures: Pictures
+) -> None:
+    by_each = explained(EACH, name, pictures)
+    assert by_each.rate >= found["vit"].rate - 0.05
+    assert by_each.share > found[name].share + 0.05
+
+
+@pytest.mark.parametrize("name", POOLED)
+def test_together_the_others_find_them_more_often_than_by_chance(
+    name: str, found: dict[str, Found]
+) -> None:
     """Chance is 50 % ± 3 for the 350 digits and more that each model recognises."""
     assert found[name].rate > 0.65
 
@@ -112,16 +130,15 @@ def test_checkpoints_are_small() -> None:
 
 
 def table() -> str:
-    """The rows of the table in docs/rollout.md."""
+    """The rows of the table in docs/rollout.md; takes some minutes."""
     pictures = draw(COUNT, torch.Generator().manual_seed(3), held_out=True)
     rows = []
     for name in MODELS:
-        ours = explained(TransformerAttribution, name, pictures)
-        rollout = explained(AttentionRollout, name, pictures)
-        rows.append(
-            f"| {name} | {exact_match(trained(name)):.1%} | {ours.rate:.1%} | {ours.share:.2f} "
-            f"| {rollout.rate:.1%} | {rollout.share:.2f} |"
-        )
+        cells = [name, f"{exact_match(trained(name)):.1%}"]
+        for method in (EACH, TransformerAttribution, AttentionRollout):
+            by_method = explained(method, name, pictures)
+            cells += [f"{by_method.rate:.1%}", f"{by_method.share:.2f}"]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -32,18 +32,21 @@ class Truth:
         logits: of shape (C,).
         attentions: A of every attention, in the order of the forward pass.
         inputs: images, or what was looked up for token ids.
+        gradients: ∇A of every attention.
+        pooled: the tokens that the answer is pooled from.
     """
 
     logits: Value
     attentions: list[Value]
     inputs: list[Value]
     gradients: Sequence[Tensor] = ()
+    pooled: Value | None = None
 
     def explain(self, target: int) -> None:
         """Fill in R and ∇A."""
         propagate(self.logits, target)
         wanted = [attention.data for attention in self.attentions]
-        self.gradients = torch.autograd.grad(self.logits.data[target], wanted)
+        self.gradients = torch.autograd.grad(self.logits.data[target], wanted, retain_graph=True)
 
     def weighted(self, index: int) -> Tensor:
         """E_h(∇A ⊙ R)⁺ of eq. 13, with the heads along the axis before the last two."""

@@ -49,6 +49,13 @@ def propagate(output: Value, target: int) -> None:
 
     The recursion visits an operation after everything that is made from it.
     """
+    start = torch.zeros_like(output.data)
+    start[target] = 1
+    propagate_from(output, start)
+
+
+def propagate_from(output: Value, start: Tensor) -> None:
+    """The same from any R of ``output``."""
     order: list[Value] = []
     seen: set[int] = set()
 
@@ -62,8 +69,7 @@ def propagate(output: Value, target: int) -> None:
     visit(output)
     for value in order:
         value.relevance = torch.zeros_like(value.data)
-    assert output.relevance is not None
-    output.relevance[target] = 1
+    output.relevance = start
     for value in reversed(order):
         assert value.relevance is not None
         with torch.no_grad():

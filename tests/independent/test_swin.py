@@ -27,6 +27,7 @@ from tests.independent.relprop import (
     merge_heads,
     move,
     patches,
+    propagate_from,
     scale,
     softmax,
     split_heads,
@@ -51,7 +52,9 @@ def by_hand(model: SwinTransformer, image: Tensor) -> Truth:
             hidden = elementwise(dense(layer_norm(x, block.norm2), block.mlp.fc1), gelu)
             x = add(x, dense(hidden, block.mlp.fc2))
     x = move(layer_norm(x, model.norm), lambda value: value.flatten(0, 1))
-    return Truth(dense(mean(x, 0), model.head.fc), attentions, [pixels])
+    truth = Truth(dense(mean(x, 0), model.head.fc), attentions, [pixels])
+    truth.pooled = x
+    return truth
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -124,19 +127,23 @@ def position_bias(table: Tensor) -> Tensor:
     return table[offsets].permute(2, 0, 1)
 
 
-def test_swin() -> None:
-    model = alive(
-        SwinTransformer(
-            img_size=(16, 24),
-            patch_size=2,
-            num_classes=3,
-            embed_dim=8,
-            depths=(2, 2),
-            num_heads=HEADS,
-            window_size=WINDOW,
-            mlp_ratio=2,
-        )
+def small() -> SwinTransformer:
+    model = SwinTransformer(
+        img_size=(16, 24),
+        patch_size=2,
+        num_classes=3,
+        embed_dim=8,
+        depths=(2, 2),
+        num_heads=HEADS,
+        window_size=WINDOW,
+        mlp_ratio=2,
     )
+    alive(model)
+    return model
+
+
+def test_swin() -> None:
+    model = small()
     images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
     truths = [by_hand(model, image) for image in images]
     compare(model, images, truths, 1)
@@ -146,10 +153,46 @@ def test_swin() -> None:
         close(found[n], rollout(truth), "the map")
 
 
+def test_swin_with_each_pooled_token_by_itself() -> None:
+    """Token i alone: the gradient of the mean's output, and R of the token as a distribution."""
+    model = small()
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    found = TransformerAttribution(model, pooled="each").attribute(images, 1, granularity="token")
+    for n, image in enumerate(images):
+        truth = by_hand(model, image)
+        truth.explain(1)
+        assert truth.pooled is not None
+        assert truth.pooled.relevance is not None
+        relevance = truth.pooled.relevance
+        (gradient,) = torch.autograd.grad(
+            truth.logits.data[1], truth.pooled.data, retain_graph=True
+        )
+        expected = torch.zeros_like(found[n])
+        for token, share in enumerate(relevance.sum(-1).clamp(min=0)):
+            alone = torch.zeros_like(relevance)
+            alone[token] = relevance[token] / relevance[token].abs().sum()
+            propagate_from(truth.pooled, alone)
+            seed = torch.zeros_like(gradient)
+            seed[token] = gradient[token] * len(gradient)
+            truth.gradients = torch.autograd.grad(
+                truth.pooled.data,
+                [attention.data for attention in truth.attentions],
+                seed,
+                retain_graph=True,
+            )
+            expected += share * product(truth)[token]
+        close(found[n], expected, "the map")
+
+
 def rollout(truth: Truth) -> Tensor:
+    """Mean pooling: all tokens in equal parts."""
+    return product(truth).mean(0)
+
+
+def product(truth: Truth) -> Tensor:
     """Eq. 14 over all tokens: windows are blocks of I + E_h(∇A ⊙ R)⁺, merging is a matrix.
 
-    A merged token is four tokens in equal parts, and mean pooling all tokens in equal parts.
+    A merged token is four tokens in equal parts.
     """
     height, width = GRID
     C = torch.eye(height * width, dtype=torch.float64)
@@ -165,4 +208,4 @@ def rollout(truth: Truth) -> Tensor:
             inside = tokens >= 0
             block[tokens[inside][:, None], tokens[inside]] += weighted[inside][:, inside]
         C = block @ C
-    return C.mean(0)
+    return C
