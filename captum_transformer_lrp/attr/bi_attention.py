@@ -236,5 +236,7 @@ def _by_token(recording: Recording, step: AttentionStep, residual: Residual) -> 
     """The mean of the maps, each key weighed by its change of length, (N, S, S)."""
     values = transformed_values(recording, step, residual).sum(1)
     stream = by_token(recording, residual.stream.detach(), residual.stream)
-    growth = values.norm(dim=-1) / stream.norm(dim=-1)
+    before = stream.norm(dim=-1)
+    # A token without length, as the embedding of padding is, has none to grow.
+    growth = torch.where(before > 0, values.norm(dim=-1) / before, 0)
     return maps_of(step).mean(1) * growth.unsqueeze(1)

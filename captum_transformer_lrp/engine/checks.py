@@ -29,11 +29,11 @@ def check_inputs(inputs: tuple[Tensor, ...]) -> None:
                 raise ValueError(f"{which} contains NaN or infinite values; clean it first")
         elif value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{which} must be float, or integer token ids; found {value.dtype}")
-        elif value.dim() > 2:
+        elif value.dim() > 3 or (value.dim() == 3 and value.dtype == torch.uint8):
             raise TypeError(
                 f"{which} is an integer tensor of shape {tuple(value.shape)}; only token ids "
-                "(N, S) are integers: pass images as preprocessed floats, image.float() / 255 and "
-                "normalised as the model expects"
+                "(N, S) or (N, choices, S) are integers: pass images as preprocessed floats, "
+                "image.float() / 255 and normalised as the model expects"
             )
 
 

@@ -177,7 +177,11 @@ def read_examples(numbers: Tensor, count: int) -> Examples:
     moving = [axis for axis in range(numbers.dim()) if numbers.stride(axis) != 0]
     lines = {axis: _example_line(numbers, axis, alone=len(moving) == 1) for axis in moving or [0]}
     varying = [axis for axis, line in lines.items() if len(set(line) - {-1}) > 1]
-    if len(varying) > 1:
+    if len(moving) > 1:
+        told_apart = varying if len(varying) == 1 else list(lines)
+        lines = {axis: lines[axis] for axis in told_apart if _is_one_each(numbers, axis, lines)}
+        varying = [axis for axis in varying if axis in lines]
+    if not lines or len(varying) > 1:
         return unknown
     # All of one example: the axis along which there is padding too, or else any, so the first.
     padded = [axis for axis, line in lines.items() if len(set(line)) > 1]
@@ -187,7 +191,17 @@ def read_examples(numbers: Tensor, count: int) -> Examples:
     line = lines[axis]
     if set(line) == {-1}:
         return unknown
-    return Examples(count, axis, None if line == tuple(range(count)) else line)
+    # Where an example has nothing but padding, as one without a global token, the place is its own.
+    in_place = len(line) == count and all(one in (-1, place) for place, one in enumerate(line))
+    return Examples(count, axis, None if in_place else line)
+
+
+def _is_one_each(numbers: Tensor, axis: int, lines: dict[int, tuple[int, ...]]) -> bool:
+    """Whether each position of an axis has elements of one example alone, or of nobody."""
+    others = [other for other in range(numbers.dim()) if other != axis]
+    of_somebody = torch.where(numbers.isfinite() & (numbers > 0), numbers, torch.inf)
+    smallest = of_somebody.amin(others).tolist() if others else of_somebody.tolist()
+    return all(one in (place + 1, torch.inf) for one, place in zip(smallest, lines[axis]))  # noqa: B905
 
 
 def _example_line(numbers: Tensor, axis: int, *, alone: bool) -> tuple[int, ...]:

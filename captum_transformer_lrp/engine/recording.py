@@ -239,9 +239,12 @@ def find_logits(result: Any) -> Tensor:
             if isinstance(result.get(name), Tensor):
                 found: Tensor = result[name]
                 return found
+        names = sorted(map(str, result))
+        example = next((name for name in names if isinstance(result[name], Tensor)), "...")
         raise TypeError(
-            f"the model returned {type(result).__name__} with {sorted(map(str, result))}, none of "
-            "which is known to hold the logits: pass lambda *args: model(*args)[...] instead"
+            f"the model returned {type(result).__name__} with {names}, none of which is known to "
+            "hold the logits: pass a function that returns what you explain, such as "
+            f"lambda *args, **kwargs: model(*args, **kwargs)[{example!r}]"
         )
     if isinstance(result, (tuple, list)):
         for item in result:

@@ -9,25 +9,59 @@ from pathlib import Path
 
 from tests.sweep.results import Result, read
 
-_FIRST_LINES = {
-    "timm": 'model = timm.create_model("{name}", pretrained=True).eval()',
-    "sequence classification": "AutoModelForSequenceClassification",
-    "image classification": "AutoModelForImageClassification",
-    "token classification": "AutoModelForTokenClassification",
-    "question answering": "AutoModelForQuestionAnswering",
-    "masked language model": "AutoModelForMaskedLM",
-    "audio classification": "AutoModelForAudioClassification",
-    "video classification": "AutoModelForVideoClassification",
-}
+_IMAGES = "attributions = TransformerAttribution(model).attribute({inputs}, target=class_index)"
 
-_SECOND_LINES = {
-    "timm": "attributions = TransformerAttribution(model).attribute(images, target=class_index)",
-    "transformers": (
-        "attributions = TransformerAttribution(model).attribute(\n"
-        '    input_ids, target=class_index, additional_forward_args={"attention_mask": mask}\n'
-        ")"
+_TEXT = """attributions = TransformerAttribution(model).attribute(
+    input_ids, target={target}, additional_forward_args={{"attention_mask": mask}}
+)"""
+
+LINES = {
+    "timm": (
+        'model = timm.create_model("NAME", pretrained=True).eval()',
+        _IMAGES.format(inputs="images"),
+    ),
+    "sequence classification": (
+        'model = AutoModelForSequenceClassification.from_pretrained("NAME").eval()',
+        _TEXT.format(target="class_index"),
+    ),
+    "token classification": (
+        'model = AutoModelForTokenClassification.from_pretrained("NAME").eval()',
+        _TEXT.format(target="(position, class_index)"),
+    ),
+    "masked language model": (
+        'model = AutoModelForMaskedLM.from_pretrained("NAME").eval()',
+        _TEXT.format(target="(position, token_id)"),
+    ),
+    "question answering": (
+        'model = AutoModelForQuestionAnswering.from_pretrained("NAME").eval()',
+        """start = lambda *args, **kwargs: model(*args, **kwargs).start_logits
+attributions = TransformerAttribution(start).attribute(
+    input_ids, target=position, additional_forward_args={"attention_mask": mask}
+)""",
+    ),
+    "image classification": (
+        'model = AutoModelForImageClassification.from_pretrained("NAME").eval()',
+        _IMAGES.format(inputs="pixel_values"),
+    ),
+    "audio classification": (
+        'model = AutoModelForAudioClassification.from_pretrained("NAME").eval()',
+        _IMAGES.format(inputs="input_values"),
+    ),
+    "video classification": (
+        'model = AutoModelForVideoClassification.from_pretrained("NAME").eval()',
+        _IMAGES.format(inputs="pixel_values"),
     ),
 }
+"""For timm and for each task of transformers how a model is loaded and explained."""
+
+OTHER_INPUTS = {
+    "shieldgemma2": "takes a prompt and a picture: "
+    "`TransformerAttribution(model).attribute((input_ids, pixel_values), target=0)`",
+    "siglip2": "takes patches, and `pixel_attention_mask` and `spatial_shapes` as "
+    "`additional_forward_args`",
+    "videoprism_vision_model": "has an axis more in its output: `target=(0, class_index)`",
+}
+"""Families for which the lines of their task do not do."""
 
 
 def write_page(docs: Path) -> None:
@@ -66,14 +100,10 @@ def _suite(suite: str, found: list[Result]) -> list[str]:
     lines = [
         f"## {suite}",
         "",
-        f"Each model by itself: [sweep_{suite}.md](sweep_{suite}.md). Two lines do it, the first "
-        "as in the table, the second for all:",
+        f"Each model by itself: [sweep_{suite}.md](sweep_{suite}.md). How a model is loaded and "
+        "explained:",
         "",
-        "```python",
-        *([_FIRST_LINES["timm"].format(name="NAME")] if suite == "timm" else _loading(found)),
-        _SECOND_LINES[suite],
-        "```",
-        "",
+        *_uses(suite, found),
     ]
     attending = [one for one in found if one.verdict == "passed" or one.softmax_attention]
     lines += _families(attending, suite)
@@ -97,13 +127,24 @@ def _suite(suite: str, found: list[Result]) -> list[str]:
     return lines
 
 
-def _loading(found: list[Result]) -> list[str]:
-    tasks = dict.fromkeys(one.task for one in found)
-    return [f'model = {_FIRST_LINES[task]}.from_pretrained("NAME").eval()' for task in tasks]
+def _uses(suite: str, found: list[Result]) -> list[str]:
+    tasks = [suite] if suite in LINES else [task for task in LINES if _of_task(task, found)]
+    lines = []
+    for task in tasks:
+        title = [] if task == suite else [f"{task.capitalize()}:", ""]
+        lines += [*title, "```python", *LINES[task], "```", ""]
+    special = {one.family for one in found} & set(OTHER_INPUTS)
+    exceptions = [f"* {family} {OTHER_INPUTS[family]}" for family in sorted(special)]
+    return [*lines, *exceptions, *([""] if special else [])]
+
+
+def _of_task(task: str, found: Iterable[Result]) -> bool:
+    return any(one.task == task for one in found)
 
 
 def _families(found: list[Result], suite: str) -> list[str]:
-    lines = ["| family | passed | read from | first line |", "|---|---|---|---|"]
+    last = "smallest model" if suite in LINES else "tasks"
+    lines = [f"| family | passed | read from | {last} |", "|---|---|---|---|"]
     by_family = sorted(found, key=lambda one: (one.family, not one.smallest, one.parameters or 0))
     problems = []
     for family, group in groupby(by_family, key=lambda one: one.family):
@@ -116,8 +157,7 @@ def _families(found: list[Result], suite: str) -> list[str]:
             for place, count in readouts.most_common()
         )
         lines.append(
-            f"| {family} | {len(passed)} of {len(models)} | {places} | `{_first(suite, models[0])}`"
-            " |"
+            f"| {family} | {len(passed)} of {len(models)} | {places} | {_what(suite, models)} |"
         )
     lines.append("")
     if problems:
@@ -129,10 +169,10 @@ def _families(found: list[Result], suite: str) -> list[str]:
     return lines
 
 
-def _first(suite: str, model: Result) -> str:
-    if suite == "timm":
-        return f'timm.create_model("{model.name}")'
-    return f"{_FIRST_LINES[model.task]}.from_pretrained(…)"
+def _what(suite: str, models: list[Result]) -> str:
+    if suite in LINES:
+        return f"`{models[0].name}`"
+    return ", ".join(dict.fromkeys(one.task for one in models))
 
 
 def _conserves(one: Result) -> bool:

@@ -53,13 +53,14 @@ LINEAR_ATTENTION = {
 }
 
 OVERRIDES: dict[str, dict[str, Any]] = {
+    "axk1": {"num_key_value_heads": 4},
     "axk2": {"num_key_value_heads": 4, "index_topk": 8, "index_head_dim": 8, "index_n_heads": 4},
     "canine": {"num_hash_buckets": 64},
     "cohere_compass_text": {
         "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
     },
-    "deepseek_v2": {"num_experts_per_tok": 2},
-    "deepseek_v3": {"first_k_dense_replace": 1},
+    "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2},
+    "deepseek_v3": {"num_key_value_heads": 4, "first_k_dense_replace": 1},
     "esmc": {"num_key_value_heads": 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "layoutlmv3": {"coordinate_size": 5, "shape_size": 6, "input_size": 32},
@@ -67,6 +68,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "longformer": {"attention_window": [8, 8]},
     "luke": {"entity_vocab_size": 20, "entity_emb_size": 32},
     "markuplm": {"max_depth": 4, "max_xpath_subs_unit_embeddings": 1002},
+    "minicpm3": {"num_key_value_heads": 4},
+    "mistral4": {"num_key_value_heads": 4},
     "nemotron": {"num_key_value_heads": 2},
     "perceiver": {
         "d_latents": 32,

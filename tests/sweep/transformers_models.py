@@ -80,7 +80,7 @@ def build(entry: Entry) -> Case:
         ids = torch.randint(3, 57, (2, LENGTH))
         ids[:, 2:6] = model.config.image_token_index
         pixels = _pictures(model, suffix).to(dtype)
-        return Case(model, (ids, pixels), forward=lambda ids, pixels: model(ids, pixels))
+        return Case(model, (ids, pixels))
     if suffix in ("ImageClassification", "VideoClassification"):
         pictures, target = _pictures(model, suffix).to(dtype), TARGETS.get(kind, 1)
         if kind == "pp_lcnet":  # its logits are called a hidden state
