@@ -80,6 +80,7 @@ class Column:
 COLUMNS: Final = (
     Column("perturbation", "positive AUC", "positive AUC ↓", larger=False),
     Column("perturbation", "negative AUC", "negative AUC ↑"),
+    Column("perturbation", "area between", "area between ↑"),
     Column("segmentation", "pixel accuracy", "pixel accuracy ↑"),
     Column("segmentation", "mIoU", "mIoU ↑"),
     Column("segmentation", "mAP", "mAP ↑"),
@@ -88,7 +89,7 @@ COLUMNS: Final = (
     Column("text-perturbation", "comprehensiveness", "comprehensiveness ↑", digits=3),
     Column("text-perturbation", "sufficiency", "sufficiency ↓", larger=False, digits=3),
 )
-SHORT: Final = ("negative AUC", "mIoU", "localisation", "token-F1", "comprehensiveness")
+SHORT: Final = ("area between", "mIoU", "localisation", "token-F1", "comprehensiveness")
 
 Values = dict[str, dict[str, list[float]]]
 
@@ -162,12 +163,12 @@ def _records(folder: Path) -> dict[str, Record]:
 
 
 def _areas(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
-    return {
-        f"{test} AUC": [
-            round(area([100.0 * bit for bit in one["predicted"][test]]), 6) for one in found
-        ]
+    areas = {
+        test: [round(area([100.0 * bit for bit in one["predicted"][test]]), 6) for one in found]
         for test in ("positive", "negative")
     }
+    between = [n - p for p, n in zip(areas["positive"], areas["negative"], strict=True)]
+    return {**{f"{test} AUC": of_test for test, of_test in areas.items()}, "area between": between}
 
 
 def _agreements(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
