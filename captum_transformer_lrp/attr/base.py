@@ -65,6 +65,7 @@ class RecordedAttribution(Attribution):
     default_dtype: torch.dtype = torch.float64
     needs_attention: bool = True
     keeps_readout: bool = False
+    keeps_streams: bool = False
     phases: frozenset[Phase] = ALL_PHASES
 
     def __init__(
@@ -126,6 +127,7 @@ class RecordedAttribution(Attribution):
             strict=self._strict,
             keeps_books=keeps_books,
             keeps_readout=self.keeps_readout,
+            keeps_streams=self.keeps_streams,
             pixel_rule=preset.pixels if preset else None,
             dtype=self._dtype,
             needs_attention=self.needs_attention,

@@ -25,6 +25,8 @@ class TokenAttribution(RecordedAttribution):
     sequence of tokens, such as windowed ones, are refused.
     """
 
+    keeps_streams = True
+
     @captum_method
     def attribute(
         self,

@@ -32,6 +32,7 @@ def transformed_values(recording: Recording, step: AttentionStep, residual: Resi
         ExplanationError: if the branch is not one affine map, the same for every token.
     """
     assert step.output is not None
+    assert step.values is not None
     projection = _projection(recording, step, residual)
     values = views.heads_apart(step.values.detach(), step)
     if values.dim() != 4 or step.position != 0:

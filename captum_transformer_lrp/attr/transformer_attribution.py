@@ -245,11 +245,11 @@ class TransformerAttribution(RolloutAttribution):
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
         relevance_of = relevances(recording, start, used)
-        gradient_of: Sequence[Tensor | None] = [None] * len(used)
+        gradient_of: list[Tensor | None] = [None] * len(used)
         if self.head_weighting == "gradient":
-            gradient_of = gradients(recording, start, used)
-        for step, gradient, relevance in zip(used, gradient_of, relevance_of, strict=True):
-            step.weighted = self._combined(step, gradient, relevance)
+            gradient_of = list(gradients(recording, start, used))
+        for step in reversed(used):  # what has been combined need not be kept
+            step.weighted = self._combined(step, gradient_of.pop(), relevance_of.pop())
 
     def _weighted(
         self,

@@ -52,11 +52,6 @@ def first_tensor(args: Args, kwargs: Kwargs) -> tuple[Tensor, dict[str, Any]]:
     return kwargs[name], {key: value for key, value in kwargs.items() if key != name}
 
 
-def with_first(args: Args, value: Tensor) -> Args:
-    """Positional arguments with another first one."""
-    return (value, *args[1:])
-
-
 def expand(function: Function) -> Function:
     """A Python function of :mod:`torch.nn.functional`, to be watched from the inside.
 

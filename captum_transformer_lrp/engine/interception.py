@@ -29,7 +29,6 @@ from captum_transformer_lrp.engine.arguments import (
     replace_tensors,
     tensors_in,
     title,
-    with_first,
 )
 from captum_transformer_lrp.engine.books import report_constants
 from captum_transformer_lrp.engine.checks import check_model
@@ -739,6 +738,7 @@ class Interception(TorchFunctionMode):
         mark = self.tape.mark(source)
         if mark is None:
             raise self.unsupported(function, "an activation as a second argument")
+        others = args[1:]  # a kernel that held the first one would keep its memory
         output, native = self.made(run or function, *args, **kwargs)
         if output is source or not output.is_floating_point():
             return output
@@ -747,7 +747,7 @@ class Interception(TorchFunctionMode):
         mark = mark.but(source=None, channels=0, **changes)
         return self.tape.record(
             function,
-            kernel or AutogradKernel(lambda value: function(*with_first(args, value), **rest)),
+            kernel or AutogradKernel(lambda value: function(value, *others, **rest)),
             (source,),
             output,
             native=native,

@@ -143,6 +143,7 @@ def recorded(
     strict: bool,
     keeps_books: bool,
     keeps_readout: bool = False,
+    keeps_streams: bool = True,
     pixel_rule: Rule | None = None,
     dtype: torch.dtype = torch.float32,
     needs_attention: bool = True,
@@ -161,7 +162,13 @@ def recorded(
     model = forward_func if isinstance(forward_func, nn.Module) else None
     if model is not None:
         check_model(model)
-    tape = Tape(stabilizer, keeps_books=keeps_books, phases=phases, lower=lower)
+    tape = Tape(
+        stabilizer,
+        keeps_books=keeps_books,
+        keeps_streams=keeps_streams or keeps_readout,
+        phases=phases,
+        lower=lower,
+    )
     interception = Interception(
         tape,
         model,

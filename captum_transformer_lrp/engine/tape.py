@@ -112,10 +112,10 @@ class AttentionStep:
         attention: A, the map as it multiplied the values; on the tape.
         mark: its provenance.
         event: its bit in :attr:`Mark.events` and :attr:`Mark.attentions`.
-        values: V, what it multiplied.
         position: which operand of the product A was, 0 or 1.
         axes: the axes of A, counted from the end, along which queries and keys lie; None where
             there is not one of each.
+        values: V, what it multiplied; None if streams are not kept, as for the next two.
         output: the product, A V.
         residual: the skip connection around it, if there is one.
         weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
@@ -127,9 +127,9 @@ class AttentionStep:
     attention: Tensor
     mark: Mark
     event: int
-    values: Tensor
     position: int
     axes: tuple[int, int] | None = (-2, -1)
+    values: Tensor | None = None
     output: Tensor | None = None
     residual: Residual | None = None
     weighted: Tensor | None = None
@@ -193,6 +193,8 @@ class Tape:
     Args:
         stabilizer: divides relevance safely.
         keeps_books: whether absorbed relevance is added up.
+        keeps_streams: whether the tokens of skip connections, normalisations and attentions are
+            kept as the model computed them.
         phases: the phases that will be run; what no other needs is not kept.
         lower: the precision of the phases, for a float64 forward pass; None for the same.
 
@@ -218,11 +220,13 @@ class Tape:
         stabilizer: Stabilizer,
         *,
         keeps_books: bool,
+        keeps_streams: bool = True,
         phases: frozenset[Phase] = ALL_PHASES,
         lower: torch.dtype | None = None,
     ) -> None:
         self.stabilizer = stabilizer
         self.keeps_books = keeps_books
+        self.keeps_streams = keeps_streams
         self.phases = phases
         self.lower = lower
         self.phase = Phase.GRADIENT
@@ -301,7 +305,7 @@ class Tape:
     def clear(self) -> None:
         """Let go of the graph; it and the tape hold each other."""
         for step in self.attentions:  # what made their outputs refers to them
-            step.output = step.residual = None
+            step.values = step.output = step.residual = None
         self.attentions.clear()
         self.streams.clear()
         self.residuals.clear()
@@ -312,7 +316,9 @@ class Tape:
         self.absorbed = {}
 
     def note_residual(self, residual: Residual, events: int) -> None:
-        """Note a skip connection around the attentions of ``events``."""
+        """Note a skip connection around the attentions of ``events``, if streams are kept."""
+        if not self.keeps_streams:
+            return
         before = self.residuals[-1] if self.residuals else None
         if before is not None:
             for norm in self.normalizations:

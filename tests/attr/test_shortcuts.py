@@ -7,6 +7,7 @@ float32 models, a float64 forward pass with float32 phases, with float64 through
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -194,3 +195,23 @@ def test_the_phases_of_a_float32_model_are_float32_and_its_forward_pass_is_not(
     seen["inputs"].clear()
     TransformerAttribution(vit_case.model).attribute(vit_case.inputs, 1)  # a float64 model
     assert seen == {"visible": {torch.float64}, "inputs": {torch.float64}}
+
+
+@pytest.mark.parametrize("method", [TransformerAttribution, TransformerLRP, PartialLRP])
+def test_the_exact_values_of_the_forward_pass_are_not_kept(
+    vit_case: Any, method: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[Tensor]] = []
+    record = Tape.record
+
+    def noted(*args: Any, **kwargs: Any) -> Tensor:
+        result = record(*args, **kwargs)
+        made.append(weakref.ref(result))
+        return result
+
+    monkeypatch.setattr(Tape, "record", noted)
+    model = copy.deepcopy(vit_case.model).float()
+    with method(model)._recorded(vit_case.inputs.float(), None) as recording:
+        alive = [tensor for reference in made if (tensor := reference()) is not None]
+        assert len(made) > 20
+        assert alive == [recording.output]

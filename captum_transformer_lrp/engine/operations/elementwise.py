@@ -55,7 +55,7 @@ def _normalization(watch: Interception, function: Function, args: Args, kwargs: 
         statistic=False,
         activated=False,
     )
-    if watch.tape.mark(source) is not None and isinstance(output, Tensor):
+    if watch.tape.keeps_streams and isinstance(output, Tensor):
         watch.tape.normalizations.append(Normalized(source, output, kernel))
     return output
 

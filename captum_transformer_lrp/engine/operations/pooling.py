@@ -45,9 +45,10 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
             before = sum(one < examples.axis for one in gone)
             examples = Examples(examples.count, examples.axis - before, examples.index)
     _note_pooling(watch, source, _reduced_axes(function, source, output, dim))
+    others = args[1:]  # a kernel that held the first one would keep its memory
     return watch.tape.record(
         function,
-        AutogradKernel(lambda value: function(value, *args[1:], **kwargs)),
+        AutogradKernel(lambda value: function(value, *others, **kwargs)),
         (source,),
         output,
         rule=watch.rule_for(function),

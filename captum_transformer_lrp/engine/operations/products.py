@@ -195,9 +195,9 @@ def multiplied(
             attention=watch.tape.anchor((u, v)[position]),
             mark=(of_u, of_v)[position],
             event=event,
-            values=(v, u)[position],
             position=position,
             axes=_queries_and_keys((u, v)[position], free[position], axes[position]),
+            values=(v, u)[position] if watch.tape.keeps_streams else None,
         )
         watch.tape.attentions.append(record)
         facts = {"attention": record, "position": position, "gate": position}
@@ -233,7 +233,7 @@ def multiplied(
         name=watch.book_title(),
         **facts,
     )
-    if record is not None:
+    if record is not None and watch.tape.keeps_streams:
         record.output = output
     return output
 
