@@ -53,7 +53,7 @@ class AttCat(TokenAttribution):
     def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
         pairs = one_sequence(recording)
         hidden = [residual.stream for _, residual in pairs]
-        gradients = recording.tape.backward(Phase.GRADIENT, recording.output, start, hidden)
+        gradients = recording.backward(Phase.GRADIENT, start, hidden)
         values = []
         for (step, residual), gradient in zip(pairs, gradients, strict=True):
             stream = residual.stream

@@ -17,7 +17,8 @@ class AttentionGradCam(SingleAttentionAttribution):
 
     Head :math:`h` is weighted by the mean of its gradients along the row of the class token, and
     the map is :math:`(E_h\,\bar\nabla_h A_h)^+`.  The class token's own column takes no part in
-    the mean.  Under mean pooling the rows are averaged, each without its own column.
+    the mean, nor do tokens that the row cannot attend to: padding, and later tokens of a causal
+    model.  Under mean pooling the rows are averaged, each without its own column.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.
@@ -55,7 +56,9 @@ class AttentionGradCam(SingleAttentionAttribution):
         rows, columns = attention.shape[2:]
         # Rows that the target does not depend on have no gradient: what is left is the readout's.
         reads = (gradient != 0).any(-1).any(1)
-        others = ~torch.eye(rows, columns, dtype=torch.bool, device=gradient.device)
+        own = torch.eye(rows, columns, dtype=torch.bool, device=gradient.device)
+        # A masked score has a gradient, too, by the value that it would let in.
+        others = (attention != 0).any(1, keepdim=True) & ~own
         means = (gradient * others).sum(-1) / others.sum(-1).clamp(min=1)
         weights = means.sum(-1) / reads.sum(-1).clamp(min=1).unsqueeze(-1)
         fused = (attention * weights[..., None, None]).mean(1, keepdim=True).clamp(min=0)

@@ -152,9 +152,9 @@ class RecordedAttribution(Attribution):
                 chosen = [
                     predicted(recording.output) if target is None else target for target in of_some
                 ]
-                recording.seeds = [seed(recording.output, target) for target in chosen]
+                recording.targets = [seed(recording.output, target) for target in chosen]
                 found = []
-                for start in recording.seeds:
+                for start in recording.targets:
                     result = explained(recording, start)
                     check_finite(result)
                     found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
@@ -463,13 +463,13 @@ def row_view(
 def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """∇A of each step."""
     wanted = [step.attention for step in steps]
-    return recording.tape.backward(Phase.GRADIENT, recording.output, start, wanted)
+    return recording.backward(Phase.GRADIENT, start, wanted)
 
 
 def relevances(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """R of each step."""
     wanted = [step.attention for step in steps]
-    return recording.tape.backward(Phase.RELEVANCE, recording.output, start, wanted)
+    return recording.backward(Phase.RELEVANCE, start, wanted)
 
 
 def sum_all(values: Sequence[Tensor]) -> Tensor:

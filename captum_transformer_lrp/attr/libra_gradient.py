@@ -13,7 +13,6 @@ from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.token_attribution import by_token, mean_of, one_sequence
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import Phase
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
@@ -84,21 +83,23 @@ class LibraGradient(TransformerLRP):
             raise ValueError(f"aggregation must be one of {get_args(Aggregation)}: {aggregation!r}")
         self.aggregation = aggregation
 
-    def _down(self, recording: Recording, seed: Tensor, granularity: str) -> tuple[Tensor, ...]:
+    def _down(
+        self, recording: Recording, one_hot: Tensor, granularity: str
+    ) -> list[tuple[Tensor, ...]]:
         if self.aggregation == "input":
-            return super()._down(recording, seed, granularity)
+            return super()._down(recording, one_hot, granularity)
         streams = [residual.stream for _, residual in one_sequence(recording)]
-        found = recording.tape.backward(Phase.RELEVANCE, recording.output, seed, streams)
+        (found,) = self._arrived(recording, one_hot, streams)
         values = [
             by_token(recording, one.detach(), stream).sum(-1)
             for one, stream in zip(found, streams, strict=True)
         ]
         row = mean_of(values)
         if granularity == "token":
-            return (row,)
+            return [(row,)]
         for step in recording.tape.attentions:
             step.weighted = None
         recording.tape.through = 0
         spread = views.spread_over_features(recording, row)
         maps = views.input_mass(recording, views.token_stream(recording), spread)
-        return tuple(one.detach() for one in maps)
+        return [tuple(one.detach() for one in maps)]

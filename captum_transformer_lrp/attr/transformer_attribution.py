@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import zip_longest
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -15,6 +14,7 @@ from captum_transformer_lrp.attr.base import (
     RolloutAttribution,
     check_finite,
     gradients,
+    relevances,
     sum_all,
 )
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
@@ -25,9 +25,6 @@ from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
 HeadWeighting: TypeAlias = Literal["gradient", "attention", "none"]
-
-# So many examples fill a processor; beyond, several targets at once cost memory and save no time.
-_EXAMPLES_TOGETHER = 16
 
 
 class TransformerAttribution(RolloutAttribution):
@@ -185,31 +182,12 @@ class TransformerAttribution(RolloutAttribution):
         return [step for step in used if step.index in chosen]
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
-        place = next((n for n, one in enumerate(recording.seeds) if one is start), -1)
-        maps = recording.ahead.pop(place, None)
-        if maps is None:
-            together = max(1, _EXAMPLES_TOGETHER // recording.output.shape[0])
-            starts = [start] if place < 0 else recording.seeds[place : place + together]
-            maps, *ahead = self._weighted(recording, starts, used)
-            recording.ahead.update(enumerate(ahead, place + 1))
-        for step, weighted in zip(used, maps, strict=True):
-            step.weighted = weighted
-
-    def _weighted(
-        self, recording: Recording, starts: Sequence[Tensor], used: Sequence[AttentionStep]
-    ) -> list[list[Tensor]]:
-        """For each seed the weighted map of each attention."""
-        tape, output = recording.tape, recording.output
-        wanted = [step.attention for step in used]
-        found = tape.backward_together(Phase.RELEVANCE, output, starts, wanted)
+        relevance_of = relevances(recording, start, used)
+        gradient_of: Sequence[Tensor | None] = [None] * len(used)
         if self.head_weighting == "gradient":
-            gradient_of = tape.backward_together(Phase.GRADIENT, output, starts, wanted)
-        else:
-            gradient_of = [[]] * len(starts)
-        return [
-            [self._combined(*of_step) for of_step in zip_longest(used, gradient, relevance)]
-            for gradient, relevance in zip(gradient_of, found, strict=True)
-        ]
+            gradient_of = gradients(recording, start, used)
+        for step, gradient, relevance in zip(used, gradient_of, relevance_of, strict=True):
+            step.weighted = self._combined(step, gradient, relevance)
 
     def _combined(self, step: AttentionStep, gradient: Tensor | None, relevance: Tensor) -> Tensor:
         """(∇A ⊙ R)⁺ of eq. 13, or what replaces it in an ablation."""

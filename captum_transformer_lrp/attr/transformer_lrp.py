@@ -34,7 +34,8 @@ class TransformerLRP(RecordedAttribution):
         forward_func: as in :class:`TransformerAttribution`.
         preset: the rules, a :class:`~captum_transformer_lrp.rules.Preset` or the name of one:
             ``"paper"`` (eq. 5, 9, 10), ``"lrp"`` (eq. 4 and eq. 2 without normalisation, the
-            paper's baseline), ``"epsilon"``, ``"gamma"`` or ``"alpha_beta"``.
+            paper's baseline), ``"epsilon"``, ``"gamma"``, ``"alpha_beta"``, ``"attnlrp"``,
+            ``"attnlrp_gamma"``, ``"cp_lrp"`` or ``"libra"``.
         input_range: the lowest and highest value of a pixel for the z\ :sup:`B` rule of the first
             layer, numbers or tensors that broadcast to the inputs, such as
             ``((0 - mean) / std, (1 - mean) / std)``; None takes each example's smallest and
@@ -205,36 +206,51 @@ class TransformerLRP(RecordedAttribution):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Relevance of each input, and its sum at the output."""
         output = recording.output.detach()
-        if self.contrast is None:
-            seed = one_hot * output if self.start == "logit" else one_hot
-            return self._down(recording, seed, granularity), _sum_rows(seed)
-        if output.dim() != 2:
+        if self.contrast is not None and output.dim() != 2:
             raise ValueError(f"contrast={self.contrast!r} needs logits (N, C): {output.shape}")
+        first, *others = self._down(recording, one_hot, granularity)
+        if not others:
+            return first, _sum_rows(self._seeds(output, one_hot)[0])
+        difference = [one - other for one, other in zip(first, others[0], strict=True)]
         if self.contrast == "clrp":
-            others = (1 - one_hot) / max(output.shape[1] - 1, 1)
-            pairs = zip(
-                self._down(recording, one_hot, granularity),
-                self._down(recording, others, granularity),
-                strict=True,
-            )
-            kept = tuple((one - other).clamp(min=0) for one, other in pairs)
-            return kept, torch.zeros_like(output[:, 0])
+            difference = [one.clamp(min=0) for one in difference]
+        return tuple(difference), torch.zeros_like(output[:, 0])
+
+    def _seeds(self, output: Tensor, one_hot: Tensor) -> list[Tensor]:
+        """What is propagated for a target; of two, the second is what the first is compared to."""
+        if self.contrast is None:
+            return [one_hot * output if self.start == "logit" else one_hot]
+        if self.contrast == "clrp":
+            return [one_hot, (1 - one_hot) / max(output.shape[1] - 1, 1)]
         probability = output.softmax(1)
         of_target = (probability * one_hot).sum(1, keepdim=True)
-        pairs = zip(
-            self._down(recording, one_hot * of_target * (1 - of_target), granularity),
-            self._down(recording, (1 - one_hot) * of_target * probability, granularity),
-            strict=True,
-        )
-        return tuple(one - other for one, other in pairs), torch.zeros_like(output[:, 0])
+        return [
+            one_hot * of_target * (1 - of_target),
+            (1 - one_hot) * of_target * probability,
+        ]
 
-    def _down(self, recording: Recording, seed: Tensor, granularity: str) -> tuple[Tensor, ...]:
-        tape = recording.tape
+    def _arrived(
+        self, recording: Recording, one_hot: Tensor, wanted: Sequence[Tensor]
+    ) -> list[list[Tensor]]:
+        """Relevance of ``wanted``, for each seed of a target."""
+        output = recording.output.detach()
+        return recording.backward_from(
+            Phase.RELEVANCE, one_hot, wanted, lambda one: self._seeds(output, one)
+        )
+
+    def _down(
+        self, recording: Recording, one_hot: Tensor, granularity: str
+    ) -> list[tuple[Tensor, ...]]:
+        """Relevance of each input, for each seed of a target."""
         if granularity == "token":
-            stream = views.token_stream(recording)
-            (found,) = tape.backward(Phase.RELEVANCE, recording.output, seed, [stream])
-            return (views.summed_by_token(recording, found.detach()),)
-        leaves = recording.all_leaves
-        arrived = tape.backward(Phase.RELEVANCE, recording.output, seed, leaves)
-        pairs = zip(recording.at_inputs(arrived), recording.are_ids, strict=True)
-        return tuple((value.sum(-1) if are_ids else value).detach() for value, are_ids in pairs)
+            of_seeds = self._arrived(recording, one_hot, [views.token_stream(recording)])
+            return [(views.summed_by_token(recording, found.detach()),) for (found,) in of_seeds]
+        return [
+            tuple(
+                (value.sum(-1) if are_ids else value).detach()
+                for value, are_ids in zip(
+                    recording.at_inputs(arrived), recording.are_ids, strict=True
+                )
+            )
+            for arrived in self._arrived(recording, one_hot, recording.all_leaves)
+        ]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer_lrp.engine.flows import upsampled_to
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
@@ -74,9 +75,7 @@ def _upsampled(grid: Tensor, mark: Mark, shape: torch.Size) -> Tensor:
             f"the tokens lie on a grid of shape {tuple(grid.shape)}, which does not fit an input "
             f'of shape {tuple(shape)}: use granularity="token"'
         )
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[grid.dim() - 1]
-    pixels = F.interpolate(grid.unsqueeze(1), size=shape[2:], mode=mode, align_corners=False)
-    return pixels.expand(shape) / shape[1]
+    return upsampled_to(shape, grid)
 
 
 def token_stream(recording: Recording) -> Tensor:

@@ -58,12 +58,15 @@ class Method:
         factory: from a model to the attribution object.
         options: for the class or its ``attribute``.
         class_agnostic: whether its map is the same for every target.
+        cells: average the map of an image over a grid of so many cells along each side, such as the
+            patches that the model reads; None leaves it as it is.
     """
 
     label: str
     factory: Callable[[Any], Attribution]
     options: Mapping[str, Any] = field(default_factory=dict)
     class_agnostic: bool = False
+    cells: int | None = None
 
     def maps(
         self,
@@ -99,10 +102,36 @@ class Method:
         ready: dict[int, Tensor] = {}
         for target in wanted:
             one = found[str(target)][0].detach().to("cpu", torch.float64)
+            if self.cells is not None:
+                one = over_cells(one, self.cells)
             if not bool(one.isfinite().all()):
                 raise ValueError(f"its map of class {target} has NaN or infinite entries")
             ready[target] = one
         return [ready[wanted[0] if self.class_agnostic else target] for target in targets]
+
+
+def over_cells(relevance: Tensor, cells: int) -> Tensor:
+    """A map with each cell of a grid at its mean.
+
+    Args:
+        relevance: (H, W).
+        cells: along each side; it must divide both.
+
+    Raises:
+        ValueError: if it does not.
+
+    Example:
+        >>> over_cells(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), 1).tolist()
+        [[4.0, 4.0], [4.0, 4.0]]
+    """
+    if relevance.dim() != 2 or any(size % cells for size in relevance.shape):
+        raise ValueError(
+            f"cells={cells} does not divide a map of {tuple(relevance.shape)}, expected the number "
+            "of patches along each side of an image"
+        )
+    height, width = (size // cells for size in relevance.shape)
+    means = relevance.unflatten(1, (cells, width)).unflatten(0, (cells, height)).mean((1, 3))
+    return means.repeat_interleave(height, 0).repeat_interleave(width, 1)
 
 
 NAMES: Final[Mapping[str, Callable[[Any], Attribution]]] = {
@@ -146,7 +175,8 @@ def methods_by_name(names: Sequence[str]) -> list[Method]:
     Args:
         names: names of :data:`NAMES`, each with any number of options after colons, such as
             ``"transformer_attribution:start_layer=1"`` or ``"integrated_gradients:n_steps=20"``;
-            and the names of :data:`GROUPS`.
+            ``cells``, of every method, averages the map of an image over a grid (see
+            :func:`over_cells`); and the names of :data:`GROUPS`.
 
     Raises:
         BenchmarkError: for unknown names, doubled ones and options that cannot be read.
@@ -181,11 +211,16 @@ def _method(label: str) -> Method:
             f"{' and '.join(GROUPS)} stand for several"
         )
     factory = NAMES[name]
+    options = dict(_option(part, label) for part in parts)
+    cells = options.pop("cells", None)
+    if cells is not None and (not isinstance(cells, int) or cells < 1):
+        raise BenchmarkError(f"found cells={cells} in {label!r}, expected a number of at least 1")
     return Method(
         label=label,
         factory=factory,
-        options=dict(_option(part, label) for part in parts),
+        options=options,
         class_agnostic=getattr(factory, "func", factory) in _CLASS_AGNOSTIC,
+        cells=cells,
     )
 
 

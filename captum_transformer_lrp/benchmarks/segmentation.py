@@ -36,7 +36,7 @@ from captum_transformer_lrp.models import ImageModel
 
 Explained: TypeAlias = Literal["predicted", "target"]
 
-# (metric, the pooled ratios that it is the mean of): a ratio's parts are named in `_counts`.
+# (metric, the pooled ratios that it is the mean of): a ratio's parts are named in `example_counts`.
 _POOLED: Final = {
     "pixel accuracy": (("right", "scored"),),
     "mIoU": (("tp", "object_union"), ("tn", "background_union")),
@@ -232,7 +232,7 @@ class Segmentation(Benchmark[Segmented]):
             count += 1
             for method, found in record.methods.items():
                 total = totals.setdefault(method, {})
-                for name, value in _counts(found).items():
+                for name, value in example_counts(found).items():
                     total[name] = total.get(name, 0) + value
         reference = "transformer_attribution"
         means = MethodMeans(
@@ -241,7 +241,7 @@ class Segmentation(Benchmark[Segmented]):
         for record in records():
             means.add(
                 {
-                    method: _values(found, totals[method], count)
+                    method: example_values(found, totals[method], count)
                     for method, found in record.methods.items()
                 }
             )
@@ -302,7 +302,8 @@ def _scikit_learn_metrics() -> Any:
     return sklearn.metrics
 
 
-def _counts(found: Mapping[str, Any]) -> dict[str, int]:
+def example_counts(found: Mapping[str, Any]) -> dict[str, int]:
+    """The parts of the pooled ratios, of what :func:`agreement` found for one example."""
     tp, fp, fn, tn = (int(found[name]) for name in ("tp", "fp", "fn", "tn"))
     return {
         "tp": tp,
@@ -314,7 +315,7 @@ def _counts(found: Mapping[str, Any]) -> dict[str, int]:
     }
 
 
-def _values(
+def example_values(
     found: Mapping[str, Any], totals: Mapping[str, int], count: int
 ) -> dict[tuple[str, str], float]:
     """One example's part in each metric, in per cent.
@@ -322,7 +323,7 @@ def _values(
     A pooled ratio r = Σy/Σx is no mean of the examples' ratios.  To first order it is the mean of
     r + (y − r·x)/x̄, whose standard error is the usual one of a ratio estimator.
     """
-    counts = _counts(found)
+    counts = example_counts(found)
     values = {}
     for metric, ratios in _POOLED.items():
         parts = []

@@ -106,7 +106,14 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
     from captum.attr import InputXGradient, IntegratedGradients, Saliency
 
     from captum_transformer_lrp import (
+        AttCat,
+        AttentionGradCam,
         AttentionRollout,
+        BiAttention,
+        GenericAttention,
+        LeGrad,
+        LibraGradient,
+        NormRollout,
         PartialLRP,
         RawAttention,
         TransformerAttribution,
@@ -146,6 +153,19 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
         "PartialLRP, float32": of(PartialLRP(model, **single)),
         "AttentionRollout": of(AttentionRollout(model)),
         "RawAttention": of(RawAttention(model)),
+        "AttentionGradCam": of(AttentionGradCam(model)),
+        "GenericAttention": of(GenericAttention(model)),
+        **{
+            f"TransformerLRP, {preset}": of(TransformerLRP(model, preset=preset))
+            for preset in ("lrp", "attnlrp", "attnlrp_gamma", "cp_lrp")
+        },
+        "LibraGradient": of(LibraGradient(model)),
+        "LibraGradient, layers": of(LibraGradient(model, aggregation="layers")),
+        "LeGrad": of(LeGrad(model)),
+        "AttCat": of(AttCat(model)),
+        "BiAttention": of(BiAttention(model)),
+        "NormRollout": of(NormRollout(model)),
+        "NormRollout, alti": of(NormRollout(model, contribution="alti")),
     }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from captum_transformer_lrp.cli import benchmark_texts  # noqa: F401 - adds its commands
 from captum_transformer_lrp.cli.benchmark import benchmark
@@ -16,7 +17,31 @@ from captum_transformer_lrp.cli.explain_text import explain_text
 from captum_transformer_lrp.cli.models import models
 from captum_transformer_lrp.cli.report import report
 
+
+# Newer versions of typer bring their own copy of click, so its types are not named here.
+class _InOrder(TyperGroup):
+    """The commands in the order in which a newcomer needs them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        first = ["demo", "explain", "compare", "report", "models", "benchmark"]
+        return [*first, *(name for name in super().list_commands(ctx) if name not in first)]
+
+
+class _OfInputs(TyperGroup):
+    """Commands named after kinds of inputs: who forgets the kind is reminded of it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in self.commands:
+            kinds = list(self.commands)
+            ctx.fail(
+                f"expected {' or '.join(kinds)}, found {args[0]!r}. "
+                f"Try '{ctx.command_path} {kinds[0]} {args[0]}'."
+            )
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
+    cls=_InOrder,
     name="captum-transformer-lrp",
     help="Explain what Transformers see and read, by relevance propagation.",
     epilog="Exit codes: 0 all done, 1 something failed and is named on stderr, 2 the command line "
@@ -26,11 +51,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 explain = typer.Typer(
-    help="Explain inputs by one method.", no_args_is_help=True, rich_markup_mode="markdown"
+    cls=_OfInputs,
+    help="Explain inputs by one method.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
 )
 explain.command("image")(explain_image)
 explain.command("text")(explain_text)
 compare = typer.Typer(
+    cls=_OfInputs,
     help="Explain one input by several methods.",
     no_args_is_help=True,
     rich_markup_mode="markdown",

@@ -36,6 +36,8 @@ def clear_errors() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="captum")
             yield
+    except (typer.Exit, typer.Abort):  # RuntimeErrors both: all has been said already
+        raise
     except UsageError as error:
         _fail(error, MISUSED)
     except BrokenPipeError:  # as in `… | head`: the reader has gone, and nobody is to be told

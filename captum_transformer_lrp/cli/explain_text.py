@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import each_of, finish
-from captum_transformer_lrp.cli.errors import UsageError, clear_errors
+from captum_transformer_lrp.cli.errors import UsageError, clear_errors, warn
 from captum_transformer_lrp.cli.files import (
     PAGE_SUFFIXES,
     TEXT_SUFFIXES,
     check_output,
     check_output_folder,
     gather,
+    has_suffix,
     read_text,
 )
 from captum_transformer_lrp.cli.methods import DEFAULT_METHOD
@@ -83,6 +84,8 @@ def explain_text(
             raise UsageError("expected a text or --file, one of the two")
         if text is not None and not text.strip():
             raise UsageError("found an empty text, expected at least one word")
+        if text is not None and has_suffix(Path(text.strip()), TEXT_SUFFIXES):
+            warn(f"note: {text} is explained as a text; --file {text} reads a file")
         paths = gather(files or (), TEXT_SUFFIXES, "text")
         if paths:
             output = output or Path("explanations")

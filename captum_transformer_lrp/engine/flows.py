@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.errors import ExplanationError
@@ -95,6 +96,22 @@ def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None
     return (None,)
 
 
+def upsampled(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A convolution that makes tokens of pixels that were moved before, such as frames of a video.
+
+    As at the pixels themselves: bilinearly upsampled, and spread evenly over the channels.
+    """
+    (x,) = call.inputs
+    return (upsampled_to(x.shape, mass.sum(1)),)
+
+
+def upsampled_to(shape: torch.Size, grid: Tensor) -> Tensor:
+    """Mass of a grid of tokens (N, ...), for pixels of ``shape`` (N, C, ...)."""
+    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[grid.dim() - 1]
+    pixels = F.interpolate(grid.unsqueeze(1), size=shape[2:], mode=mode, align_corners=False)
+    return pixels.expand(shape) / shape[1]
+
+
 def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.
 
@@ -118,7 +135,13 @@ def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     operands = list(call.inputs)
     operands[position] = record.weighted.to(mass.dtype)
     if isinstance(call.kernel, MatmulKernel):
-        to_values = call.kernel.vjp_of(1 - position, mass, operands)
+        values = operands[1 - position]
+        features = -1 if position == 0 else -2
+        if mass.dim() >= 2 and values.dim() >= 2 and mass.stride(features) == 0:
+            # A token's features have the same mass: it is moved once, and spread again.
+            operands[1 - position] = values.narrow(features, 0, 1)
+            mass = mass.narrow(features, 0, 1)
+        to_values = call.kernel.vjp_of(1 - position, mass, operands).expand_as(values)
     else:
         to_values = call.vjp(mass, inputs=operands)[1 - position]
     return (None, to_values) if position == 0 else (to_values, None)
@@ -181,8 +204,8 @@ def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
 
 SHAPES_ONLY: Final = frozenset(
     {
-        keep, native, blocked, masked, spread_evenly, spread_over_features, capture_grid, skip_add,
-        attention,
+        keep, native, blocked, masked, spread_evenly, spread_over_features, capture_grid, upsampled,
+        skip_add, attention,
     }
 )  # fmt: skip
 """The flows that look at the shapes of an operation's inputs and output, not at their values."""

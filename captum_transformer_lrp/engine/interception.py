@@ -9,13 +9,15 @@ the provenance of the result.  The model is not touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, is_not
 from typing import Any
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
+from torch._ops import HigherOrderOperator
+from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.arguments import (
@@ -30,7 +32,9 @@ from captum_transformer_lrp.engine.arguments import (
     with_first,
 )
 from captum_transformer_lrp.engine.books import report_constants
+from captum_transformer_lrp.engine.checks import check_model
 from captum_transformer_lrp.engine.custom import CustomCall, CustomCalls, bridged
+from captum_transformer_lrp.engine.eager import as_written
 from captum_transformer_lrp.engine.frames import calling_modules, module_name
 from captum_transformer_lrp.engine.marks import (
     Mark,
@@ -50,6 +54,7 @@ from captum_transformer_lrp.engine.structure import (
     REARRANGEMENTS,
 )
 from captum_transformer_lrp.engine.tape import Phase, Tape
+from captum_transformer_lrp.engine.tensor_table import TensorTable
 from captum_transformer_lrp.engine.token_ids import ELEMENTWISE, TokenIds, moved
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
@@ -62,6 +67,9 @@ Handler = Callable[["Interception", Function, Args, Kwargs], Any]
 
 HANDLERS: dict[Function, Handler] = {}
 """What to do with a call of a given function, for calls that take an activation."""
+
+HIGHER_ORDER: dict[str, Handler] = {}
+"""The same for PyTorch's higher-order operators, by name."""
 
 IN_PLACE: dict[Function, Function] = dict(in_place_spellings())
 
@@ -122,8 +130,9 @@ class Interception(TorchFunctionMode):
         self._units = Units(model, class_rules, module_rules)
         self._names: dict[int, str] = {}
         self._state: dict[int, str] = {}
-        self._constants: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._repeated: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._constants: TensorTable[str] = TensorTable()
+        self._repeated: TensorTable[bool] = TensorTable()
+        self._bounded: TensorTable[Tensor] = TensorTable()
         self._replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self._overwritten: set[int] = set()
         self._custom_calls = CustomCalls()
@@ -139,8 +148,10 @@ class Interception(TorchFunctionMode):
     def _learn_names(self, model: nn.Module) -> None:
         for name, module in model.named_modules():
             self._names.setdefault(id(module), name)
-        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-            self._state.setdefault(id(tensor), name)
+            prefix = f"{name}." if name else ""
+            for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self._state.setdefault(id(tensor), prefix + own_name)
 
     # -- entry -----------------------------------------------------------------------------------
 
@@ -151,6 +162,10 @@ class Interception(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        hooks = _hooks_on_saved_tensors(False)
+        if hooks is not None and hooks[0] is not _as_it_is:
+            with saved_tensors_hooks(_as_it_is, _as_it_is):
+                return self.__torch_function__(func, types, args, kwargs)
         if self._keeps_readout and not self._is_calling:
             return self._kept_call(func, tuple(args), dict(kwargs or {}))
         return self.call(func, tuple(args), dict(kwargs or {}))
@@ -183,7 +198,7 @@ class Interception(TorchFunctionMode):
             ExplanationError: if they do not follow from it by calls that can be made again.
         """
         start = self.tape.residuals[-1].output
-        self.tape.marks[value] = self.tape.mark(start)
+        self.tape.marks[value] = self.tape.marks[start]
         known = {id(start): value}
         for function, args, kwargs, result in list(self.tape.readout):
             change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
@@ -209,7 +224,9 @@ class Interception(TorchFunctionMode):
             for _, outermost in calling_modules():  # noqa: B007
                 pass
             if outermost is not None and id(outermost) not in self._names:
-                self._learn_names(outermost)
+                check_model(outermost)
+                self._learn_names(as_written(outermost))
+                self._names.setdefault(id(outermost), "")
         if function in _RANDOM:
             raise ExplanationError(
                 f"{self.module_name()} draws random numbers ({title(function)}), so its output "
@@ -225,7 +242,9 @@ class Interception(TorchFunctionMode):
             args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
         if function in IN_PLACE or function in _WRITES:
             return self._in_place(function, args, kwargs)
-        active = [tensor for tensor in tensors_in((args, kwargs)) if self.tape.mark(tensor)]
+        tensors = tensors_in((args, kwargs))
+        marks = self.tape.marks
+        active = [tensor for tensor in tensors if tensor in marks]
         if not active:
             return self._without_activation(function, args, kwargs)
         if kwargs.get("out") is not None:
@@ -233,13 +252,16 @@ class Interception(TorchFunctionMode):
                 f"{title(function)} in {self.module_name()} writes into out=; "
                 "explanations need its result as a new tensor"
             )
-        precision = max((tensor.dtype for tensor in active), key=lambda dtype: dtype.itemsize)
-        args, kwargs = replace_tensors(
-            (args, kwargs), lambda tensor: self._prepared(tensor, precision)
-        )
+        precision = max((tensor.dtype for tensor in active), key=_item_size)
+        prepared = [self._prepared(tensor, precision) for tensor in tensors]
+        if any(map(is_not, prepared, tensors)):
+            rest = iter(prepared)
+            args, kwargs = replace_tensors((args, kwargs), lambda _: next(rest))
         if unit is not None and not is_single_operation(unit.module):
             return self._inside_unit(unit, function, args, kwargs, active)
         handler = HANDLERS.get(function)
+        if isinstance(function, HigherOrderOperator):
+            handler = HIGHER_ORDER.get(function.name())
         if handler is not None:
             return handler(self, function, args, kwargs)
         if function in self._rules or function in FUNCTION_RULES:
@@ -302,6 +324,8 @@ class Interception(TorchFunctionMode):
         """An argument of a call with activations: constants without gradient, one precision."""
         mark = self.tape.mark(tensor)
         if mark is not None:
+            if tensor.dtype is precision:
+                return tensor
             if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
                 tensor = tensor.to(precision)
                 self.tape.marks[tensor] = mark
@@ -310,6 +334,8 @@ class Interception(TorchFunctionMode):
         prepared = tensor.detach() if tensor.requires_grad else tensor
         if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
             prepared = prepared.to(precision)
+        elif self.tape.lower is not None and tensor.dtype == torch.float64:
+            prepared = self._in_range(prepared)
         if prepared is not tensor:
             self.tape.note_lowered(prepared, tensor.detach())
             name = self._constant_name(tensor)
@@ -318,6 +344,21 @@ class Interception(TorchFunctionMode):
                 if tensor in self._repeated:
                     self._repeated[prepared] = True
         return prepared
+
+    def _in_range(self, constant: Tensor) -> Tensor:
+        """A constant without numbers that the phases' lower precision would make infinite.
+
+        Models mask scores by the smallest number of their dtype.  A row that is masked entirely,
+        as that of padding is, must not become a row of infinities, whose softmax is NaN.
+        """
+        known = self._bounded.get(constant)
+        if known is None:
+            known = constant
+            if bool(((constant.abs() > _LARGEST_FLOAT32) & constant.isfinite()).any()):
+                bounded = constant.clamp(-_LARGEST_FLOAT32, _LARGEST_FLOAT32)
+                known = torch.where(constant.isfinite(), bounded, constant)
+            self._bounded[constant] = known
+        return known
 
     def _refuse_unannounced(self, tensor: Tensor) -> None:
         """Raise for a tensor that depends on activations, but on no call that was seen.
@@ -535,7 +576,13 @@ class Interception(TorchFunctionMode):
         if isinstance(found, Examples):
             found = [found] * len(parts)
         for part, examples in zip(parts, found, strict=False):
-            self.tape.marks[part] = mark.but(examples=examples, arrangement=object(), features=None)
+            same_axes = part.dim() == source.dim() and part.shape[:1] == source.shape[:1]
+            self.tape.marks[part] = mark.but(
+                examples=examples,
+                arrangement=object(),
+                stem=mark.stem and same_axes,
+                features=None,
+            )
 
     def _join(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
@@ -545,6 +592,11 @@ class Interception(TorchFunctionMode):
         if isinstance(result, Tensor):
             if result.requires_grad:
                 examples = self._joined_examples(function, args, kwargs, active, result)
+                if not examples.known and (constants := self._constants_among(active)):
+                    change = lambda t: constants.get(id(t), t)  # noqa: E731
+                    return self.call(
+                        function, replace_tensors(args, change), replace_tensors(kwargs, change)
+                    )
                 self.tape.marks[result] = _joined(marks, examples)
                 self._report_constants(result, values, _again(function, args, kwargs))
             return result
@@ -553,6 +605,35 @@ class Interception(TorchFunctionMode):
                 examples = broadcast_examples(marks[0].examples, active[0].shape, part.shape)
                 self.tape.marks[part] = _joined(marks, examples)
         return result
+
+    def _constants_among(self, active: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Those parts of activations that hold constants alone, detached, by the id of the part.
+
+        Where class tokens have been joined to activations and are cut out again, they carry the
+        examples of the rows that they happened to be cut from, but are made from none of them.
+        """
+        found = {}
+        for part in active:
+            mark = self.tape.mark(part)
+            if mark is not None and not mark.attentions and not self._depends_on_inputs(part):
+                found[id(part)] = part.detach()
+                self._constants[found[id(part)]] = f"{self.module_name()} (constant)"
+        return found if len(found) < len(active) else {}
+
+    def _depends_on_inputs(self, part: Tensor) -> bool:
+        """Whether anything of a part of an activation arrives at the inputs."""
+        given = [tensor for tensor, mark in self.tape.marks.items() if mark.source is not None]
+        leaves = [leaf for leaf in given if leaf.is_leaf]
+        leaves += [leaf for _, leaf, _ in self.token_leaves]
+        tape, books = self.tape, dict(self.tape.absorbed)
+        phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
+                     if one in tape.phases)  # fmt: skip
+        tape.grids.clear()
+        arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
+        arrived += [grid for grid, _ in tape.grids]
+        tape.grids.clear()
+        tape.absorbed = books
+        return any(bool(one.any()) for one in arrived)
 
     def _joined_examples(
         self,
@@ -647,14 +728,18 @@ class Interception(TorchFunctionMode):
         flow: flows.Flow = flows.keep,
         event: bool = False,
         kernel: Kernel | None = None,
+        run: Function | None = None,
         **changes: Any,
     ) -> Any:
-        """A call that maps its first argument to a tensor of the same shape."""
+        """A call that maps its first argument to a tensor of the same shape.
+
+        ``run`` is what is called in the place of ``function``, which has the same values.
+        """
         source, rest = first_tensor(args, kwargs)
         mark = self.tape.mark(source)
         if mark is None:
             raise self.unsupported(function, "an activation as a second argument")
-        output, native = self.made(function, *args, **kwargs)
+        output, native = self.made(run or function, *args, **kwargs)
         if output is source or not output.is_floating_point():
             return output
         if event:
@@ -918,6 +1003,7 @@ class Interception(TorchFunctionMode):
         self._custom_results.clear()
         self._replaced.clear()
         self._constants.clear()
+        self._bounded.clear()
         self.token_ids.clear()
 
 
@@ -979,6 +1065,8 @@ _ANYHOW: dict[Function, Function] = {
     torch.constant_pad_nd: _pad_with_nobody,
 }
 
+_item_size = attrgetter("itemsize")
+
 _LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 
 _MOVES = REARRANGEMENTS | JOINS | CASTS | frozenset(spelled("masked_fill"))
@@ -998,6 +1086,21 @@ _RANDOM = frozenset(
         "poisson",
     )
 )  # fmt: skip
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    """A hook on tensors that autograd saves.
+
+    A checkpoint (``torch.utils.checkpoint``) saves nothing and computes its calls again in the
+    backward pass, where nobody watches.  An explanation needs several backward passes: the tape
+    keeps its tensors.
+    """
+    return tensor
+
+
+_hooks_on_saved_tensors: Callable[[bool], Any] = getattr(
+    torch._C._autograd, "_top_saved_tensors_default_hooks", lambda ignores_tracing: None
+)
 
 
 def _autocasts(device_type: str) -> bool:

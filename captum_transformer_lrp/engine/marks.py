@@ -67,7 +67,9 @@ class Mark:
 
     def but(self, **changes: Any) -> Mark:
         """A copy with some facts changed."""
-        return replace(self, **changes)
+        copy = object.__new__(Mark)  # several times faster than dataclasses.replace()
+        vars(copy).update(vars(self), **changes)
+        return copy
 
 
 def merged(marks: list[Mark], examples: Examples) -> Mark:

@@ -5,26 +5,32 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.arguments import Function
+from captum_transformer_lrp.engine.checks import (
+    check_attention,
+    check_inputs,
+    check_model,
+    check_output,
+)
+from captum_transformer_lrp.engine.eager import as_written, uncompiled
 from captum_transformer_lrp.engine.interception import Interception
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.engine.tape import ALL_PHASES, Phase, Tape
 from captum_transformer_lrp.engine.token_ids import TokenIds, at_tokens
-from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
 
-_CHECKPOINTS = (
-    "the model recomputes activations in its backward pass (torch.utils.checkpoint), which an "
-    "explanation cannot follow: turn that off, with model.set_grad_checkpointing(False) in timm or "
-    "model.gradient_checkpointing_disable() in transformers"
-)
+EXAMPLES_TOGETHER = 16
+"""So many examples fill a processor; beyond, several targets at once cost memory for no time."""
+
+_Request: TypeAlias = tuple[Phase, int, tuple[int, ...]]
+"""A phase, the place of a target, and the ids of the tensors that are wanted."""
 
 
 @dataclass
@@ -43,8 +49,9 @@ class Recording:
         dtype: the precision of what came in, float32 or float64, to return results in.
         read_out: the logits for another value of the last skip connection's output, if what
             follows it was kept.
-        seeds: what will be propagated, so that several may go together.
-        ahead: results for seeds that went together with an earlier one, by the seed's place.
+        targets: the one-hots of all targets that will be explained, so that several may go
+            together.
+        ahead: what was found for later targets together with an earlier one.
     """
 
     tape: Tape
@@ -55,13 +62,51 @@ class Recording:
     are_ids: list[bool]
     dtype: torch.dtype
     read_out: Callable[[Tensor], Tensor]
-    seeds: list[Tensor] = field(default_factory=list)
-    ahead: dict[int, list[Tensor]] = field(default_factory=dict)
+    targets: list[Tensor] = field(default_factory=list)
+    ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
 
     @property
     def all_leaves(self) -> list[Tensor]:
         """The leaves of all inputs, in one list."""
         return [leaf for leaves in self.leaves for leaf in leaves]
+
+    def backward(self, phase: Phase, start: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+        """Run one phase from the output for one target, as :meth:`backward_from` does."""
+        return self.backward_from(phase, start, wanted, lambda one_hot: [one_hot])[0]
+
+    def backward_from(
+        self,
+        phase: Phase,
+        start: Tensor,
+        wanted: Sequence[Tensor],
+        seeds_of: Callable[[Tensor], list[Tensor]],
+    ) -> list[list[Tensor]]:
+        """Run one phase from the output down to ``wanted``, for each seed of one target.
+
+        If it is one of :attr:`targets`, those after it go down with it in one batch, and what is
+        found for them is kept until they are asked for.
+
+        Args:
+            phase: any but the rollout phase, whose maps are each target's own.
+            start: the target's one-hot.
+            wanted: tensors on the tape.
+            seeds_of: what is propagated for a target, given its one-hot; the same for every target
+                that is asked for with the same ``wanted``.
+        """
+        tensors = tuple(map(id, wanted))
+        place = next((n for n, one in enumerate(self.targets) if one is start), None)
+        if place is None:
+            return self.tape.backward_together(phase, self.output, seeds_of(start), wanted)
+        found = self.ahead.pop((phase, place, tensors), None)
+        if found is None:
+            together = max(1, EXAMPLES_TOGETHER // self.output.shape[0])
+            seeds = [seeds_of(one) for one in self.targets[place : place + together]]
+            flat = [seed for of_target in seeds for seed in of_target]
+            results = iter(self.tape.backward_together(phase, self.output, flat, wanted))
+            for number, of_target in enumerate(seeds, place):
+                self.ahead[phase, number, tensors] = [next(results) for _ in of_target]
+            found = self.ahead.pop((phase, place, tensors))
+        return found
 
     def at_inputs(self, arrived: Sequence[Tensor]) -> list[Tensor]:
         """What arrived at :attr:`all_leaves`, added up for each input.
@@ -112,6 +157,7 @@ def recorded(
     ``needs_attention``, a model that computes none is an error.
     """
     check_inputs(inputs)
+    forward_func = as_written(forward_func)
     model = forward_func if isinstance(forward_func, nn.Module) else None
     if model is not None:
         check_model(model)
@@ -137,7 +183,6 @@ def recorded(
             torch.enable_grad(),
             torch.random.fork_rng(devices),
             torch.autocast(device.type, enabled=False),
-            torch.autograd.graph.disable_saved_tensors_hooks(_CHECKPOINTS),
         ):
             leaves: list[list[Tensor]] = []
             arguments: list[Tensor] = []
@@ -159,7 +204,7 @@ def recorded(
                     interception.token_ids[id(stand_in)] = TokenIds.given(stand_in, index)
                     leaves.append([])
                 arguments.append(stand_in)
-            with interception:
+            with uncompiled(), interception:
                 result = forward_func(*arguments, *args, **kwargs)
             output = find_logits(result)
             output = interception.resolve(output)
@@ -185,63 +230,6 @@ def recorded(
         tape.clear()
 
 
-def check_inputs(inputs: tuple[Tensor, ...]) -> None:
-    """Raise for inputs that no explanation can be made of."""
-    for place, value in enumerate(inputs):
-        which = f"input {place}" if len(inputs) > 1 else "inputs"
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{which} must be a tensor, found {type(value).__name__}")
-        if value.dim() == 0:
-            raise ValueError(f"{which} has no batch dimension; pass input.unsqueeze(0)")
-        if value.shape[0] == 0:
-            raise ValueError(f"{which} has no examples: its shape is {tuple(value.shape)}")
-        if value.shape[0] != inputs[0].shape[0]:
-            raise ValueError(
-                f"{which} has {value.shape[0]} examples, but input 0 has {inputs[0].shape[0]}"
-            )
-        if value.is_floating_point():
-            if not bool(value.isfinite().all()):
-                raise ValueError(f"{which} contains NaN or infinite values; clean it first")
-        elif value.is_complex() or value.dtype == torch.bool:
-            raise TypeError(f"{which} must be float, or integer token ids; found {value.dtype}")
-        elif value.dim() > 2:
-            raise TypeError(
-                f"{which} is an integer tensor of shape {tuple(value.shape)}; only token ids "
-                "(N, S) are integers: pass images as preprocessed floats, image.float() / 255 and "
-                "normalised as the model expects"
-            )
-
-
-def check_model(model: nn.Module) -> None:
-    """Raise for models whose calls cannot be watched."""
-    for name, module in model.named_modules():
-        where = f"{name} ({type(module).__name__})" if name else type(module).__name__
-        home = type(module).__module__
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ExplanationError(
-                f"{where} is a TorchScript module, whose calls cannot be watched: explain the "
-                "Python module that it was made from"
-            )
-        compiled = home.startswith("torch._dynamo") or (
-            vars(module).get("_compiled_call_impl") is not None
-        )
-        if compiled:
-            raise ExplanationError(
-                f"{where} is compiled, so its calls cannot be watched: explain the model that was "
-                "given to torch.compile (model._orig_mod), or build it without .compile()"
-            )
-        if "quantized" in home.split(".") or "bitsandbytes" in home:
-            raise ExplanationError(
-                f"{where} is quantised, so there are no weights to propagate relevance through: "
-                "explain the floating-point model"
-            )
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_quantized:
-            raise ExplanationError(
-                f"{name} is quantised ({tensor.dtype}): explain the floating-point model"
-            )
-
-
 def find_logits(result: Any) -> Tensor:
     """The logits in what a model returned: a tensor, a tuple, a dictionary or a ModelOutput."""
     if isinstance(result, Tensor):
@@ -262,48 +250,4 @@ def find_logits(result: Any) -> Tensor:
     raise TypeError(
         f"the model returned {type(result).__name__}, in which there are no logits: pass a "
         "function that returns them, such as lambda *args: model(*args)[...]"
-    )
-
-
-def check_output(
-    output: Tensor, tape: Tape, inputs: tuple[Tensor, ...], leaves: list[list[Tensor]]
-) -> None:
-    """Raise for outputs that relevance cannot start from."""
-    if tape.mark(output) is None or not output.requires_grad:
-        raise ExplanationError(
-            "the model's output does not depend on the inputs by differentiable operations: was it "
-            "computed under torch.no_grad(), detached, or are the inputs indices that no embedding "
-            "looked up?"
-        )
-    if output.dim() == 0 or output.shape[0] != inputs[0].shape[0]:
-        raise ValueError(
-            f"the model returned shape {tuple(output.shape)} for {inputs[0].shape[0]} examples; "
-            "its first dimension must be the batch"
-        )
-    if not bool(output.isfinite().all()):
-        raise ExplanationError("the model's output contains NaN or infinite values")
-    for place, found in enumerate(leaves):
-        if not found:
-            raise ExplanationError(
-                f"input {place} is an integer tensor that no embedding looked up: pass it in "
-                "additional_forward_args instead"
-            )
-
-
-def check_attention(tape: Tape) -> None:
-    """Raise for a model without a softmax between tokens, naming what it has in its place."""
-    if tape.attentions:
-        return
-    instead = ""
-    if tape.other_mixing:
-        layers = list(dict.fromkeys(tape.other_mixing))
-        more = f" and {len(layers) - 3} more layers" if len(layers) > 3 else ""
-        instead = (
-            f"; {', '.join(layers[:3])}{more} mix activations by linear attention, a gate or a "
-            "softmax over something else than products of queries and keys, which leaves no "
-            "attention map"
-        )
-    raise NoAttentionError(
-        f"the model computes no softmax attention that its output depends on{instead}; "
-        "TransformerLRP needs none, nor do captum.attr.LRP and IntegratedGradients"
     )

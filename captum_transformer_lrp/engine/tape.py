@@ -20,14 +20,14 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from captum_transformer_lrp.engine.flows import NATIVE, SHAPES_ONLY, Flow
 from captum_transformer_lrp.engine.marks import Mark
+from captum_transformer_lrp.engine.tensor_table import TensorTable
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Kernel, Stabilizer
 from captum_transformer_lrp.rules.normalization import NormalizationKernel
@@ -120,9 +120,15 @@ class AttentionStep:
     weighted: Tensor | None = None
 
 
+Shape: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+
+
 @dataclass(eq=False)
 class Step:
-    """What the switch behind one call needs to know."""
+    """What the switch behind one call needs to know.
+
+    ``shapes`` are those of the call's output and inputs, if nothing else is kept of them.
+    """
 
     tape: Tape
     function: Callable[..., Any]
@@ -138,9 +144,12 @@ class Step:
     has_constant: bool = False
     gate: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    shapes: list[Shape] | None = None
 
     def call(self, saved: Sequence[Tensor]) -> Call:
         """The call, put together again from the tensors that autograd kept."""
+        if self.shapes is not None:
+            saved = [*(_stand_in(one) for one in self.shapes), *saved]
         rest = list(saved[1 + self.inputs :])
         return Call(
             function=self.function,
@@ -201,9 +210,9 @@ class Tape:
         self.phases = phases
         self.lower = lower
         self.phase = Phase.GRADIENT
-        self._lowered: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self._recorded: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.marks: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._lowered: TensorTable[Tensor] = TensorTable()
+        self._recorded: TensorTable[Tensor] = TensorTable()
+        self.marks: TensorTable[Mark] = TensorTable()
         self.attentions: list[AttentionStep] = []
         self.through = 0
         self.explicit_zeros = False
@@ -221,14 +230,13 @@ class Tape:
 
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor, None if it does not descend from the inputs."""
-        found: Mark | None = self.marks.get(tensor)
-        return found
+        return self.marks.get(tensor)
 
     def lowered(self, tensor: Tensor) -> Tensor:
         """A tensor of the forward pass in the precision of the phases."""
         if self.lower is None or tensor.dtype != torch.float64:
             return tensor
-        found: Tensor | None = self._lowered.get(tensor)
+        found = self._lowered.get(tensor)
         if found is None:
             with torch.enable_grad():
                 found = tensor.to(self.lower)
@@ -258,8 +266,8 @@ class Tape:
 
     def anchor(self, tensor: Tensor) -> Tensor:
         """Where all that arrives at a tensor of the forward pass comes by."""
-        found: Tensor = self._recorded.get(tensor, tensor)
-        return found
+        recorded = self._recorded.get(tensor)
+        return tensor if recorded is None else recorded
 
     def new_event(self, *, linear: bool = False) -> int:
         """A fresh bit for :attr:`Mark.events`."""
@@ -409,8 +417,9 @@ class _Switch(torch.autograd.Function):
         if reads:
             ctx.save_for_backward(value, *tensors)
         else:
-            activations = [_shape_of(one) for one in (value, *tensors[: step.inputs])]
-            ctx.save_for_backward(*activations, *tensors[step.inputs :])
+            activations = (value, *tensors[: step.inputs])
+            step.shapes = [(one.shape, one.dtype, one.device) for one in activations]
+            ctx.save_for_backward(*tensors[step.inputs :])
         return value.detach()
 
     @staticmethod
@@ -456,9 +465,10 @@ def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:
     return call.vjp(grad)
 
 
-def _shape_of(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape, dtype and device that takes no memory."""
-    return tensor.new_empty(()).expand(tensor.shape)
+def _stand_in(shape: Shape) -> Tensor:
+    """A tensor of a shape, dtype and device that takes no memory."""
+    size, dtype, device = shape
+    return torch.empty((), dtype=dtype, device=device).expand(size)
 
 
 class _Raise(torch.autograd.Function):

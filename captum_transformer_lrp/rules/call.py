@@ -220,9 +220,17 @@ class AutogradKernel:
     ) -> tuple[Tensor, ...]:
         """See :class:`Kernel`."""
         with torch.enable_grad():
-            leaves = [value.detach().requires_grad_() for value in inputs]
-            output = self.forward(leaves, None if weight is None else weight.detach())
-            return torch.autograd.grad(output, leaves, seed)
+            values = [_differentiable(value) for value in inputs]
+            output = self.forward(values, None if weight is None else weight.detach())
+            return torch.autograd.grad(output, values, seed)
+
+
+def _differentiable(value: Tensor) -> Tensor:
+    """The same values, where a new autograd graph begins."""
+    if torch._C._are_functorch_transforms_active():  # vmap lets no tensor be made a leaf
+        start = torch.zeros((), dtype=value.dtype, device=value.device, requires_grad=True)
+        return start + value.detach()
+    return value.detach().requires_grad_()
 
 
 class MatmulKernel:

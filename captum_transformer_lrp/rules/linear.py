@@ -47,7 +47,7 @@ class LinearRule(Rule):
         positive = total + call.output
         # Up to here that sum is rounding error of the larger sums.
         rounding = 16 * torch.finfo(total.dtype).eps
-        noise = total * rounding
+        noise = total.mul_(rounding)
         if call.bias is not None:
             positive -= call.bias
             noise += call.bias.abs() * rounding

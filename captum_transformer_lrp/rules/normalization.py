@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,6 +11,54 @@ from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import AutogradKernel, Call
+
+
+class _LaidOutGradient(torch.autograd.Function):
+    """The identity; its gradient lies in memory as the tensor itself does."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        return values.view_as(values)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        by_stride = sorted(range(1, output.dim()), key=lambda axis: -output.stride()[axis])
+        ctx.order = [0, *by_stride]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        back = [ctx.order.index(axis) for axis in range(len(ctx.order))]
+        return grads[0].permute(ctx.order).contiguous().permute(back)
+
+
+def with_gradient_laid_out(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A normalising function of PyTorch, with a gradient that its derivative can read.
+
+    The derivatives of PyTorch's batch norm and instance norm take a gradient that is laid out in
+    another order than their result for one in the same order (seen in 2.14, CPU): for a batch of
+    one the gradient at their input is then some other example's, more than 100 % away from finite
+    differences.  So it is put in order first.  Other functions are returned as they are.
+
+    Example:
+        >>> x = torch.randn(1, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+        >>> y = with_gradient_laid_out(torch.nn.functional.batch_norm)(
+        ...     x, torch.zeros(2).double(), torch.ones(2).double(), eps=0.0
+        ... )
+        >>> gradient = torch.randn(1, 9, 2, dtype=torch.float64).mT.view(1, 2, 3, 3)
+        >>> torch.equal(torch.autograd.grad(y, x, gradient)[0], gradient)
+        True
+    """
+    if getattr(function, "__name__", "") not in ("batch_norm", "instance_norm"):
+        return function
+
+    @functools.wraps(function)
+    def laid_out(*args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = _LaidOutGradient.apply(function(*args, **kwargs))
+        return result
+
+    return laid_out
 
 
 class NormalizationKernel(AutogradKernel):
@@ -31,6 +80,7 @@ class NormalizationKernel(AutogradKernel):
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]
     ) -> None:
         rest = tuple(args)
+        function = with_gradient_laid_out(function)
         keywords = {name: value for name, value in kwargs.items() if name != "input"}
         super().__init__(lambda value: function(value, *rest, **keywords))
         self._args, self._kwargs = rest, keywords

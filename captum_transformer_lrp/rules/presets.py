@@ -221,6 +221,13 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         pooling=PoolingRule(),
         pixels=None,
     ),
+    # With γ for images: the middle one of the values that the authors' example for ViT tries.
+    "attnlrp_gamma": lambda: preset("attnlrp").but(
+        name="attnlrp_gamma",
+        source="Achtibat et al. 2024, with γ on linear layers",
+        linear=GammaRule(0.05),
+        pixels=GammaRule(0.25),
+    ),
     "cp_lrp": lambda: Preset(
         "cp_lrp",
         "Ali et al. 2022",
@@ -250,8 +257,8 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
 def preset(name: str) -> Preset:
     """The preset of a name.
 
-    There are ``paper``, ``lrp``, ``epsilon``, ``gamma``, ``alpha_beta``, ``attnlrp``, ``cp_lrp``
-    and ``libra``.
+    There are ``paper``, ``lrp``, ``epsilon``, ``gamma``, ``alpha_beta``, ``attnlrp``,
+    ``attnlrp_gamma``, ``cp_lrp`` and ``libra``.
 
     Raises:
         ValueError: for any other name.

@@ -28,9 +28,11 @@ class SignAwareStabilizer:
     def __call__(self, numerator: Tensor, denominator: Tensor, scale: Tensor | None) -> Tensor:
         """``numerator / (denominator ± (ε² + ε·scale))``."""
         epsilon = torch.finfo(denominator.dtype).eps
-        floor = torch.zeros_like(denominator) if scale is None else scale * epsilon
-        floor.add_(epsilon**2).copysign_(denominator).add_(denominator)
-        return numerator / floor
+        if scale is None:
+            floor = torch.copysign(denominator.new_full((), epsilon**2), denominator)
+        else:
+            floor = (scale * epsilon).add_(epsilon**2).copysign_(denominator)
+        return numerator / floor.add_(denominator)
 
 
 @dataclass(frozen=True)

@@ -60,32 +60,41 @@ class EpsilonRule(Rule):
 
 
 class GammaRule(Rule):
-    r"""LRP-γ: ε with the weights :math:`w + \gamma w^+` where x > 0, and w + γ w⁻ where x < 0.
+    r"""LRP-γ, generalised: (1 + γ) times the products of the output's sign, the others as they are.
 
-    With ReLU's inputs, which are never negative, this is the rule as Captum has it; the second
-    half is its natural continuation to inputs of both signs, so that what γ favours is always the
-    product's positive part.
+    .. math:: R_j = \sum_i \frac{z_{ji} + \gamma z_{ji}^\pm}
+                   {\sum_{j'} z_{j'i} + \gamma z_{j'i}^\pm} R_i, \qquad z_{ji} = x_j w_{ji},
+
+    with + where :math:`\sum_{j'} z_{j'i}` is positive and − where it is negative, so that no
+    denominator is nearer to 0 than that sum.  With inputs and outputs that are not negative,
+    as ReLU has them, this is the rule as Captum has it.
 
     Args:
         gamma: γ.
+
+    Source:
+        Montavon et al. 2019 (the rule for ReLU), Andéol et al. 2021 (the generalisation).
     """
 
     def __init__(self, gamma: float = 0.25) -> None:
         self.gamma = gamma
 
+    @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
         assert call.weight is not None
         (x,) = call.inputs
-        positive, negative = x.clamp(min=0), x.clamp(max=0)
-        up = call.weight + self.gamma * call.weight.clamp(min=0)
-        down = call.weight + self.gamma * call.weight.clamp(max=0)
-        total = call.forward(positive, weight=up) + call.forward(negative, weight=down)
-        share = call.divide(relevance, total)
-        (by_up,) = call.vjp(share, inputs=(positive,), weight=up)
-        (by_down,) = call.vjp(share, inputs=(negative,), weight=down)
-        _absorb_rest(call, relevance, share * total)
-        return positive * by_up + negative * by_down
+        size, magnitude = x.abs(), call.weight.abs()
+        # z⁺ and z⁻ are half of |z| + z and of z − |z|.
+        product, total = call.forward(x), call.forward(size, weight=magnitude)
+        sign = torch.where(product < 0, -1.0, 1.0).to(product.dtype)
+        half = self.gamma / 2
+        favoured = (1 + half) * product + half * sign * total
+        share = call.divide(relevance, favoured)
+        (signed,) = call.vjp(share * (1 + half))
+        (unsigned,) = call.vjp(share * sign * half, inputs=(size,), weight=magnitude)
+        _absorb_rest(call, relevance, share * favoured)
+        return x * signed + size * unsigned
 
 
 class AlphaBetaRule(Rule):

@@ -277,7 +277,17 @@ def test_data_loader_attribution_is_for_captum_s_perturbations_alone(vit_case: A
 # -- TransformerLRP -----------------------------------------------------------------------------
 
 
-PRESETS = ["paper", "lrp", "epsilon", "gamma", "alpha_beta", "attnlrp", "cp_lrp", "libra"]
+PRESETS = [
+    "paper",
+    "lrp",
+    "epsilon",
+    "gamma",
+    "alpha_beta",
+    "attnlrp",
+    "attnlrp_gamma",
+    "cp_lrp",
+    "libra",
+]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

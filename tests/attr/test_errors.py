@@ -223,19 +223,6 @@ def test_a_quantised_model_is_an_error() -> None:
         TransformerAttribution(model).attribute(IMAGES.float(), 1)
 
 
-def test_a_compiled_model_is_an_error() -> None:
-    model = torch.compile(classifier())  # compiles nothing before its first call
-    with pytest.raises(ExplanationError, match=r"compiled.*_orig_mod"):
-        TransformerAttribution(model).attribute(IMAGES, 1)
-
-
-def test_a_module_compiled_in_place_is_an_error() -> None:
-    model = classifier()
-    model.head.compile()
-    with pytest.raises(ExplanationError, match=r"head.*compiled"):
-        TransformerAttribution(model).attribute(IMAGES, 1)
-
-
 def test_a_torchscript_model_is_an_error() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

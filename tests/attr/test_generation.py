@@ -9,8 +9,17 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from captum_transformer_lrp import AttentionRollout, TransformerAttribution, explain_continuation
+from captum_transformer_lrp import (
+    AttentionRollout,
+    LeGrad,
+    TransformerAttribution,
+    explain_continuation,
+)
+from captum_transformer_lrp.attr.comparison import METHODS
+from captum_transformer_lrp.errors import ExplanationError
 
+NAMES = list(METHODS)
+OURS = [name for name in NAMES[: NAMES.index("saliency")] if name != "legrad"]
 PROMPT = torch.tensor([[5, 6, 7, 11], [12, 13, 9, 4]])
 CONTINUATION = torch.tensor([[8, 9, 3], [10, 11, 6]])
 
@@ -63,6 +72,26 @@ def test_each_token_is_explained_as_in_the_text_that_ends_before_it(model: Any) 
         assert isinstance(expected, Tensor)
         assert close(found[:, step, : 4 + step], expected)
         assert not found[:, step, 4 + step :].any()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_method_explains_each_token_by_those_before_it(model: Any, name: str) -> None:
+    method: Any = METHODS[name](model)
+    found = explain_continuation(method, PROMPT, CONTINUATION)
+    text = torch.cat([PROMPT, CONTINUATION], 1)
+    for step in range(3):
+        assert not found[:, step, 4 + step :].any()
+        if name == "attcat":
+            continue  # by definition, it counts the attention that comes from later tokens, too
+        before = text[:, : 4 + step]
+        targets = [(3 + step, int(token)) for token in CONTINUATION[:, step]]
+        expected = method.attribute(before, targets)
+        assert close(found[:, step, : 4 + step], expected)
+
+
+def test_a_method_of_one_answer_says_so(model: Any) -> None:
+    with pytest.raises(ExplanationError, match="LeGrad reads one answer"):
+        explain_continuation(LeGrad(model), PROMPT, CONTINUATION)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -69,6 +69,35 @@ def test_targets_together_are_explained_as_one_by_one(case: Any) -> None:
         assert difference(found, case.attribute(target)) < 1e-9
 
 
+PRESETS = ["paper", "lrp", "epsilon", "gamma", "alpha_beta", "attnlrp", "cp_lrp", "libra"]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_targets_go_down_to_the_inputs_together(case: Any, preset: str) -> None:
+    passes = []
+
+    class CountingRule(PassRule):
+        def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+            passes.append(call)
+            return super().relevance(call, relevance)
+
+    rules = {torch.nn.functional.gelu: CountingRule}
+    method = TransformerLRP(case.model, preset=preset, rules=rules)
+    together = method.attribute_targets(case.inputs, [0, [1, 2, 3], 4], case.kwargs)
+    of_three = len(passes)
+    alone = method.attribute(case.inputs, 4, case.kwargs)
+    assert of_three == len(passes) - of_three > 0
+    assert difference(together[2], alone) < 1e-9
+
+
+@pytest.mark.parametrize("contrast", ["clrp", "sglrp"])
+def test_contrasts_of_targets_go_down_together(vit_case: Any, contrast: Any) -> None:
+    method = TransformerLRP(vit_case.model, contrast=contrast)
+    together = method.attribute_targets(vit_case.inputs, [0, 4])
+    for target, found in zip([0, 4], together, strict=True):
+        assert difference(found, method.attribute(vit_case.inputs, target)) < 1e-9
+
+
 def test_a_rule_that_cannot_take_targets_together_takes_them_one_by_one(vit_case: Any) -> None:
     class ReadingRule(PassRule):
         def relevance(self, call: Call, relevance: Tensor) -> Tensor:

@@ -89,3 +89,20 @@ def test_an_option_that_there_is_none_of_is_said(tiny: ImageModel) -> None:
     (method,) = methods_by_name(["raw_attention:colour=3"])
     with pytest.raises(ExplanationError, match=r"raw_attention:colour=3: .*colour"):
         method.maps(tiny.model, PIXELS, [1])
+
+
+def test_cells_average_a_map_over_patches(tiny: ImageModel) -> None:
+    fine, coarse = (
+        methods_by_name([name])[0].maps(tiny.model, PIXELS, [1])[0]
+        for name in ("saliency", "saliency:cells=10")
+    )
+    assert torch.allclose(coarse[:16, 16:32], fine[:16, 16:32].mean())
+    assert coarse.sum() == pytest.approx(float(fine.sum()))
+
+
+def test_cells_that_do_not_fit_are_refused(tiny: ImageModel) -> None:
+    with pytest.raises(BenchmarkError, match="cells=0"):
+        methods_by_name(["saliency:cells=0"])
+    (method,) = methods_by_name(["saliency:cells=7"])
+    with pytest.raises(ValueError, match="cells=7 does not divide"):
+        method.maps(tiny.model, PIXELS, [1])

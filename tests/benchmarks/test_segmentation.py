@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.metrics import jaccard_score
 
 from captum_transformer_lrp.benchmarks import BenchmarkError, UnreadableExampleError, segmentation
-from captum_transformer_lrp.benchmarks.segmentation import _counts, _values, agreement
+from captum_transformer_lrp.benchmarks.segmentation import agreement, example_counts, example_values
 from captum_transformer_lrp.benchmarks.segmentation_data import segmentation_data
 from captum_transformer_lrp.models import ImageModel
 
@@ -24,7 +24,10 @@ MASK[2:5, 3:7] = 1
 def metrics(relevance: np.ndarray, mask: np.ndarray = MASK) -> dict[str, float]:
     """All metrics of a single photo."""
     found = agreement(relevance.astype(np.float64), mask)
-    return {metric: value for (metric, _), value in _values(found, _counts(found), 1).items()}
+    return {
+        metric: value
+        for (metric, _), value in example_values(found, example_counts(found), 1).items()
+    }
 
 
 def test_the_mask_itself_is_a_perfect_map() -> None:
@@ -80,8 +83,8 @@ def test_ratios_are_pooled_over_photos_of_different_objects() -> None:
     masks = (generator.random((5, 6, 6)) < generator.random((5, 1, 1))).astype(np.uint8)
     maps = generator.random((5, 6, 6))
     found = [agreement(one, mask) for one, mask in zip(maps, masks, strict=True)]
-    totals = {k: sum(_counts(one)[k] for one in found) for k in _counts(found[0])}
-    values = [_values(one, totals, 5) for one in found]
+    totals = {k: sum(example_counts(one)[k] for one in found) for k in example_counts(found[0])}
+    values = [example_values(one, totals, 5) for one in found]
     above = np.stack([one > one.mean() for one in maps])
     iou = jaccard_score(masks.ravel(), above.ravel(), average="macro")
     assert np.mean([one["mIoU", ""] for one in values]) == pytest.approx(100 * iou)

@@ -17,6 +17,8 @@ def test_a_corrupt_image_is_named_and_the_others_are_explained(
     result = run("explain", "image", mixed, *SCENES, "--output", tmp_path / "maps")
     assert result.exit_code == 1
     assert "damaged.png: cannot read" in " ".join(result.stderr.split())
+    # That one file is all that stderr speaks of.
+    assert {line.split(":")[0] for line in result.stderr.splitlines()} == {"note", "failed"}
     assert "explained 2 of 3" in result.stdout
     assert sorted(path.name for path in (tmp_path / "maps").iterdir()) == [
         "<script>alert(1)<script>.png.png",

@@ -43,6 +43,33 @@ def test_help_has_an_example_of_this_very_command(
     assert f"captum-transformer-lrp {' '.join(command)}" in words
 
 
+def test_commands_are_listed_in_the_order_in_which_a_newcomer_needs_them(
+    run: Callable[..., Result],
+) -> None:
+    listed = run("--help").stdout.split("Commands")[1]
+    found = re.findall(r"^│ (\w+)", listed, re.MULTILINE)
+    assert found == ["demo", "explain", "compare", "report", "models", "benchmark"]
+
+
+@pytest.mark.parametrize("command", ["explain", "compare"])
+def test_who_forgets_the_kind_of_input_is_reminded_of_it(
+    run: Callable[..., Result], command: str
+) -> None:
+    result = run(command, "cat-dog.png")
+    words = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2
+    assert "expected image or text, found 'cat-dog.png'" in words
+    assert f"{command} image cat-dog.png" in words
+
+
+def test_a_text_that_looks_like_a_file_is_explained_as_a_text_and_that_is_said(
+    run: Callable[..., Result],
+) -> None:
+    result = run("explain", "text", "review.txt")
+    assert result.exit_code == 0
+    assert "note: review.txt is explained as a text; --file review.txt reads" in result.stderr
+
+
 def test_exit_codes_are_explained(run: Callable[..., Result]) -> None:
     words = " ".join(run("--help").stdout.split())
     assert "Exit codes: 0 all done, 1 something failed" in words

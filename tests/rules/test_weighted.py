@@ -49,7 +49,8 @@ def positive(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> Tens
 
 def gamma(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> Tensor:
     parts = products(x, weight)
-    parts = parts + 0.25 * parts.clamp(min=0)
+    up = parts.sum(-1, keepdim=True) > 0
+    parts = parts + 0.25 * torch.where(up, parts.clamp(min=0), parts.clamp(max=0))
     return shares(parts, parts.sum(-1), relevance)
 
 

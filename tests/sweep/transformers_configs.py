@@ -92,6 +92,28 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "pronunciation_vocab_size": 20,
         "shape_vocab_size": 20,
     },
+    "shieldgemma2": {
+        "image_token_index": 59,
+        "boi_token_index": 58,
+        "eoi_token_index": 57,
+        "mm_tokens_per_image": 4,
+        "yes_token_index": 7,
+        "no_token_index": 8,
+    },
+    "textnet": {"image_size": 64},
+    "timm_wrapper": {"architecture": "test_vit"},
+    "videoprism_vision_model": {
+        "tubelet_size": (1, 8, 8),
+        "num_spatial_layers": 2,
+        "num_temporal_layers": 2,
+        "num_frames": 4,
+    },
+    "vjepa2": {
+        "crop_size": 32,
+        "frames_per_clip": 4,
+        "pred_hidden_size": 32,
+        "pred_num_attention_heads": 4,
+    },
     "xmod": {"default_language": "en_XX"},
     "zamba": {
         "layers_block_type": ["linear_attention", "hybrid", "hybrid"],
@@ -121,8 +143,8 @@ HIERARCHICAL: dict[str, dict[str, Any]] = {
 }
 """Types whose sizes are lists that fit each other: as they are, on small images."""
 
-TARGETS = {"perceiver": 0}
-"""Classes to explain where others have no evidence for them, so that their map is empty."""
+TARGETS: dict[str, Any] = {"perceiver": 0, "videoprism_vision_model": (0, 1)}
+"""Targets where 1 will not do: others have no evidence for it, or the output has another shape."""
 
 NO_SOFTMAX_HERE = {
     "mra": "its attention is a CUDA kernel; without it transformers returns zeros in its place",

@@ -76,8 +76,16 @@ def build(entry: Entry) -> Case:
             "spatial_shapes": torch.tensor([[4, 4], [2, 8]]),
         }
         return Case(model, torch.randn(2, 16, 192).to(dtype), additional_forward_args=shapes)
+    if kind == "shieldgemma2":  # a prompt that the picture is a part of
+        ids = torch.randint(3, 57, (2, LENGTH))
+        ids[:, 2:6] = model.config.image_token_index
+        pixels = _pictures(model, suffix).to(dtype)
+        return Case(model, (ids, pixels), forward=lambda ids, pixels: model(ids, pixels))
     if suffix in ("ImageClassification", "VideoClassification"):
-        return Case(model, _pictures(model, suffix).to(dtype))
+        pictures, target = _pictures(model, suffix).to(dtype), TARGETS.get(kind, 1)
+        if kind == "pp_lcnet":  # its logits are called a hidden state
+            return Case(model, pictures, forward=lambda x: model(x).last_hidden_state)
+        return Case(model, pictures, target)
     if suffix == "AudioClassification":
         return Case(model, _sound(model).to(dtype))
     ids = torch.randint(3, VOCABULARY, (2, LENGTH))

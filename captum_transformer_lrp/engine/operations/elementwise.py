@@ -14,7 +14,7 @@ from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.tape import Normalized
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
-from captum_transformer_lrp.rules.normalization import NormalizationKernel
+from captum_transformer_lrp.rules.normalization import NormalizationKernel, with_gradient_laid_out
 from captum_transformer_lrp.rules.spellings import spelled
 
 
@@ -48,6 +48,7 @@ def _normalization(watch: Interception, function: Function, args: Args, kwargs: 
         args,
         kwargs,
         kernel=kernel,
+        run=with_gradient_laid_out(function),
         # Whatever is normalised is no longer the product of two activations: not softmax scores.
         scores=False,
         base=object(),

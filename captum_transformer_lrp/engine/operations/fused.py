@@ -46,7 +46,9 @@ def _scaled_dot_product_attention(
                 scores = scores.masked_fill(~mask, -math.inf)
             else:
                 scores = scores + mask
-        return torch.matmul(torch._safe_softmax(scores, -1), value)
+        # Only a mask can switch all of a row's scores off.
+        softmax = torch.softmax if mask is None else torch._safe_softmax
+        return torch.matmul(softmax(scores, -1), value)
 
 
 @handles(F.multi_head_attention_forward)

@@ -121,7 +121,7 @@ class ConvolutionKernel:
     def vjp(self, seed: Tensor, inputs: Any, weight: Tensor | None) -> tuple[Tensor, ...]:
         """See :class:`~captum_transformer_lrp.rules.call.Kernel`."""
         with torch.enable_grad():
-            x = torch.empty_like(inputs[0]).requires_grad_()
+            x = torch.empty_like(inputs[0], requires_grad=True)
             return torch.autograd.grad(self.forward((x,), weight), x, seed)
 
 
@@ -149,17 +149,20 @@ def _convolution(watch: Interception, function: Function, args: Args, kwargs: Kw
         weight,
         bias,
         output,
-        _convolution_flow(mark, weight),
+        _convolution_flow(mark, x, weight),
         mark.examples,
     )
 
 
-def _convolution_flow(mark: Mark, weight: Tensor) -> flows.Flow:
+def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor) -> flows.Flow:
     """Below the first attention a convolution makes the tokens; later ones move their mass."""
     pointwise = all(size == 1 for size in weight.shape[2:])
-    if mark.attentions or pointwise or not mark.stem:
+    if mark.attentions or pointwise:
         return flows.spread_evenly
-    return flows.capture_grid
+    if mark.stem:
+        return flows.capture_grid
+    are_pixels = mark.source is not None and x.dim() == weight.dim() >= 4
+    return flows.upsampled if are_pixels else flows.spread_evenly
 
 
 @handles(*spelled("addmm"))

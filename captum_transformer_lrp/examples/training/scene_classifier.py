@@ -88,12 +88,14 @@ def patch_target_distribution(scenes: Scenes) -> Tensor:
 def train(
     sprites: Tensor,
     generator: torch.Generator,
+    output: Path,
     *,
     steps: int,
     batch_size: int,
     learning_rate: float,
     patch_weight: float,
-) -> VisionTransformer:
+    bfloat16: bool,
+) -> None:
     """Train from scratch; every scene is seen once.
 
     Each class is a yes-or-no question of its own. A softmax would only compare classes: whatever
@@ -107,10 +109,13 @@ def train(
     Args:
         sprites: what `load_sprites` returned, on the generator's device.
         generator: source of the scenes. The weights start from torch's global one.
+        output: folder that the model is saved to every 250 steps, so that a training that is cut
+            off leaves one to evaluate.
         steps: optimizer steps.
         batch_size: scenes per step.
         learning_rate: the highest; warm-up over a twentieth of the steps, then a cosine to 0.
         patch_weight: factor on the loss of the patches.
+        bfloat16: whether the forward pass multiplies matrices in bfloat16.
     """
     device = generator.device
     model = VisionTransformer(**ARCHITECTURE).to(device)
@@ -122,7 +127,7 @@ def train(
     for step in range(steps):
         with torch.no_grad():
             scenes = draw_scenes(batch_size, sprites, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             tokens = model.forward_features(normalize(scenes.images))
             logits = model.forward_head(tokens)
             patch_logits = patch_head(tokens[:, 1:])
@@ -138,7 +143,7 @@ def train(
         if (step + 1) % 250 == 0 or step + 1 == steps:
             seconds = time.monotonic() - began
             print(f"step {step + 1}/{steps}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
-    return model.eval()
+            save(model, output)
 
 
 def save(model: VisionTransformer, folder: Path) -> None:
@@ -214,6 +219,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=512)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--patch-weight", type=float, default=0.2)
+    parser.add_argument(
+        "--bfloat16",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="multiply matrices in bfloat16, which is faster where the processor knows it",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=2000, help="scenes per evaluation")
     arguments = parser.parse_args()
@@ -224,15 +235,16 @@ def main() -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.manual_seed(arguments.seed)
-        model = train(
+        train(
             sprites.to(arguments.device),
             torch.Generator(arguments.device).manual_seed(arguments.seed),
+            arguments.output,
             steps=arguments.steps,
             batch_size=arguments.batch_size,
             learning_rate=arguments.learning_rate,
             patch_weight=arguments.patch_weight,
+            bfloat16=arguments.bfloat16,
         )
-        save(model, arguments.output)
     # Always of the file, on the CPU, where one seed gives the same scenes everywhere.
     report(load(arguments.output or arguments.evaluate), sprites, arguments.held_out)
 

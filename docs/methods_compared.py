@@ -1,0 +1,356 @@
+"""Makes the tables of ``docs/methods_compared.md`` and of the README from measurements.
+
+Two steps: folders of ``captum-transformer-lrp benchmark`` become small files of one number for each
+example, method and metric, in ``docs/methods_compared/``; these become the tables::
+
+    python docs/methods_compared.py collect perturbation FOLDER FOLDER
+    python docs/methods_compared.py collect-cost speed.json
+    python docs/methods_compared.py tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from captum_transformer_lrp.benchmarks.perturbation import area
+from captum_transformer_lrp.benchmarks.records import Record
+from captum_transformer_lrp.benchmarks.results import Figure
+from captum_transformer_lrp.benchmarks.segmentation import example_counts, example_values
+from captum_transformer_lrp.benchmarks.statistics import MethodMeans
+
+HERE: Final = Path(__file__).parent
+MEASURED: Final = HERE / "methods_compared"
+PAGES: Final = (HERE / "methods_compared.md", HERE.parent / "README.md")
+REFERENCE: Final = "transformer_attribution"
+CHANCE: Final = "random"
+
+METHODS: Final = {
+    "transformer_attribution": "TransformerAttribution",
+    "generic_attention": "GenericAttention",
+    "attention_rollout": "AttentionRollout",
+    "raw_attention": "RawAttention",
+    "attention_gradcam": "AttentionGradCam",
+    "transformer_lrp:preset=lrp": "TransformerLRP, lrp",
+    "partial_lrp": "PartialLRP",
+    "attnlrp": "TransformerLRP, attnlrp",
+    "transformer_lrp:preset=attnlrp_gamma": "TransformerLRP, attnlrp_gamma",
+    "transformer_lrp:preset=attnlrp_gamma:cells=14": None,
+    "cp_lrp": "TransformerLRP, cp_lrp",
+    "libra_gradient": "LibraGradient",
+    "libra_gradient:cells=14": None,
+    "libra_fullgrad_plus": "LibraGradient, layers",
+    "legrad": "LeGrad",
+    "attcat": "AttCat",
+    "bi_attention": "BiAttention",
+    "norm_rollout": "NormRollout",
+    "alti": "NormRollout, alti",
+    "input_x_gradient": "InputXGradient",
+    "saliency": "Saliency",
+    "random": None,
+}
+"""The rows: methods as the benchmarks name them, and as ``benchmark speed`` does, if it has them.
+What is for images is not measured on texts."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Args:
+        benchmark: where it is measured.
+        metric: what is measured.
+        title: its heading.
+        larger: whether larger is better.
+        digits: after the decimal point.
+    """
+
+    benchmark: str
+    metric: str
+    title: str
+    larger: bool = True
+    digits: int = 1
+
+
+COLUMNS: Final = (
+    Column("perturbation", "positive AUC", "positive AUC ↓", larger=False),
+    Column("perturbation", "negative AUC", "negative AUC ↑"),
+    Column("segmentation", "pixel accuracy", "pixel accuracy ↑"),
+    Column("segmentation", "mIoU", "mIoU ↑"),
+    Column("segmentation", "mAP", "mAP ↑"),
+    Column("grid-pointing", "localisation", "grid pointing ↑"),
+    Column("rationale", "token-F1", "token-F1 ↑"),
+    Column("text-perturbation", "comprehensiveness", "comprehensiveness ↑", digits=3),
+    Column("text-perturbation", "sufficiency", "sufficiency ↓", larger=False, digits=3),
+)
+SHORT: Final = ("negative AUC", "mIoU", "localisation", "token-F1", "comprehensiveness")
+
+Values = dict[str, dict[str, list[float]]]
+
+
+def collect(benchmark: str, folders: Sequence[Path]) -> Path:
+    """Write what the folders of a benchmark measured on the examples that all of them have.
+
+    Args:
+        benchmark: its name.
+        folders: of runs that differ in methods only; of a method in several, the first counts.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: for runs that differ in more, or have no example in common.
+    """
+    settings = [_settings(folder) for folder in folders]
+    for folder, one in zip(folders, settings, strict=True):
+        differing = [name for name in one if one[name] != settings[0].get(name)]
+        if differing or one.keys() != settings[0].keys():
+            raise ValueError(f"{folder} and {folders[0]} differ in {', '.join(differing)}")
+    runs = [_records(folder) for folder in folders]
+    names = [name for name in runs[0] if all(name in run for run in runs)]
+    if not names:
+        raise ValueError(f"{', '.join(map(str, folders))} have no example in common")
+    methods: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        for method in next(iter(run.values())).methods:
+            if method in METHODS and method not in methods:
+                methods[method] = [run[name].methods[method] for name in names]
+    of_benchmark: dict[str, Callable[[list[Mapping[str, Any]]], dict[str, list[float]]]] = {
+        "perturbation": _areas,
+        "segmentation": _agreements,
+        "grid-pointing": _localisations,
+        "rationale": _scores,
+        "text-perturbation": _drops,
+    }
+    values = {
+        method: of_benchmark[benchmark](methods[method]) for method in METHODS if method in methods
+    }
+    about = {"benchmark": benchmark, "settings": settings[0], "examples": names}
+    lines = [f'"{method}": {json.dumps(found)}' for method, found in values.items()]
+    MEASURED.mkdir(exist_ok=True)
+    file = MEASURED / f"{benchmark}.json"
+    text = json.dumps(about, ensure_ascii=False)[:-1] + ',\n"values": {\n' + ",\n".join(lines)
+    file.write_text(text + "\n}}\n", encoding="utf-8")
+    return file
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What two runs must share: everything but the methods and which examples and classes."""
+    found: dict[str, Any] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    unlike = ("methods", "explain", "examples", "examples_sha256")
+    found = {name: value for name, value in found.items() if name not in unlike}
+    if "/" in str(found["model"]):
+        found["model"] = Path(found["model"]).name
+    return found
+
+
+def _records(folder: Path) -> dict[str, Record]:
+    """By the examples' names, in the order of the data."""
+    found: dict[str, Record] = {}
+    for file in sorted(folder.glob("records-*.jsonl")):
+        for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n"):  # else a killed process left it
+                record = Record.from_line(line)
+                if record.skipped is None:
+                    found[record.identifier] = record
+    return dict(sorted(found.items()))
+
+
+def _areas(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    return {
+        f"{test} AUC": [
+            round(area([100.0 * bit for bit in one["predicted"][test]]), 6) for one in found
+        ]
+        for test in ("positive", "negative")
+    }
+
+
+def _agreements(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    totals: dict[str, int] = {}
+    for one in found:
+        for name, count in example_counts(one).items():
+            totals[name] = totals.get(name, 0) + count
+    values = [example_values(one, totals, len(found)) for one in found]
+    return {
+        metric: [round(one[metric, ""], 4) for one in values]
+        for metric in ("pixel accuracy", "mIoU", "mAP")
+    }
+
+
+def _localisations(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    shares = [one["shares"] for one in found]
+    return {"localisation": [round(100 * sum(one) / len(one), 4) for one in shares]}
+
+
+def _scores(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    at_k = [one["target"]["token-F1"] for one in found]
+    return {"token-F1": [round(100 * sum(one) / len(one), 4) for one in at_k]}
+
+
+def _drops(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    return {
+        metric: [
+            round(math.fsum(one["predicted"][metric]) / len(one["predicted"][metric]), 6)
+            for one in found
+        ]
+        for metric in ("comprehensiveness", "sufficiency")
+    }
+
+
+def collect_cost(file: Path) -> Path:
+    """Write what ``benchmark speed --memory`` measured on its first workload."""
+    found = json.loads(file.read_text(encoding="utf-8"))
+    costs = {one["method"]: one for one in found["results"][0]["costs"]}
+    rows = {
+        method: {"ratio": round(costs[name]["ratio"], 4), "megabytes": costs[name]["megabytes"]}
+        for method, name in METHODS.items()
+        if name is not None
+    }
+    about = {
+        "machine": found["machine"],
+        "cpu_time": found["cpu_time"],
+        "workload": found["results"][0]["workload"],
+        "saliency_milliseconds": round(1000 * costs["Saliency"]["seconds"], 1),
+        "values": rows,
+    }
+    target = MEASURED / "cost.json"
+    target.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return target
+
+
+def figures() -> dict[tuple[str, str], Figure]:
+    """By method and metric: the mean over the examples, with the paired difference."""
+    found = {}
+    for benchmark in dict.fromkeys(column.benchmark for column in columns()):
+        values = measured(benchmark)["values"]
+        means = MethodMeans(list(METHODS), reference=REFERENCE)
+        for index in range(count(benchmark)):
+            means.add(
+                {
+                    method: {(metric, ""): of_examples[index] for metric, of_examples in of.items()}
+                    for method, of in values.items()
+                }
+            )
+        found |= {(figure.method, figure.metric): figure for figure in means.figures()}
+    return found
+
+
+def columns() -> list[Column]:
+    """Those that are measured."""
+    return [column for column in COLUMNS if (MEASURED / f"{column.benchmark}.json").exists()]
+
+
+def measured(name: str) -> dict[str, Any]:
+    """A file of ``docs/methods_compared/``."""
+    return json.loads((MEASURED / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def count(benchmark: str) -> int:
+    """How many examples a benchmark has."""
+    return len(measured(benchmark)["examples"])
+
+
+def tables() -> dict[str, str]:
+    """The tables in Markdown, by the names that the pages have for them."""
+    found, shown = figures(), columns()
+    costs = measured("cost")["values"] if (MEASURED / "cost.json").exists() else {}
+    costly = ["× `Saliency` ↓", "MB ↓"] if costs else []
+
+    def value(method: str, column: Column) -> str:
+        if (method, column.metric) not in found:
+            return ""
+        figure = found[method, column.metric]
+        text = f"{figure.value:.{column.digits}f} ± {figure.standard_error:.{column.digits}f}"
+        return f"**{text}**" if method == best[column.metric] else text
+
+    def difference(method: str, column: Column) -> str:
+        figure = found.get((method, column.metric))
+        if figure is None or figure.difference is None or figure.difference_standard_error is None:
+            return ""
+        sign = 1 if column.larger else -1
+        error = figure.difference_standard_error
+        text = f"{figure.difference:+.{column.digits}f} ± {error:.{column.digits}f}"
+        better = sign * figure.difference
+        return f"**{text}**" if better > 2 * error else f"*{text}*" if better > -2 * error else text
+
+    best = {
+        column.metric: (max if column.larger else min)(
+            (one for one in found.values() if one.metric == column.metric),
+            key=lambda one: one.value,
+        ).method
+        for column in shown
+    }
+    ratios = {
+        method: [f"{costs[method]['ratio']:.1f}", f"{costs[method]['megabytes']:.0f}"]
+        if method in costs
+        else [""] * len(costly)
+        for method in METHODS
+    }
+    heads = [f"{column.title}, n = {count(column.benchmark)}" for column in shown]
+    short = [column for column in shown if column.metric in SHORT]
+    return {
+        "values": _markdown(
+            [*heads, *costly],
+            {m: [*(value(m, column) for column in shown), *ratios[m]] for m in METHODS},
+        ),
+        "differences": _markdown(
+            [column.title for column in shown],
+            {
+                method: [difference(method, column) for column in shown]
+                for method in METHODS
+                if method != REFERENCE
+            },
+        ),
+        "short": _markdown(
+            [*(column.title for column in short), *costly[:1]],
+            {m: [*(value(m, column) for column in short), *ratios[m][:1]] for m in METHODS},
+        ),
+    }
+
+
+def _markdown(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    lines = [f"| method | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
+    lines += [f"| `{name}` | {' | '.join(cells)} |" for name, cells in rows.items() if any(cells)]
+    return "\n".join(lines)
+
+
+def filled(page: str, found: Mapping[str, str]) -> str:
+    """A page with its tables replaced, each between ``<!-- NAME -->`` and ``<!-- end -->``."""
+    for name, table in found.items():
+        start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+        before, mark, rest = page.partition(start)
+        if mark:
+            _, _, after = rest.partition(end)
+            page = before + start + table + end + after
+    return page
+
+
+def main() -> None:
+    """Run a step."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    steps = parser.add_subparsers(dest="step", required=True)
+    collecting = steps.add_parser("collect", help="records to docs/methods_compared/")
+    collecting.add_argument("benchmark", choices=list(dict.fromkeys(c.benchmark for c in COLUMNS)))
+    collecting.add_argument("folders", nargs="+", type=Path)
+    steps.add_parser("collect-cost", help="the JSON of benchmark speed").add_argument(
+        "file", type=Path
+    )
+    steps.add_parser("tables", help="docs/methods_compared/ to the pages")
+    given = parser.parse_args()
+    if given.step == "collect":
+        print(collect(given.benchmark, given.folders))
+    elif given.step == "collect-cost":
+        print(collect_cost(given.file))
+    else:
+        found = tables()
+        for page in PAGES:
+            page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What pip installs: the wheel has all that the package needs, and works without the checkout."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from zipfile import ZipFile
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = "captum_transformer_lrp"
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the sources, because building leaves files beside them."""
+    sources = tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    shutil.copytree(ROOT / PACKAGE, sources / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    folder = tmp_path_factory.mktemp("wheel")
+    # Without isolation nothing is downloaded: setuptools is among the tests' requirements.
+    build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sources)]
+    subprocess.run([sys.executable, "-m", "pip", "--quiet", *build], check=True)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def scripts(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of commands of a fresh environment that the wheel was installed into."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, system_site_packages=True, with_pip=True)
+    # What runs the tests may itself be an environment, which a new one does not inherit. Folders
+    # named in a .pth file come after the environment's own; editable installs in them, which need
+    # .pth files of their own, do not come along.
+    inside = {"base": str(folder), "platbase": str(folder)}
+    site_packages = Path(sysconfig.get_path("purelib", "venv", vars=inside))
+    (site_packages / "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    binaries = Path(sysconfig.get_path("scripts", "venv", vars=inside))
+    install = ["install", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
+    subprocess.run([binaries / "python", "-m", "pip", "--quiet", *install], check=True)
+    return binaries
+
+
+def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -> None:
+    with ZipFile(wheel) as archive:
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", PACKAGE], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip(f"not a git checkout: {listed.stderr.strip()}")
+    assert found == set(listed.stdout.strip("\0").split("\0"))
+    # Said once more by name, should a file be missing in both.
+    assert f"{PACKAGE}/py.typed" in found
+    assert any(name.endswith(".html.jinja") for name in found)
+    assets = {Path(name).name for name in found if f"{PACKAGE}/examples/assets/" in name}
+    assert {"scene_classifier.safetensors", "tokenizer.json", "elephant-zebra.mask.png"} <= assets
+
+
+def test_the_demo_works_where_the_checkout_is_not(scripts: Path, tmp_path: Path) -> None:
+    # No folder of the checkout on the path, no hub, and no bytecode of this run.
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    where = subprocess.run(
+        [scripts / "python", "-c", f"import {PACKAGE}; print({PACKAGE}.__file__)"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(where.stdout.strip()).is_relative_to(scripts.parent)
+
+    demo = subprocess.run(
+        [scripts / "captum-transformer-lrp", "demo", "--output", "out"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert demo.returncode == 0, demo.stderr
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "elephant" in page
+    assert len(list((tmp_path / "out").glob("picture-*.png"))) > 5
