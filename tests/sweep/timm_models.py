@@ -81,25 +81,29 @@ def draw_zero_weights(model: nn.Module) -> None:
 
 
 def _smallest_size(name: str, own: list[int]) -> tuple[list[int], dict[str, Any]]:
-    """The first of ``SIDES`` that the model can be built and run with, tried without memory."""
-    for side in SIDES:
-        if side >= min(own):
-            break
-        for options in _options(name, side):
+    """The first of ``SIDES`` that the model can be built and run with, tried without memory.
+
+    Models that cannot be built for a size may take images of it as they are.
+    """
+    for options in _options(name):
+        for side in SIDES:
+            if side >= min(own):
+                break
+            sized = {**options, "img_size": side} if "img_size" in options else options
             try:
-                _attends(name, _on_meta(name, options), [side, side])
+                _attends(name, _on_meta(name, sized), [side, side])
             except Exception:  # whatever a model raises for a size that it is not made for
                 continue
-            return [side, side], options
+            return [side, side], sized
     return own, {}
 
 
-def _options(name: str, side: int) -> list[dict[str, Any]]:
-    """Ways to build a model for a size; the very large ones with two blocks only."""
-    sized: list[dict[str, Any]] = [{"img_size": side}, {}]
+def _options(name: str) -> list[dict[str, Any]]:
+    """Ways to build a model, for a size or not; the very large ones with two blocks only."""
+    ways: list[dict[str, Any]] = [{"img_size": None}, {}]
     if _parameters(_on_meta(name, {})) > DEEPEST:
-        return [{**options, "depth": 2} for options in sized] + sized
-    return sized
+        return [{**options, "depth": 2} for options in ways] + ways
+    return ways
 
 
 def _on_meta(name: str, options: dict[str, Any]) -> nn.Module:
