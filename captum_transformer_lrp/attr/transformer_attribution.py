@@ -44,7 +44,7 @@ class TransformerAttribution(RolloutAttribution):
         \qquad \text{(eq. 13, 14)}
 
     and the attribution is the row of :math:`C` that the model reads its answer from: that of
-    [CLS], or the mean of all rows under mean pooling.
+    [CLS], or the mean of all rows under mean pooling (see ``pooled``).
 
     The model is used as it is: any timm, Hugging Face or torchvision Transformer or one of your
     own, in eval mode.  It is watched for one forward pass and left as it was.
@@ -125,7 +125,8 @@ class TransformerAttribution(RolloutAttribution):
         """Explain one target, and return everything on the way.
 
         Takes the arguments of :meth:`attribute`.  Relevance is propagated all the way to the
-        inputs, which costs more than :meth:`attribute`.
+        inputs, which costs more than :meth:`attribute`.  The A, ∇A and R that come back are those
+        of the whole answer, also where ``pooled="each"`` has the map made of others.
 
         Example:
             >>> import timm, torch
