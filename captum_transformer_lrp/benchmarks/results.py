@@ -133,16 +133,31 @@ class Result:
         known = sorted({f"{one.method}: {one.title}" for one in self.figures})
         raise KeyError(f"no {metric!r} ({condition!r}) of {method!r}; there are {known}")
 
-    def table(self) -> Table:
-        """A table for the terminal: one row for each method, ± one standard error."""
+    def tables(self, width: int) -> list[Table]:
+        """Tables for the terminal: one row for each method, ± one standard error.
+
+        Args:
+            width: of the terminal, in characters. Metrics that do not fit beside each other go
+                into further tables below.
+        """
         titles, rows = self._cells()
-        table = Table(title=f"{self.benchmark}, {self._counted()}")
-        table.add_column("method", overflow="fold")
-        for title in titles:
-            table.add_column(title, justify="right")
-        for method, cells in rows:
-            table.add_row(Text(printable(method)), *cells)
-        return table
+        methods = [printable(method) for method, _ in rows]
+        longest = min(max(map(len, ["method", *methods])), max(width // 3, len("method")))
+        needed = [
+            # Titles are broken between words, cells are not.
+            max(map(len, [*title.split(), *(cells[place] for _, cells in rows)]))
+            for place, title in enumerate(titles)
+        ]
+        tables: list[Table] = []
+        for columns in _side_by_side(needed, width - longest):
+            table = Table(title=None if tables else f"{self.benchmark}, {self._counted()}")
+            table.add_column("method", overflow="fold", width=longest)
+            for place in columns:
+                table.add_column(titles[place], justify="right", min_width=needed[place])
+            for method, (_, cells) in zip(methods, rows, strict=True):
+                table.add_row(Text(method), *(cells[place] for place in columns))
+            tables.append(table)
+        return tables
 
     def markdown(self) -> str:
         """The same table in Markdown, to paste."""
@@ -244,6 +259,22 @@ class Result:
         return [
             f"{title} [{units[title]}]" if units.get(title) else title for title in titles
         ], rows
+
+
+def _side_by_side(widths: Sequence[int], room: int) -> list[list[int]]:
+    """Which columns of a table stand together, so that each group fits into the room beside names.
+
+    >>> _side_by_side([9, 9, 9], room=30)
+    [[0, 1], [2]]
+    """
+    border, between = 4, 3
+    groups: list[list[int]] = [[]]
+    for place, width in enumerate(widths):
+        taken = border + sum(widths[one] + between for one in groups[-1])
+        if groups[-1] and taken + width + between > room:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
 
 
 def _number(figure: Figure, *, unit: bool = True) -> str:

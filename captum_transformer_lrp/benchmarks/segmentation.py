@@ -21,6 +21,7 @@ from captum_transformer_lrp.benchmarks.images import (
     whole_image,
 )
 from captum_transformer_lrp.benchmarks.methods import PAPER, methods_by_name
+from captum_transformer_lrp.benchmarks.optional import scikit_learn_metrics
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Result, Summary
 from captum_transformer_lrp.benchmarks.runner import Benchmark, run, weights_digest
@@ -265,7 +266,7 @@ def agreement(relevance: npt.NDArray[np.float64], mask: IntegerArray) -> dict[st
         >>> agreement(mask.astype(np.float64), mask)  # doctest: +NORMALIZE_WHITESPACE
         {'tp': 1, 'fp': 0, 'fn': 0, 'tn': 3, 'ap': 1.0, 'pooled_ap': 1.0, 'pointing': 1.0}
     """
-    metrics = _scikit_learn_metrics()
+    metrics = scikit_learn_metrics("segmentation")
     low, high = relevance.min(), relevance.max()
     scaled = (relevance - low) / (high - low) if high > low else np.zeros_like(relevance)
     above = scaled > scaled.mean()
@@ -289,17 +290,6 @@ def agreement(relevance: npt.NDArray[np.float64], mask: IntegerArray) -> dict[st
         "pooled_ap": float(pooled),
         "pointing": float(truth[scores == scores.max()].mean()),
     }
-
-
-def _scikit_learn_metrics() -> Any:
-    try:
-        import sklearn.metrics
-    except ImportError as error:
-        raise BenchmarkError(
-            "the segmentation benchmark needs scikit-learn: pip install "
-            "'captum-transformer-lrp[benchmarks]'"
-        ) from error
-    return sklearn.metrics
 
 
 def example_counts(found: Mapping[str, Any]) -> dict[str, int]:

@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from captum_transformer_lrp.cli.benchmark_options import (
+    Ablations,
+    Explain,
+    LabelsFile,
+    Limit,
+    Methods,
+    Output,
+    Quiet,
+    Seed,
+    SoFar,
+    method_names,
+    output_folder,
+    report,
+)
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.options import Device, to_device
-from captum_transformer_lrp.visualization.labels import printable
+from captum_transformer_lrp.cli.options import Checkpoint, Device, ImageModelName, to_device
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.benchmarks.results import Result
     from captum_transformer_lrp.models import ImageModel
 
 benchmark = typer.Typer(
@@ -25,51 +36,6 @@ benchmark = typer.Typer(
     ),
     no_args_is_help=True,
 )
-
-ModelName: TypeAlias = Annotated[
-    str, typer.Option("--model", help="A timm name, a Hugging Face name, or a folder.")
-]
-Checkpoint: TypeAlias = Annotated[
-    Path | None, typer.Option(help="Weights to use instead of downloaded ones.")
-]
-Methods: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        help="Names with commas between them. 'paper' and 'ablations' stand for several; options "
-        "follow a colon: transformer_attribution:start_layer=1. A wrong name lists all."
-    ),
-]
-Ablations: TypeAlias = Annotated[
-    bool, typer.Option("--ablations", help="Add the variants of the paper's table 3.")
-]
-Output: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(help="The folder for results; by default benchmark-NAME. Processes share it."),
-]
-LabelsFile: TypeAlias = Annotated[
-    Path | None, typer.Option(help="A file of lines 'photo.jpg 281', if names do not tell.")
-]
-Limit: TypeAlias = Annotated[
-    int | None, typer.Option(min=1, help="At most so many examples, spread evenly over the data.")
-]
-Seed: TypeAlias = Annotated[int, typer.Option(help="Of methods that draw random numbers.")]
-Quiet: TypeAlias = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", help="No progress bar and no table; files are written, damaged examples named."
-    ),
-]
-
-SoFar: TypeAlias = Annotated[
-    bool, typer.Option("--so-far", help="Run nothing: show what an unfinished run has found.")
-]
-
-
-class Explain(str, Enum):
-    """Which class is explained."""
-
-    PREDICTED = "predicted"
-    TARGET = "target"
 
 
 class RemovalOption(str, Enum):
@@ -94,7 +60,7 @@ def _commands() -> None:
 
 @benchmark.command("perturbation")
 def perturbation_command(
-    model: ModelName,
+    model: ImageModelName,
     data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
     checkpoint: Checkpoint = None,
     methods: Methods = "paper",
@@ -145,7 +111,7 @@ def perturbation_command(
 
 @benchmark.command("segmentation")
 def segmentation_command(
-    model: ModelName,
+    model: ImageModelName,
     data: Annotated[
         Path,
         typer.Option(
@@ -192,7 +158,7 @@ def segmentation_command(
 
 @benchmark.command("grid-pointing")
 def grid_pointing_command(
-    model: ModelName,
+    model: ImageModelName,
     data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
     checkpoint: Checkpoint = None,
     methods: Methods = "paper",
@@ -302,24 +268,6 @@ def check_photos(folder: Path) -> None:
         raise UsageError(f"found no folder {folder}, expected one with photos")
 
 
-def method_names(methods: str, ablations: bool) -> list[str]:
-    """What `--methods` and `--ablations` stand for.
-
-    >>> method_names("random, paper", True)
-    ['random', 'paper', 'ablations']
-    """
-    names = [name.strip() for name in methods.split(",") if name.strip()]
-    return [*names, "ablations"] if ablations and "ablations" not in names else names
-
-
-def output_folder(output: Path | None, name: str) -> Path:
-    """The folder to write, checked before the work is done."""
-    folder = output or Path(f"benchmark-{name}")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file, expected a folder")
-    return folder
-
-
 def image_model(name: str, checkpoint: Path | None, device: str) -> tuple[ImageModel, Any]:
     """The model, and the device that it is to run on."""
     from captum_transformer_lrp.benchmarks.distributed import own_device
@@ -328,18 +276,3 @@ def image_model(name: str, checkpoint: Path | None, device: str) -> tuple[ImageM
     from captum_transformer_lrp.models import load_image_model
 
     return load_image_model(name, checkpoint=checkpoint), where
-
-
-def report(result: Result, folder: Path, quiet: bool) -> None:
-    """Print the result, once for all processes."""
-    from captum_transformer_lrp.benchmarks.distributed import environment_rank
-
-    if environment_rank():
-        return
-    for identifier, reason in result.skipped:
-        typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
-    if quiet:
-        return
-    Console().print(result.table())
-    if not result.pending:
-        typer.echo(f"wrote {folder / 'results.json'}, with .csv, .md and curves beside it")

@@ -13,7 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from captum_transformer_lrp.cli.benchmark import (
+from captum_transformer_lrp.cli.benchmark import benchmark
+from captum_transformer_lrp.cli.benchmark_options import (
     Explain,
     Limit,
     Methods,
@@ -21,13 +22,12 @@ from captum_transformer_lrp.cli.benchmark import (
     Quiet,
     Seed,
     SoFar,
-    benchmark,
     method_names,
     output_folder,
     report,
 )
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.options import Device, to_device
+from captum_transformer_lrp.cli.options import Device, TextModelName, to_device
 from captum_transformer_lrp.visualization.labels import printable
 
 if TYPE_CHECKING:
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
         TrainingStep,
     )
 
-TextModelName: TypeAlias = Annotated[
-    str, typer.Option("--model", help="A Hugging Face name or a folder of a text classifier.")
-]
 Corpus: TypeAlias = Annotated[
     Path, typer.Option(help="A folder in the format of ERASER: docs/ and test.jsonl.")
 ]
