@@ -105,6 +105,7 @@ def load_image_model(name: str, *, checkpoint: str | Path | None = None) -> Imag
     """
     if name == BUNDLED_IMAGE_MODEL:
         return _bundled_image_model(checkpoint)
+    _refuse_bundled(name, "image", BUNDLED_IMAGE_MODEL)
     path = Path(name)
     if path.is_dir():
         config = _folder_config(path)
@@ -147,6 +148,7 @@ def load_text_model(name: str) -> TextModel:
 
         bundled, bundled_tokenizer = examples.sentiment_classifier()
         return TextModel(name, bundled, bundled_tokenizer, _labels(bundled.config))
+    _refuse_bundled(name, "text", BUNDLED_TEXT_MODEL)
 
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -163,6 +165,12 @@ def load_text_model(name: str) -> TextModel:
             "a fast one: save a tokenizer.json beside the model"
         )
     return TextModel(name, model.float().eval(), tokenizer, _labels(model.config))
+
+
+def _refuse_bundled(name: str, kind: str, expected: str) -> None:
+    """Nobody means a user called "bundled" on the hub."""
+    if name.startswith("bundled/") and not Path(name).is_dir():
+        raise ModelLoadError(f"{name!r} is no bundled {kind} model, expected {expected!r}")
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:

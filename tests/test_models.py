@@ -172,3 +172,16 @@ def test_a_text_model_is_loaded_in_float32(shared: Path) -> None:
     loaded = load_text_model(str(shared / "models" / "bert_movies"))
     assert loaded.class_names == ("NEG", "POS")
     assert {parameter.dtype for parameter in loaded.model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["bundled/sentiment", "bundled/scene"])
+def test_a_bundled_name_that_is_no_image_model_is_not_looked_for_on_the_hub(name: str) -> None:
+    with pytest.raises(
+        ModelLoadError, match="is no bundled image model, expected 'bundled/scenes'"
+    ):
+        load_image_model(name)
+
+
+def test_the_bundled_image_model_is_no_text_model() -> None:
+    with pytest.raises(ModelLoadError, match="is no bundled text model, expected 'bundled/sent"):
+        load_text_model("bundled/scenes")

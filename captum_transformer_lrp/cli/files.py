@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from PIL import Image, ImageOps
 
@@ -65,7 +66,7 @@ def check_output(path: Path, suffixes: Sequence[str], inputs: Sequence[Path] = (
         raise UsageError(f"--output {path} is a folder, expected the name of a file")
     if path.resolve() in {one.resolve() for one in inputs}:
         raise UsageError(f"--output {path} is an input, which would be lost: give another name")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(path, path.parent)
 
 
 def check_output_folder(path: Path, inputs: Sequence[Path] = ()) -> None:
@@ -76,7 +77,19 @@ def check_output_folder(path: Path, inputs: Sequence[Path] = ()) -> None:
         raise UsageError(
             f"--output {path} is the folder of the inputs: give another, so that they stay apart"
         )
-    path.mkdir(parents=True, exist_ok=True)
+    _check_writable(path, path)
+
+
+def _check_writable(output: Path, folder: Path) -> None:
+    """Make the folder, and write into it what vanishes again."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--output {output} cannot be written ({error.strerror}): give another place"
+        ) from error
 
 
 def read_photo(path: Path) -> Image.Image:

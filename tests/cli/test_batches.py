@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from typer.testing import Result
 
 SCENES = ("--model", "bundled/scenes")
@@ -87,3 +88,15 @@ def test_a_text_and_a_file_are_not_both_taken(run: Callable[..., Result], mixed:
         result = run("explain", "text", *command)
         assert result.exit_code == 2
         assert "expected a text or --file" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    run: Callable[..., Result], mixed: Path, kind: str
+) -> None:
+    inputs = [mixed / "a & b.png"] if kind == "file" else [mixed]
+    place = mixed / "table.csv" / "below a file"  # nobody can write there, root neither
+    output = place / "x.png" if kind == "file" else place
+    result = run("explain", "image", *inputs, "--model", "no such model", "--output", output)
+    assert result.exit_code == 2
+    assert "cannot be written (Not a directory): give another place" in result.stderr
