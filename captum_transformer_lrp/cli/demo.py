@@ -53,7 +53,8 @@ INTRODUCTION = (
 EVERY_METHOD = (
     "One picture with an elephant and a zebra, explained for both by each method. Look along a "
     "row: a method that tells the classes apart lights up the elephant in one column and the zebra "
-    "in the other. Methods with values below zero are drawn in two colours, against and for."
+    "in the other. Methods with values below zero are drawn in two colours, against and for; a map "
+    "that is zero everywhere leaves the picture dark."
 )
 BESIDE_TEXT = (
     "The same picture by the paper's method and by Captum's IntegratedGradients, which takes the "
