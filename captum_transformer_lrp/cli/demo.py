@@ -16,7 +16,7 @@ from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.files import check_output_folder
 from captum_transformer_lrp.cli.methods import DEFAULT_METHOD, method_label
-from captum_transformer_lrp.cli.pages import image_section, text_section
+from captum_transformer_lrp.cli.pages import HOW_TO_READ, image_section, text_section
 from captum_transformer_lrp.cli.subjects import (
     ExplainedImage,
     Request,
@@ -46,15 +46,13 @@ CAPTUMS = ("saliency", "input_x_gradient", "integrated_gradients", "occlusion")
 BESIDE = (DEFAULT_METHOD, "integrated_gradients")
 
 INTRODUCTION = (
-    "Each picture and each text below is explained once per class: bright pixels and coloured "
-    "words are those by which the model recognises that class. Everything was computed just now, "
-    "by two small models that come with the package."
+    f"{HOW_TO_READ} Everything was computed just now, by two small models that come with the "
+    "package."
 )
 EVERY_METHOD = (
     "One picture with an elephant and a zebra, explained for both by each method. Look along a "
     "row: a method that tells the classes apart lights up the elephant in one column and the zebra "
-    "in the other. Methods with values below zero are drawn in two colours, against and for; a map "
-    "that is zero everywhere leaves the picture dark."
+    "in the other."
 )
 BESIDE_TEXT = (
     "The same picture by the paper's method and by Captum's IntegratedGradients, which takes the "

@@ -9,6 +9,14 @@ from captum_transformer_lrp.cli.subjects import ExplainedImage, ExplainedText
 from captum_transformer_lrp.visualization import Picture, Section, class_grid, method_class_grid
 from captum_transformer_lrp.visualization.labels import percent
 
+HOW_TO_READ = (
+    "Each picture and each text below is explained once per class: bright pixels and coloured "
+    "words are those by which the model recognises that class. Colours reach to the largest value "
+    "of each map, so a class that the model hardly believes in has bright pixels, too: look at its "
+    "probability first. Methods with values below zero are drawn in two colours, against and for; "
+    "a map that is zero everywhere leaves the picture dark."
+)
+
 
 def image_section(title: str, found: ExplainedImage, *, text: str = "") -> Section:
     """A photo: one row of overlays by a single method, a grid by several."""

@@ -35,7 +35,7 @@ from captum_transformer_lrp.cli.options import (
     complete_text_model,
     to_device,
 )
-from captum_transformer_lrp.cli.pages import image_section, text_section
+from captum_transformer_lrp.cli.pages import HOW_TO_READ, image_section, text_section
 from captum_transformer_lrp.cli.subjects import Request, explain_image_by, explain_text_by
 from captum_transformer_lrp.models import BUNDLED_TEXT_MODEL
 from captum_transformer_lrp.visualization import Section, Table, report_html
@@ -110,7 +110,7 @@ def report(
         sections, failed = each_of(everything, explainers.section, "explaining")
         if failed:
             sections.append(_failures(failed))
-        page = report_html(sections, title=title, lang=lang)
+        page = report_html(sections, title=title, introduction=HOW_TO_READ, lang=lang)
         output.write_text(page, encoding="utf-8")
         if as_json:
             result = {

@@ -84,6 +84,7 @@ def test_a_report_shows_images_and_texts_and_says_what_it_could_not_read(
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert elements(page).isdisjoint({"script", "b"})
     assert page.count("<img ") == 2
+    assert "bright pixels and coloured words are those by which the model" in page
     assert not re.search(r'alt=""|(src|href)=.?http', page)
     for name in ("a &amp; b.png", "review.txt", "&lt;script&gt;alert(1)&lt;script&gt;.png"):
         assert name in page

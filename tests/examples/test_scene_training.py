@@ -1,0 +1,52 @@
+"""A few steps of the scene classifier's training, on discs in place of emoji."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from captum_transformer_lrp.examples.training.scene_classifier import load, train
+from captum_transformer_lrp.examples.training.scene_generator import CLASSES, SCENERY
+
+
+@pytest.fixture(scope="module")
+def discs() -> Tensor:
+    axis = torch.linspace(-1, 1, 80)
+    alpha = (axis[:, None] ** 2 + axis**2 < 0.95).float()
+    return alpha.expand(len(CLASSES) + len(SCENERY), 4, 80, 80).clone()
+
+
+def trained(discs: Tensor, folder: Path, *, steps: int = 2, bfloat16: bool = False) -> Path:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
+    options = {"batch_size": 4, "learning_rate": 1e-3, "patch_weight": 0.2}
+    train(discs, generator, folder, steps=steps, bfloat16=bfloat16, **options)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "scene_classifier.safetensors")
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_what_training_saves_is_a_model_in_evaluation_mode(
+    discs: Tensor, tmp_path: Path, bfloat16: bool
+) -> None:
+    model = load(trained(discs, tmp_path / "new" / "folder", bfloat16=bfloat16))
+    assert not model.training
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        assert model(torch.zeros(1, 3, 96, 96)).isfinite().all()
+
+
+def test_the_same_seed_gives_the_same_weights_and_each_step_others(
+    discs: Tensor, tmp_path: Path
+) -> None:
+    first, same = (weights(trained(discs, tmp_path / name)) for name in ("first", "same"))
+    longer = weights(trained(discs, tmp_path / "longer", steps=3))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not torch.equal(first["head.weight"], longer["head.weight"])
