@@ -115,7 +115,8 @@ class AttentionStep:
         position: which operand of the product A was, 0 or 1.
         axes: the axes of A, counted from the end, along which queries and keys lie; None where
             there is not one of each.
-        values: V, what it multiplied; None if streams are not kept, as for the next two.
+        values: V, what it multiplied; None if streams are not kept, as for the next two, but that
+            the first attention has an output.
         output: the product, A V.
         residual: the skip connection around it, if there is one.
         weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;

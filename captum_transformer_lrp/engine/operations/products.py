@@ -235,6 +235,8 @@ def multiplied(
     )
     if record is not None and watch.tape.keeps_streams:
         record.output = output
+    elif record is not None and record.index == 0:  # which tells tokens from features
+        record.output = watch.tape.anchor(output)
     return output
 
 
