@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer_lrp.engine import moves
 from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.books import report_filling
 from captum_transformer_lrp.engine.interception import Interception, handles
@@ -91,7 +92,7 @@ def _pad(watch: Interception, function: Function, args: Args, kwargs: Kwargs) ->
     x, pad, mode, value = bind(*args, **kwargs)
     if not isinstance(mode, str):  # of constant_pad_nd
         mode, value = "constant", mode
-    result = watch._rearrange(function, args, kwargs)
+    result = moves.rearrange(watch, function, args, kwargs)
     if watch.tape.keeps_books and mode == "constant" and math.isfinite(value or 0):
         inside = F.pad(torch.ones_like(x, dtype=torch.bool), pad)
         report_filling(watch.tape, result, inside, f"{watch.module_name()} (padding)")
@@ -115,4 +116,4 @@ def _where(watch: Interception, function: Function, args: Args, kwargs: Kwargs) 
         else torch.full((), choice, dtype=like.dtype, device=like.device)
         for choice in choices
     ]
-    return watch._join(torch.where, (condition, *choices), {})
+    return moves.join(watch, torch.where, (condition, *choices), {})

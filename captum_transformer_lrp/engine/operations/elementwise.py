@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine import flows, in_place
 from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.tape import Normalized
@@ -26,7 +26,7 @@ def _activation(watch: Interception, function: Function, args: Args, kwargs: Kwa
     changes: dict[str, Any] = {"attention": True, "flow": flows.blocked} if attends else {}
     output = watch.elementwise(function, args, kwargs, event=True, activated=True, **changes)
     if inplace:
-        watch.replace(args[0], output)
+        in_place.replace(watch, args[0], output)
     return output
 
 

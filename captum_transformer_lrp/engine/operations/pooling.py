@@ -32,7 +32,7 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         raise watch.unsupported(function, "more than one output")
     if not output.requires_grad:
         return output
-    dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+    dim = _dim(function, args, kwargs)
     reduces = function in _REDUCTIONS
     examples = mark.examples
     if reduces and examples.count > 1 and examples.axis is not None:
@@ -63,6 +63,13 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         ),
         name=watch.book_title(),
     )
+
+
+def _dim(function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """The argument that says along which axes a call reduces, None for all of them."""
+    place = 2 if function.__name__.endswith("norm") else 1  # behind p, the order of the norm
+    given = kwargs.get("dim", kwargs.get("axis", args[place] if len(args) > place else None))
+    return None if isinstance(given, bool) else given  # x.var(False) is not along axis 0
 
 
 _REDUCTIONS = frozenset(

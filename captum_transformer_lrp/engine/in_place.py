@@ -1,0 +1,147 @@
+"""In-place updates: made out of place, so that the tape keeps what was there before.
+
+The model goes on with its own tensors; from then on another stands for each that it has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine import moves
+from captum_transformer_lrp.engine.arguments import (
+    Args,
+    Function,
+    Kwargs,
+    first_tensor,
+    tensors_in,
+    title,
+)
+from captum_transformer_lrp.engine.marks import rearranged_examples
+from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules.call import Examples
+from captum_transformer_lrp.rules.spellings import in_place_spellings
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.engine.interception import Interception
+
+_OUT_OF_PLACE: dict[Function, Function] = dict(in_place_spellings())
+
+UPDATES = frozenset(_OUT_OF_PLACE) | {Tensor.__setitem__, Tensor.copy_}
+"""The calls that change their first argument."""
+
+
+def updated(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A call that changes its first argument: made out of place, and remembered."""
+    target, _ = first_tensor(args, kwargs)
+    active = any(watch.tape.mark(tensor) for tensor in tensors_in((args, kwargs)))
+    if not active:
+        if id(target) in watch.state:
+            raise ExplanationError(
+                f"{watch.module_name()} changes {watch.state[id(target)]} in its forward pass "
+                f"({title(function)}): call model.eval() first"
+            )
+        return watch.without_activation(function, args, kwargs)
+    if id(target) in watch.state:
+        raise ExplanationError(
+            f"{watch.module_name()} writes activations into {watch.state[id(target)]}; an "
+            "explanation must leave the model as it is"
+        )
+    if function in _OUT_OF_PLACE:
+        result = watch.call(_OUT_OF_PLACE[function], args, kwargs)
+    else:
+        index, value = (..., args[1]) if function is Tensor.copy_ else args[1:]
+        result = _set_item(watch, target, index, value)
+    replace(watch, target, result)
+    return result
+
+
+def _set_item(watch: Interception, target: Tensor, index: Any, value: Any) -> Tensor:
+    """``target[index] = value`` (and ``target.copy_(value)``), made out of place."""
+    if not isinstance(value, Tensor):
+        value = torch.full((), value, dtype=target.dtype, device=target.device)
+
+    def written(onto: Tensor, what: Tensor) -> Tensor:
+        changed = onto.to(torch.promote_types(onto.dtype, what.dtype), copy=True)
+        changed[index] = what.to(changed.dtype)
+        return changed
+
+    def again(replaced: Mapping[int, Tensor]) -> Tensor:
+        return written(replaced[id(target)], replaced[id(value)])
+
+    with torch.enable_grad():
+        changed = written(target, value)
+    of_target, of_value = watch.tape.mark(target), watch.tape.mark(value)
+    if of_target is not None:
+        examples = of_target.examples
+    else:
+        assert of_value is not None
+        nothing = torch.zeros(target.shape)
+        with torch.no_grad():
+            found = rearranged_examples(
+                of_value.examples, value.shape, lambda numbers: written(nothing, numbers)
+            )
+        examples = found if isinstance(found, Examples) else found[0]
+    marks = [mark for mark in (of_target, of_value) if mark is not None]
+    watch.tape.marks[changed] = moves.joined(marks, examples)
+    watch.report_constants(changed, [target, value], again)
+    return changed
+
+
+def replace(watch: Interception, target: Tensor, result: Tensor) -> None:
+    """From now on ``result`` stands for ``target``, which the model changed in place."""
+    if result is target:
+        return
+    watch.replaced[id(target)] = (target, result)
+    base = target._base
+    if base is not None and base.shape.numel() > 0:
+        _write_through(watch, base, target, result)
+    watch.overwritten.add(target.untyped_storage()._cdata)
+
+
+def _write_through(watch: Interception, base: Tensor, view: Tensor, result: Tensor) -> None:
+    """What was written into a view has been written into the tensor that it is a view of."""
+    if not is_laid_out_plainly(base):
+        return  # reading it is an error from now on
+    place = view.shape, view.stride(), view.storage_offset()
+    onto = base
+    if base.dtype != result.dtype:
+        onto = base.to(result.dtype)
+        if (mark := watch.tape.mark(base)) is not None:
+            watch.tape.marks[onto] = mark
+    changed = moves.join(watch, _written_at, (onto, result, *place), {})
+    watch.replaced[id(base)] = (base, changed)
+
+
+def view_made_again(watch: Interception, tensor: Tensor) -> Tensor:
+    """A view whose memory was changed since, read from what the memory should be now."""
+    base = tensor._base
+    found = None if base is None else watch.replaced.get(id(base))
+    if base is None or found is None or not is_laid_out_plainly(base):
+        raise ExplanationError(
+            f"{watch.module_name()} reads a view of a tensor that was changed in place since; "
+            "change the tensor itself, or copy it first"
+        )
+    now = watch.resolve(base)
+    place = tensor.shape, tensor.stride(), tensor.storage_offset()
+    return watch.call(torch.as_strided, (now.contiguous(), *place), {})
+
+
+def _written_at(
+    onto: Tensor, what: Tensor, size: torch.Size, stride: tuple[int, ...], offset: int
+) -> Tensor:
+    """``onto``, with ``what`` in the place of a view of its memory.
+
+    The derivative of PyTorch's own ``as_strided_scatter`` is wrong where two such calls follow
+    each other (seen in 2.14).
+    """
+    places = torch.arange(onto.numel(), device=onto.device).as_strided(size, stride, offset)
+    return onto.flatten().index_copy(0, places.flatten(), what.flatten()).view(onto.shape)
+
+
+def is_laid_out_plainly(base: Tensor) -> bool:
+    """Whether places in its memory are places in whatever contiguous tensor replaces it."""
+    return bool(base.is_contiguous() and base.storage_offset() == 0)

@@ -1,0 +1,247 @@
+"""Calls that move elements: they are rearranged, joined, copied or cast, never computed with.
+
+To learn where each example's elements go, the call is made again on a stand-in that holds their
+numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from captum_transformer_lrp.engine.arguments import (
+    Args,
+    Function,
+    Kwargs,
+    replace_tensors,
+    tensors_in,
+)
+from captum_transformer_lrp.engine.marks import (
+    Mark,
+    broadcast_examples,
+    merged,
+    numbered,
+    read_examples,
+    rearranged_examples,
+    unknown_examples,
+)
+from captum_transformer_lrp.engine.structure import COPIES, PERMUTATIONS
+from captum_transformer_lrp.engine.tape import Phase
+from captum_transformer_lrp.rules.call import Examples
+from captum_transformer_lrp.rules.spellings import spelled
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.engine.interception import Interception
+
+
+def get_property(watch: Interception, function: Function, args: tuple[Any, ...]) -> Any:
+    """Read a property of a tensor, such as ``.T`` or ``.real``."""
+    owner = watch.resolve(args[0]) if isinstance(args[0], Tensor) else args[0]
+    mark = watch.tape.mark(owner) if isinstance(owner, Tensor) else None
+    if mark is None:
+        with torch.no_grad():
+            result = function(owner)
+        if isinstance(result, Tensor) and (name := watch.constant_name(owner)):
+            watch.constants[result] = name
+        return result
+    result = function(owner)
+    if isinstance(result, Tensor) and result.requires_grad and result is not owner:
+        _note_rearranged(watch, result, mark, owner, lambda value: function(value))
+    return result
+
+
+def rearrange(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A call that puts the elements of one activation elsewhere, or copies them."""
+    source = next(t for t in tensors_in((args, kwargs)) if watch.tape.mark(t))
+    mark = watch.tape.mark(source)
+    assert mark is not None
+    result = function(*args, **kwargs)
+    if function in COPIES:
+        watch.tape.marks[result] = mark
+        return result
+
+    # The stand-in is laid out in memory in its own way, which view() would object to.
+    anyhow = ANYHOW.get(function, function)
+
+    def again(stand_in: Tensor) -> Any:
+        if function in _AS_STRIDED:  # reads memory, so it must be laid out alike
+            alike = torch.empty_strided(source.shape, source.stride())
+            stand_in = alike.copy_(stand_in)
+        elif function is torch.view_as_complex:  # needs pairs that lie side by side
+            stand_in = stand_in.contiguous()
+        change = lambda t: stand_in if t is source else t.cpu()  # noqa: E731
+        return anyhow(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+
+    if function in PERMUTATIONS:
+        mark = mark.but(stem=False)
+    _note_rearranged(watch, result, mark, source, again)
+    return result
+
+
+def _note_rearranged(
+    watch: Interception, result: Any, mark: Mark, source: Tensor, again: Callable[[Tensor], Any]
+) -> None:
+    parts = [tensor for tensor in tensors_in(result) if tensor.requires_grad]
+    if not parts or all(part is source for part in parts):
+        return
+    found: Examples | list[Examples] = mark.examples
+    if mark.examples.count > 1 and mark.examples.axis is not None:
+        twice = (lambda one: again(torch.complex(one, one))) if source.is_complex() else again
+        with torch.no_grad():
+            found = rearranged_examples(mark.examples, source.shape, twice)
+    if isinstance(found, Examples):
+        found = [found] * len(parts)
+    for part, examples in zip(parts, found, strict=False):
+        same_axes = part.dim() == source.dim() and part.shape[:1] == source.shape[:1]
+        watch.tape.marks[part] = mark.but(
+            examples=examples,
+            arrangement=object(),
+            stem=mark.stem and same_axes,
+            features=None,
+        )
+
+
+def join(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A call that puts the elements of several tensors side by side."""
+    result = function(*args, **kwargs)
+    values = list(tensors_in((args, kwargs)))
+    active = [t for t in values if watch.tape.mark(t)]
+    marks = [mark for t in active if (mark := watch.tape.mark(t))]
+    if isinstance(result, Tensor):
+        if result.requires_grad:
+            examples = _joined_examples(watch, function, args, kwargs, active, result)
+            if not examples.known and (constants := _constants_among(watch, active)):
+                change = lambda t: constants.get(id(t), t)  # noqa: E731
+                return watch.call(
+                    function, replace_tensors(args, change), replace_tensors(kwargs, change)
+                )
+            watch.tape.marks[result] = joined(marks, examples)
+            watch.report_constants(result, values, again_with(function, args, kwargs))
+        return result
+    for part in tensors_in(result):
+        if part.requires_grad:
+            examples = broadcast_examples(marks[0].examples, active[0].shape, part.shape)
+            watch.tape.marks[part] = joined(marks, examples)
+    return result
+
+
+def _constants_among(watch: Interception, active: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Those parts of activations that hold constants alone, detached, by the id of the part.
+
+    Where class tokens have been joined to activations and are cut out again, they carry the
+    examples of the rows that they happened to be cut from, but are made from none of them.
+    """
+    found = {}
+    for part in active:
+        mark = watch.tape.mark(part)
+        if mark is not None and not mark.attentions and not _depends_on_inputs(watch, part):
+            found[id(part)] = part.detach()
+            watch.constants[found[id(part)]] = f"{watch.module_name()} (constant)"
+    return found if len(found) < len(active) else {}
+
+
+def _depends_on_inputs(watch: Interception, part: Tensor) -> bool:
+    """Whether anything of a part of an activation arrives at the inputs."""
+    given = [tensor for tensor, mark in watch.tape.marks.items() if mark.source is not None]
+    leaves = [leaf for leaf in given if leaf.is_leaf]
+    leaves += [leaf for _, leaf, _ in watch.token_leaves]
+    tape, books = watch.tape, dict(watch.tape.absorbed)
+    phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
+                 if one in tape.phases)  # fmt: skip
+    tape.grids.clear()
+    arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
+    arrived += [grid for grid, _ in tape.grids]
+    tape.grids.clear()
+    tape.absorbed = books
+    return any(bool(one.any()) for one in arrived)
+
+
+def _joined_examples(
+    watch: Interception,
+    function: Function,
+    args: Args,
+    kwargs: Kwargs,
+    active: Sequence[Tensor],
+    result: Tensor,
+) -> Examples:
+    active = [tensor for tensor in active if tensor.numel()] or active
+    known = [mark.examples for tensor in active if (mark := watch.tape.mark(tensor))]
+    if known[0].count == 1:
+        return known[0]
+    first = active[0]
+    stacked = result.dim() == first.dim() + 1
+    if not stacked and all(one.axis == known[0].axis for one in known):
+        simple = broadcast_examples(known[0], first.shape, result.shape)
+        if simple.known and all(one == known[0] for one in known):
+            return simple
+    if not all(one.known for one in known):
+        return unknown_examples(known[0])
+    with torch.no_grad():
+        stand_ins = {
+            id(value): numbered(mark.examples, value.shape)
+            if (mark := watch.tape.mark(value))
+            else torch.zeros(value.shape)
+            if value.is_floating_point()
+            else value.cpu()
+            for value in tensors_in((args, kwargs))
+        }
+        return read_examples(again_with(function, args, kwargs)(stand_ins), known[0].count)
+
+
+def cast(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A call that changes an activation's dtype or device."""
+    source = args[0]
+    mark = watch.tape.mark(source)
+    if mark is None:
+        with torch.no_grad():
+            return function(*args, **kwargs)
+    result = function(*args, **kwargs)
+    if result.is_floating_point() and result.element_size() < source.element_size():
+        # The tape never loses precision: that the model does is a matter of its speed.
+        result = source.to(result.device)
+    if result.requires_grad and result is not source:
+        watch.tape.marks[result] = mark
+    return result
+
+
+def called_with(
+    function: Function, args: Args, kwargs: Kwargs, change: Callable[[Tensor], Any]
+) -> Any:
+    """The same call with every tensor changed."""
+    return function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+
+
+def again_with(
+    function: Function, args: Args, kwargs: Kwargs
+) -> Callable[[Mapping[int, Tensor]], Tensor]:
+    """The same call on other tensors, given for each of its own by its id."""
+
+    def call(replaced: Mapping[int, Tensor]) -> Tensor:
+        result: Tensor = called_with(function, args, kwargs, lambda tensor: replaced[id(tensor)])
+        return result
+
+    return call
+
+
+def joined(marks: list[Mark], examples: Examples) -> Mark:
+    """The provenance of elements of several tensors, put side by side."""
+    return merged(marks, examples).but(arrangement=object(), channels=0, features=None)
+
+
+def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Tensor:
+    """Pad a stand-in: whatever the value is, it is none of an example's."""
+    return nn.functional.pad(input, pad, mode if isinstance(mode, str) else "constant")
+
+
+ANYHOW: dict[Function, Function] = {
+    Tensor.view: Tensor.reshape,
+    Tensor.view_as: Tensor.reshape_as,
+    nn.functional.pad: _pad_with_nobody,
+    torch.constant_pad_nd: _pad_with_nobody,
+}
+"""What is done to a stand-in in the place of a call."""
+
+_AS_STRIDED = frozenset(spelled("as_strided"))

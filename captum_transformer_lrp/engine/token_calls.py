@@ -1,0 +1,113 @@
+"""Calls on token ids, which are followed to the embedding that looks them up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine import in_place, moves
+from captum_transformer_lrp.engine.arguments import (
+    Args,
+    Function,
+    Kwargs,
+    first_tensor,
+    tensors_in,
+)
+from captum_transformer_lrp.engine.marks import Mark
+from captum_transformer_lrp.engine.structure import CASTS, JOINS, REARRANGEMENTS
+from captum_transformer_lrp.engine.token_ids import ELEMENTWISE, TokenIds, moved
+from captum_transformer_lrp.rules.spellings import spelled
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.engine.interception import Interception
+
+
+def with_token_ids(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A call on token ids: they are moved, computed with, or looked up."""
+    found = [watch.token_ids.get(id(tensor)) for tensor in tensors_in((args, kwargs))]
+    known = {id(one.ids): one for one in found if one is not None}
+    first = next(iter(known.values()))
+    if function in in_place.UPDATES:
+        return _write_ids(watch, function, args, kwargs, known)
+    with torch.no_grad():
+        result = function(*args, **kwargs)
+    if isinstance(result, Tensor) and result.is_floating_point():
+        looked_up = function in _LOOK_UPS and result.shape[:-1] == first.ids.shape
+        return _looked_up(watch, result, first, args, kwargs) if looked_up else result
+    parts = list(tensors_in(result))
+    if not parts or any(one.is_floating_point() or one.dtype == torch.bool for one in parts):
+        return result
+    places: list[Tensor] = []
+    if function in _MOVES and _joins_one_input(known):
+        anyhow = moves.ANYHOW.get(function, function)
+        places = moved(lambda change: moves.called_with(anyhow, args, kwargs, change), known)
+    if parts[0].shape == first.ids.shape and (
+        function in ELEMENTWISE or (function in _LOOK_UPS and not any(map(torch.any, places)))
+    ):
+        places = [first.places]
+    for part, place in zip(parts, places, strict=bool(places)):
+        watch.token_ids[id(part)] = first.become(part, place)
+    return result
+
+
+def _write_ids(
+    watch: Interception, function: Function, args: Args, kwargs: Kwargs, known: dict[int, TokenIds]
+) -> Any:
+    """Ids that are written into others, as those of a decoder are."""
+    target, _ = first_tensor(args, kwargs)
+    base = target if target._base is None else target._base
+    first = next(iter(known.values()))
+    followed = in_place.is_laid_out_plainly(base) and not base.is_floating_point()
+    if followed and _joins_one_input(known):
+        onto = watch.token_ids.get(id(base))
+        onto = onto or first.become(base, torch.zeros_like(base, dtype=torch.long))
+
+        def run(change: Callable[[Tensor], Tensor]) -> Tensor:
+            changed = change(base).clone()
+            place = target.shape, target.stride(), int(target.storage_offset())
+            onto_view = changed.as_strided(*place)
+            moves.called_with(
+                function, args, kwargs, lambda t: onto_view if t is target else change(t)
+            )
+            return changed
+
+        (places,) = moved(run, {**known, id(base): onto})
+        watch.token_ids[id(base)] = first.become(base, places)
+        if target is not base:
+            of_view = places.as_strided(target.shape, target.stride(), int(target.storage_offset()))
+            watch.token_ids[id(target)] = first.become(target, of_view)
+    with torch.no_grad():
+        return function(*args, **kwargs)
+
+
+def _looked_up(
+    watch: Interception, embedded: Tensor, ids: TokenIds, args: Args, kwargs: Kwargs
+) -> Tensor:
+    """Embeddings of token ids: here the tape begins."""
+    examples = ids.examples
+    axis = examples.axis or 0
+    leaf = watch.raised(embedded.movedim(axis, 0).detach()).requires_grad_()
+    watch.token_leaves.append((ids.index, leaf, ids.places.movedim(axis, 0)))
+    result = leaf.movedim(0, axis)
+    watch.tape.marks[leaf] = watch.tape.marks[result] = Mark(
+        examples, origins=1 << ids.index, base=object(), features=-1
+    )
+    of_input = ids.places > 0
+    if not bool(of_input.all()):  # what the model's own ids get is the table's
+        own = watch.raised(embedded.detach())
+        name = next((n for n in map(watch.constant_name, tensors_in((args, kwargs))) if n), "")
+        watch.constants[own] = name or watch.module_name()
+        return moves.join(watch, torch.where, (of_input.unsqueeze(-1), result, own), {})
+    return result
+
+
+def _joins_one_input(known: Mapping[int, TokenIds]) -> bool:
+    return len({one.index for one in known.values()}) == 1
+
+
+_MOVES = REARRANGEMENTS | JOINS | CASTS | frozenset(spelled("masked_fill"))
+
+_LOOK_UPS = frozenset(spelled("embedding", "index_select", "__getitem__"))

@@ -1,0 +1,84 @@
+"""Calls inside a module with a rule of its own, and what it returns."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.arguments import (
+    Args,
+    Function,
+    Kwargs,
+    replace_tensors,
+    tensors_in,
+)
+from captum_transformer_lrp.engine.marks import Mark, merged
+from captum_transformer_lrp.engine.units import Unit
+from captum_transformer_lrp.rules.call import AutogradKernel
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.engine.interception import Interception
+
+
+def inside_unit(
+    watch: Interception,
+    unit: Unit,
+    function: Function,
+    args: Args,
+    kwargs: Kwargs,
+    active: list[Tensor],
+) -> Any:
+    """Make a call in the forward pass of a module that has a rule; only autograd records it."""
+    if not unit.inputs:
+        unit.inputs = tuple(
+            watch.resolve(t) for t in tensors_in(unit.arguments) if watch.tape.mark(t)
+        )
+    result = function(*args, **kwargs)
+    marks = [mark for tensor in active if (mark := watch.tape.mark(tensor))]
+    for tensor in tensors_in(result):
+        if tensor.requires_grad and not watch.tape.mark(tensor):
+            watch.tape.marks[tensor] = merged(marks, marks[0].examples).but(unit=unit)
+    return result
+
+
+def leave_unit(watch: Interception, tensor: Tensor, mark: Mark) -> Tensor:
+    """Put one switch behind a whole module call, when its result is first used outside."""
+    unit = mark.unit
+    assert unit is not None
+    inputs = unit.inputs
+    examples = mark.examples
+    marks = [found for value in inputs if (found := watch.tape.mark(value))]
+    if inputs[0].shape == tensor.shape:
+        examples = marks[0].examples
+    args, kwargs = unit.arguments
+    positions = {
+        id(value): place
+        for place, value in enumerate(t for t in tensors_in(unit.arguments) if watch.tape.mark(t))
+    }
+
+    def run(*values: Tensor) -> Any:
+        change = lambda t: values[positions[id(t)]] if id(t) in positions else t  # noqa: E731
+        return unit.module(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+
+    outside = merged(marks, examples)
+    switched = watch.tape.record(
+        type(unit.module).forward,
+        AutogradKernel(run),
+        inputs,
+        tensor,
+        rule=unit.rule,
+        flow=flows.unit,
+        mark=outside.but(
+            events=outside.events | watch.tape.new_event(),
+            unit=None,
+            source=None,
+            base=object(),
+            channels=0,
+            features=None,
+        ),
+        name=watch.names.get(id(unit.module)) or type(unit.module).__name__,
+    )
+    watch.replaced[id(tensor)] = (tensor, switched)
+    return switched
