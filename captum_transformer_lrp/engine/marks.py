@@ -199,9 +199,12 @@ def read_examples(numbers: Tensor, count: int) -> Examples:
 def _is_one_each(numbers: Tensor, axis: int, lines: dict[int, tuple[int, ...]]) -> bool:
     """Whether each position of an axis has elements of one example alone, or of nobody."""
     others = [other for other in range(numbers.dim()) if other != axis]
+    largest = [place + 1 for place in lines[axis]]
+    if not others or numbers.amin(others).tolist() == largest:
+        return True
     of_somebody = torch.where(numbers.isfinite() & (numbers > 0), numbers, torch.inf)
-    smallest = of_somebody.amin(others).tolist() if others else of_somebody.tolist()
-    return all(one in (place + 1, torch.inf) for one, place in zip(smallest, lines[axis]))  # noqa: B905
+    pairs = zip(of_somebody.amin(others).tolist(), largest, strict=True)
+    return all(smallest in (one, torch.inf) for smallest, one in pairs)
 
 
 def _example_line(numbers: Tensor, axis: int, *, alone: bool) -> tuple[int, ...]:
