@@ -60,32 +60,46 @@ class EpsilonRule(Rule):
 
 
 class GammaRule(Rule):
-    r"""LRP-γ: ε with the weights :math:`w + \gamma w^+` where x > 0, and w + γ w⁻ where x < 0.
+    r"""LRP-γ: the share of each product, of which those that speak for the output count 1 + γ.
 
-    With ReLU's inputs, which are never negative, this is the rule as Captum has it; the second
-    half is its natural continuation to inputs of both signs, so that what γ favours is always the
-    product's positive part.
+    With :math:`z_{ij} = x_j w_{ji}`, and :math:`z_{ij}^\star` for those of them that have the sign
+    of their sum,
+
+    .. math:: R_j = \sum_i \frac{z_{ij} + \gamma z_{ij}^\star}
+                                 {\sum_{j'} z_{ij'} + \gamma z_{ij'}^\star} R_i
+
+    After ReLU, where inputs and sums are not negative, these are the weights
+    :math:`w + \gamma w^+` of Captum's rule (Montavon et al. 2019).  Where a sum is negative, as
+    most are in a Transformer, :math:`w + \gamma w^+` has denominators near zero, and over a
+    few dozen layers relevance grows out of all bounds; favouring the sum's own sign keeps them
+    away from it (the generalised LRP-γ of Andéol et al. 2021).  The bias takes no relevance.
 
     Args:
         gamma: γ.
     """
 
+    is_well_conditioned: ClassVar[bool] = True
+
     def __init__(self, gamma: float = 0.25) -> None:
         self.gamma = gamma
 
+    @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
         assert call.weight is not None
         (x,) = call.inputs
-        positive, negative = x.clamp(min=0), x.clamp(max=0)
-        up = call.weight + self.gamma * call.weight.clamp(min=0)
-        down = call.weight + self.gamma * call.weight.clamp(max=0)
-        total = call.forward(positive, weight=up) + call.forward(negative, weight=down)
-        share = call.divide(relevance, total)
-        (by_up,) = call.vjp(share, inputs=(positive,), weight=up)
-        (by_down,) = call.vjp(share, inputs=(negative,), weight=down)
-        _absorb_rest(call, relevance, share * total)
-        return positive * by_up + negative * by_down
+        size, magnitude = x.abs(), call.weight.abs()
+        total = call.forward(size, weight=magnitude)
+        product = call.output if call.bias is None else call.output - call.bias
+        sign = torch.where(product < 0, -1.0, 1.0).to(product.dtype)
+        # The products of the sum's sign sum to half of product + sign · total.
+        half = self.gamma / 2
+        denominator = product * (1 + half) + sign * total * half
+        share = call.divide(relevance, denominator)
+        _absorb_rest(call, relevance, share * denominator)
+        (signed,) = call.vjp(share)
+        (unsigned,) = call.vjp(share * sign, inputs=(size,), weight=magnitude)
+        return x * signed * (1 + half) + size * unsigned * half
 
 
 class AlphaBetaRule(Rule):

@@ -81,9 +81,6 @@ def test_rules_are_zennit_s(network: tuple[nn.Module, Tensor], name: str) -> Non
     from zennit.types import AvgPool, Linear
 
     model, inputs = network
-    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-    with torch.no_grad():
-        last.weight.abs_()  # a positive logit: zennit's γ favours what is negative for others
     pairs: dict[str, tuple[Rule, Any]] = {
         "epsilon": (EpsilonRule(1e-6), zennit_rules.Epsilon(epsilon=1e-6)),
         "gamma": (GammaRule(0.25), zennit_rules.Gamma(gamma=0.25, stabilizer=1e-12)),
@@ -120,6 +117,9 @@ def test_rules_are_captum_s(
 ) -> None:
     model, inputs = network
     without_bias(model) if not isinstance(rule, EpsilonRule) else None
+    last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    with torch.no_grad():
+        last.weight.abs_()  # a positive logit: Captum's γ favours positive products for others, too
     found = ours(model, inputs, rule)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
