@@ -60,14 +60,19 @@ class EpsilonRule(Rule):
 
 
 class GammaRule(Rule):
-    r"""LRP-γ, generalised: (1 + γ) times the products of the output's sign, the others as they are.
+    r"""LRP-γ: the share of each product, of which those that speak for the output count 1 + γ.
 
-    .. math:: R_j = \sum_i \frac{z_{ji} + \gamma z_{ji}^\pm}
-                   {\sum_{j'} z_{j'i} + \gamma z_{j'i}^\pm} R_i, \qquad z_{ji} = x_j w_{ji},
+    With :math:`z_{ij} = x_j w_{ji}`, and :math:`z_{ij}^\star` for those of them that have the sign
+    of their sum,
 
-    with + where :math:`\sum_{j'} z_{j'i}` is positive and − where it is negative, so that no
-    denominator is nearer to 0 than that sum.  With inputs and outputs that are not negative,
-    as ReLU has them, this is the rule as Captum has it.
+    .. math:: R_j = \sum_i \frac{z_{ij} + \gamma z_{ij}^\star}
+                                 {\sum_{j'} z_{ij'} + \gamma z_{ij'}^\star} R_i
+
+    After ReLU, where inputs and sums are not negative, these are the weights
+    :math:`w + \gamma w^+` of Captum's rule (Montavon et al. 2019).  Where a sum is negative, as
+    most are in a Transformer, :math:`w + \gamma w^+` has denominators near zero, and over a
+    few dozen layers relevance grows out of all bounds; favouring the sum's own sign keeps them
+    away from it (the generalised LRP-γ of Andéol et al. 2021).  The bias takes no relevance.
 
     Args:
         gamma: γ.
@@ -75,6 +80,8 @@ class GammaRule(Rule):
     Source:
         Montavon et al. 2019 (the rule for ReLU), Andéol et al. 2021 (the generalisation).
     """
+
+    is_well_conditioned: ClassVar[bool] = True
 
     def __init__(self, gamma: float = 0.25) -> None:
         self.gamma = gamma
@@ -85,16 +92,17 @@ class GammaRule(Rule):
         assert call.weight is not None
         (x,) = call.inputs
         size, magnitude = x.abs(), call.weight.abs()
-        # z⁺ and z⁻ are half of |z| + z and of z − |z|.
-        product, total = call.forward(x), call.forward(size, weight=magnitude)
+        total = call.forward(size, weight=magnitude)
+        product = call.output if call.bias is None else call.output - call.bias
         sign = torch.where(product < 0, -1.0, 1.0).to(product.dtype)
+        # The products of the sum's sign sum to half of product + sign · total.
         half = self.gamma / 2
-        favoured = (1 + half) * product + half * sign * total
-        share = call.divide(relevance, favoured)
-        (signed,) = call.vjp(share * (1 + half))
-        (unsigned,) = call.vjp(share * sign * half, inputs=(size,), weight=magnitude)
-        _absorb_rest(call, relevance, share * favoured)
-        return x * signed + size * unsigned
+        denominator = product * (1 + half) + sign * total * half
+        share = call.divide(relevance, denominator)
+        _absorb_rest(call, relevance, share * denominator)
+        (signed,) = call.vjp(share)
+        (unsigned,) = call.vjp(share * sign, inputs=(size,), weight=magnitude)
+        return x * signed * (1 + half) + size * unsigned * half
 
 
 class AlphaBetaRule(Rule):

@@ -121,7 +121,7 @@ def test_rules_are_captum_s(
     without_bias(model) if not isinstance(rule, EpsilonRule) else None
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     with torch.no_grad():
-        last.weight.abs_()  # a positive logit: for a negative one Captum's γ is not generalised
+        last.weight.abs_()  # a positive logit: Captum's γ favours positive products for others, too
     found = ours(model, inputs, rule)
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):

@@ -49,8 +49,8 @@ def positive(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> Tens
 
 def gamma(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> Tensor:
     parts = products(x, weight)
-    up = parts.sum(-1, keepdim=True) > 0
-    parts = parts + 0.25 * torch.where(up, parts.clamp(min=0), parts.clamp(max=0))
+    favoured = parts.sign() == parts.sum(-1, keepdim=True).sign()
+    parts = parts + 0.25 * parts * favoured
     return shares(parts, parts.sum(-1), relevance)
 
 
