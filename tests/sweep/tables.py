@@ -13,6 +13,15 @@ _COLUMNS = (
     "Σ R − 1", "absorbed by", "finite", "shape", "batch", "seconds",
 )  # fmt: skip
 
+_SHORTENED = {
+    "timm": (
+        "",
+        "Models are built at the smallest size that they run with. Those of more than 250 M "
+        "parameters, and `tiny_vit_21m_512`, whose windows of 1024 tokens take more than 10 GB, "
+        "are built with fewer blocks.",
+    )
+}
+
 
 def write_table(path: Path, suite: str, found: dict[str, Result]) -> None:
     """Write the table of a suite."""
@@ -30,6 +39,7 @@ def table(suite: str, found: dict[str, Result]) -> str:
         "",
         f"Written by `python -m tests.sweep {suite}`, which builds each model with random weights "
         "in float64, explains a batch of it and checks every column.",
+        *_SHORTENED.get(suite, ()),
         "",
         f"**{passed} of the {len(attending)} models that compute softmax attention pass every "
         f"column.** All {len(ordered)} models: "
