@@ -61,7 +61,8 @@ def table(suite: str, found: dict[str, Result]) -> str:
         "not asked: weights here are random, and beside the I of eq. 13 what their attention moves "
         "is little. Parameters that a model starts at 0 or close to it, such as layer scales, are "
         "drawn, as a block that adds 1e-5 of itself moves less than float64 can tell;",
-        f"* **batch**: each example of the batch against itself alone, {TOLERANCES['batch']:.0e};",
+        f"* **batch**: each example of the batch against itself alone, {TOLERANCES['batch']:.0e}"
+        f"{_earlier(ordered)};",
         "* **seconds**: process time of all of this, one thread.",
         "",
         *_problems(ordered),
@@ -72,6 +73,12 @@ def table(suite: str, found: dict[str, Result]) -> str:
         *(_row(one) for one in ordered),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _earlier(ordered: Iterable[Result]) -> str:
+    """What the batch column says of results from before the code's commit was kept with them."""
+    count = sum(not one.ran_with for one in ordered)
+    return f" (of {count} models, swept earlier, the first example only)" if count else ""
 
 
 def _problems(ordered: Iterable[Result]) -> list[str]:
