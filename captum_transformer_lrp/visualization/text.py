@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from rich.console import Group
 from rich.text import Text
 
@@ -19,6 +20,7 @@ from captum_transformer_lrp.visualization.words import Word
 _SIZE = 12.0
 _LINE_POINTS = 1.9 * _SIZE
 _MARGIN_POINTS = 14.0
+_PADDING_POINTS = 2.0
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,22 @@ def text_figure(explanations: Sequence[TextExplanation], *, width: float = 6.5) 
     figure.add_axes((0, 0, 1, 1)).set_axis_off()
 
     def write(x: float, y: float, text: str, **style: Any) -> None:
-        position = (_MARGIN_POINTS + x) / (72 * width), 1 - (_MARGIN_POINTS + y) / height
-        figure.text(*position, text, fontsize=_SIZE, va="top", parse_math=False, **style)
+        # By the baseline: by their tops, words with accents would stand lower than others.
+        baseline = _MARGIN_POINTS + y + 0.95 * _SIZE
+        position = (_MARGIN_POINTS + x) / (72 * width), 1 - baseline / height
+        figure.text(*position, text, fontsize=_SIZE, va="baseline", parse_math=False, **style)
+
+    def colour(x: float, y: float, text: str, color: str) -> None:
+        # No `bbox` of the text: that of a comma would be drawn over the end of the word before it.
+        wide, high = (
+            text_width(text, _SIZE) + 2 * _PADDING_POINTS,
+            1.2 * _SIZE + 2 * _PADDING_POINTS,
+        )
+        left, top = _MARGIN_POINTS + x - _PADDING_POINTS, _MARGIN_POINTS + y - _PADDING_POINTS
+        corner = left / (72 * width), 1 - (top + high) / height
+        box = Rectangle(corner, wide / (72 * width), high / height, facecolor=color, linewidth=0)
+        box.set_transform(figure.transFigure)
+        figure.add_artist(box)
 
     y = 0.0
     for titles, lines, scale in blocks:
@@ -134,8 +150,8 @@ def text_figure(explanations: Sequence[TextExplanation], *, width: float = 6.5) 
             y += _LINE_POINTS
         for line in lines:
             for x, text, attribution in line:
-                box = {"facecolor": scale.text_color(attribution), "edgecolor": "none", "pad": 2.0}
-                write(x, y, text, color="#111111", bbox=box)
+                colour(x, y, text, scale.text_color(attribution))
+                write(x, y, text, color="#111111")
             y += _LINE_POINTS
         y += 0.6 * _LINE_POINTS
     return figure

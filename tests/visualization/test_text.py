@@ -184,6 +184,16 @@ def test_a_figure_of_long_words_is_not_clipped() -> None:
         assert box.y1 <= figure.bbox.y1
 
 
+def test_the_colour_of_a_comma_lies_below_the_word_before_it() -> None:
+    words = [Word("good", 1.0), Word("film", 0.5, before=" "), Word(",", 1.0)]
+    figure = text_figure(explanations(*words))
+    boxes = figure.artists
+    assert len(boxes) == len(words)
+    # matplotlib draws what has a smaller zorder first.
+    assert max(box.zorder for box in boxes) < min(text.zorder for text in figure.texts)
+    assert all(text.get_bbox_patch() is None for text in figure.texts)
+
+
 def test_a_notebook_shows_the_figure() -> None:
     from IPython.core.pylabtools import print_figure
 
