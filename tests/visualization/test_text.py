@@ -187,7 +187,7 @@ def test_a_figure_of_long_words_is_not_clipped() -> None:
 def test_the_colour_of_a_comma_lies_below_the_word_before_it() -> None:
     words = [Word("good", 1.0), Word("film", 0.5, before=" "), Word(",", 1.0)]
     figure = text_figure(explanations(*words))
-    boxes = figure.patches
+    boxes = figure.artists
     assert len(boxes) == len(words)
     # matplotlib draws what has a smaller zorder first.
     assert max(box.zorder for box in boxes) < min(text.zorder for text in figure.texts)
