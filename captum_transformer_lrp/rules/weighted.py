@@ -76,6 +76,8 @@ class GammaRule(Rule):
         Montavon et al. 2019 (the rule for ReLU), Andéol et al. 2021 (the generalisation).
     """
 
+    is_well_conditioned: ClassVar[bool] = True
+
     def __init__(self, gamma: float = 0.25) -> None:
         self.gamma = gamma
 
@@ -85,16 +87,17 @@ class GammaRule(Rule):
         assert call.weight is not None
         (x,) = call.inputs
         size, magnitude = x.abs(), call.weight.abs()
-        # z⁺ and z⁻ are half of |z| + z and of z − |z|.
-        product, total = call.forward(x), call.forward(size, weight=magnitude)
+        total = call.forward(size, weight=magnitude)
+        product = call.output if call.bias is None else call.output - call.bias
         sign = torch.where(product < 0, -1.0, 1.0).to(product.dtype)
+        # The products of the sum's sign sum to half of product + sign · total.
         half = self.gamma / 2
-        favoured = (1 + half) * product + half * sign * total
-        share = call.divide(relevance, favoured)
-        (signed,) = call.vjp(share * (1 + half))
-        (unsigned,) = call.vjp(share * sign * half, inputs=(size,), weight=magnitude)
-        _absorb_rest(call, relevance, share * favoured)
-        return x * signed + size * unsigned
+        denominator = product * (1 + half) + sign * total * half
+        share = call.divide(relevance, denominator)
+        _absorb_rest(call, relevance, share * denominator)
+        (signed,) = call.vjp(share)
+        (unsigned,) = call.vjp(share * sign, inputs=(size,), weight=magnitude)
+        return x * signed * (1 + half) + size * unsigned * half
 
 
 class AlphaBetaRule(Rule):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from captum_transformer_lrp import TransformerAttribution
+from captum_transformer_lrp import TransformerAttribution, TransformerLRP
 
 REVIEWS = [
     "a gorgeous , witty , seductive movie that never loses its charm .",
@@ -148,3 +148,12 @@ def test_relevance_is_conserved_in_every_precision(case: Any, dtype: torch.dtype
     inputs = case.inputs.to(dtype) if case.is_image else case.inputs
     explanation = TransformerAttribution(model).explain(inputs, 1, case.kwargs)
     assert float((explanation.total - 1).abs().max()) < 1e-3
+
+
+def test_gamma_stays_within_float32_on_photos(deit: nn.Module, photos: Tensor) -> None:
+    """Denominators near zero would make relevance of 1e60 over the 48 linear layers."""
+    single = TransformerLRP(deit, preset="gamma").attribute(photos)
+    double = TransformerLRP(copy.deepcopy(deit).double(), preset="gamma").attribute(photos.double())
+    assert float(double.abs().max()) < 1e12
+    for one, other in zip(single, double, strict=True):
+        assert float((one - other).abs().max() / other.abs().max()) < 1e-3
