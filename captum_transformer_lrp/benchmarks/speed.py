@@ -130,6 +130,7 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
     single: dict[str, Any] = {"dtype": torch.float32}
     several = TransformerAttribution(model)
     several_single = TransformerAttribution(model, **single)
+    propagated = TransformerLRP(model, preset="epsilon")
     targets = [0, 1] * 5  # every model has two classes
     return {
         "no-grad forward pass": forward,
@@ -148,6 +149,9 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
             TransformerAttribution(model), internal_batch_size=1
         ),
         "TransformerLRP, epsilon": of(TransformerLRP(model, preset="epsilon")),
+        "TransformerLRP, epsilon, ten targets": lambda: propagated.attribute_targets(
+            inputs, targets
+        ),
         "TransformerLRP, epsilon, float32": of(TransformerLRP(model, preset="epsilon", **single)),
         "PartialLRP": of(PartialLRP(model)),
         "PartialLRP, float32": of(PartialLRP(model, **single)),
