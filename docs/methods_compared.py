@@ -4,7 +4,7 @@ Two steps: folders of ``captum-transformer-lrp benchmark`` become small files of
 example, method and metric, in ``docs/methods_compared/``; these become the tables::
 
     python docs/methods_compared.py collect perturbation FOLDER FOLDER
-    python docs/methods_compared.py collect-cost speed.json
+    python docs/methods_compared.py collect-cost FOLDER FOLDER
     python docs/methods_compared.py tables
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,33 +30,33 @@ MEASURED: Final = HERE / "methods_compared"
 PAGES: Final = (HERE / "methods_compared.md", HERE.parent / "README.md")
 REFERENCE: Final = "transformer_attribution"
 CHANCE: Final = "random"
+UNIT: Final = "saliency"
 
-METHODS: Final = {
-    "transformer_attribution": "TransformerAttribution",
-    "generic_attention": "GenericAttention",
-    "attention_rollout": "AttentionRollout",
-    "raw_attention": "RawAttention",
-    "attention_gradcam": "AttentionGradCam",
-    "transformer_lrp:preset=lrp": "TransformerLRP, lrp",
-    "partial_lrp": "PartialLRP",
-    "attnlrp": "TransformerLRP, attnlrp",
-    "transformer_lrp:preset=attnlrp_gamma": "TransformerLRP, attnlrp_gamma",
-    "transformer_lrp:preset=attnlrp_gamma:cells=14": None,
-    "cp_lrp": "TransformerLRP, cp_lrp",
-    "libra_gradient": "LibraGradient",
-    "libra_gradient:cells=14": None,
-    "libra_fullgrad_plus": "LibraGradient, layers",
-    "legrad": "LeGrad",
-    "attcat": "AttCat",
-    "bi_attention": "BiAttention",
-    "norm_rollout": "NormRollout",
-    "alti": "NormRollout, alti",
-    "input_x_gradient": "InputXGradient",
-    "saliency": "Saliency",
-    "random": None,
-}
-"""The rows: methods as the benchmarks name them, and as ``benchmark speed`` does, if it has them.
-What is for images is not measured on texts."""
+METHODS: Final = (
+    "transformer_attribution",
+    "generic_attention",
+    "attention_rollout",
+    "raw_attention",
+    "attention_gradcam",
+    "transformer_lrp:preset=lrp",
+    "partial_lrp",
+    "attnlrp",
+    "transformer_lrp:preset=attnlrp_gamma",
+    "transformer_lrp:preset=attnlrp_gamma:cells=14",
+    "cp_lrp",
+    "libra_gradient",
+    "libra_gradient:cells=14",
+    "libra_fullgrad_plus",
+    "legrad",
+    "attcat",
+    "bi_attention",
+    "norm_rollout",
+    "alti",
+    "input_x_gradient",
+    "saliency",
+    "random",
+)
+"""The rows.  What is for images is not measured on texts."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ COLUMNS: Final = (
     Column("text-perturbation", "comprehensiveness", "comprehensiveness ↑", digits=3),
     Column("text-perturbation", "sufficiency", "sufficiency ↓", larger=False, digits=3),
 )
+COST: Final = "cost ↓"
 SHORT: Final = ("area between", "mIoU", "localisation", "token-F1", "comprehensiveness")
 
 Values = dict[str, dict[str, list[float]]]
@@ -203,25 +205,32 @@ def _drops(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
     }
 
 
-def collect_cost(file: Path) -> Path:
-    """Write what ``benchmark speed --memory`` measured on its first workload."""
-    found = json.loads(file.read_text(encoding="utf-8"))
-    costs = {one["method"]: one for one in found["results"][0]["costs"]}
-    rows = {
-        method: {"ratio": round(costs[name]["ratio"], 4), "megabytes": costs[name]["megabytes"]}
-        for method, name in METHODS.items()
-        if name is not None
-    }
-    about = {
-        "machine": found["machine"],
-        "cpu_time": found["cpu_time"],
-        "workload": found["results"][0]["workload"],
-        "saliency_milliseconds": round(1000 * costs["Saliency"]["seconds"], 1),
-        "values": rows,
-    }
-    target = MEASURED / "cost.json"
-    target.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
-    return target
+def collect_cost(folders: Sequence[Path]) -> Path:
+    """Write what a map costs, by the processor seconds that runs kept for each method.
+
+    Args:
+        folders: of runs that have ``saliency`` and ``random`` among their methods.  What the latter
+            takes is the test itself, and is subtracted.  A method's cost is of the first folder
+            that has it.
+
+    Returns:
+        The file.
+    """
+    costs: dict[str, dict[str, float]] = {}
+    for folder in folders:
+        records = list(_records(folder).values())
+        medians = {
+            method: statistics.median(record.seconds[method] for record in records)
+            for method in records[0].methods
+        }
+        test, unit = medians[CHANCE], medians[UNIT] - medians[CHANCE]
+        for method in METHODS:
+            if method in medians and method != CHANCE and method not in costs:
+                ratio = (medians[method] - test) / unit
+                costs[method] = {"ratio": round(ratio, 3), "examples": len(records)}
+    file = MEASURED / "cost.json"
+    file.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
+    return file
 
 
 def figures() -> dict[tuple[str, str], Figure]:
@@ -259,8 +268,7 @@ def count(benchmark: str) -> int:
 def tables() -> dict[str, str]:
     """The tables in Markdown, by the names that the pages have for them."""
     found, shown = figures(), columns()
-    costs = measured("cost")["values"] if (MEASURED / "cost.json").exists() else {}
-    costly = ["× `Saliency` ↓", "MB ↓"] if costs else []
+    costs = measured("cost") if (MEASURED / "cost.json").exists() else {}
 
     def value(method: str, column: Column) -> str:
         if (method, column.metric) not in found:
@@ -287,17 +295,14 @@ def tables() -> dict[str, str]:
         for column in shown
     }
     ratios = {
-        method: [f"{costs[method]['ratio']:.1f}", f"{costs[method]['megabytes']:.0f}"]
-        if method in costs
-        else [""] * len(costly)
-        for method in METHODS
+        method: f"{costs[method]['ratio']:.1f}" if method in costs else "" for method in METHODS
     }
     heads = [f"{column.title}, n = {count(column.benchmark)}" for column in shown]
     short = [column for column in shown if column.metric in SHORT]
     return {
         "values": _markdown(
-            [*heads, *costly],
-            {m: [*(value(m, column) for column in shown), *ratios[m]] for m in METHODS},
+            [*heads, COST],
+            {m: [*(value(m, column) for column in shown), ratios[m]] for m in METHODS},
         ),
         "differences": _markdown(
             [column.title for column in shown],
@@ -308,8 +313,8 @@ def tables() -> dict[str, str]:
             },
         ),
         "short": _markdown(
-            [*(column.title for column in short), *costly[:1]],
-            {m: [*(value(m, column) for column in short), *ratios[m][:1]] for m in METHODS},
+            [*(column.title for column in short), COST],
+            {m: [*(value(m, column) for column in short), ratios[m]] for m in METHODS},
         ),
     }
 
@@ -338,15 +343,14 @@ def main() -> None:
     collecting = steps.add_parser("collect", help="records to docs/methods_compared/")
     collecting.add_argument("benchmark", choices=list(dict.fromkeys(c.benchmark for c in COLUMNS)))
     collecting.add_argument("folders", nargs="+", type=Path)
-    steps.add_parser("collect-cost", help="the JSON of benchmark speed").add_argument(
-        "file", type=Path
-    )
+    costing = steps.add_parser("collect-cost", help="processor seconds of runs")
+    costing.add_argument("folders", nargs="+", type=Path)
     steps.add_parser("tables", help="docs/methods_compared/ to the pages")
     given = parser.parse_args()
     if given.step == "collect":
         print(collect(given.benchmark, given.folders))
     elif given.step == "collect-cost":
-        print(collect_cost(given.file))
+        print(collect_cost(given.folders))
     else:
         found = tables()
         for page in PAGES:
