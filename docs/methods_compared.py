@@ -29,8 +29,6 @@ HERE: Final = Path(__file__).parent
 MEASURED: Final = HERE / "methods_compared"
 PAGES: Final = (HERE / "methods_compared.md", HERE.parent / "README.md")
 REFERENCE: Final = "transformer_attribution"
-CHANCE: Final = "random"
-UNIT: Final = "saliency"
 
 METHODS: Final = (
     "transformer_attribution",
@@ -57,6 +55,29 @@ METHODS: Final = (
     "random",
 )
 """The rows.  What is for images is not measured on texts."""
+
+TIMED: Final = {
+    "transformer_attribution": "TransformerAttribution",
+    "generic_attention": "GenericAttention",
+    "attention_rollout": "AttentionRollout",
+    "raw_attention": "RawAttention",
+    "attention_gradcam": "AttentionGradCam",
+    "transformer_lrp:preset=lrp": "TransformerLRP, lrp",
+    "partial_lrp": "PartialLRP",
+    "attnlrp": "TransformerLRP, attnlrp",
+    "transformer_lrp:preset=attnlrp_gamma": "TransformerLRP, attnlrp_gamma",
+    "cp_lrp": "TransformerLRP, cp_lrp",
+    "libra_gradient": "LibraGradient",
+    "libra_fullgrad_plus": "LibraGradient, layers",
+    "legrad": "LeGrad",
+    "attcat": "AttCat",
+    "bi_attention": "BiAttention",
+    "norm_rollout": "NormRollout",
+    "alti": "NormRollout, alti",
+    "input_x_gradient": "InputXGradient",
+    "saliency": "Saliency",
+}
+"""What ``benchmark speed`` calls them."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +111,7 @@ COLUMNS: Final = (
     Column("text-perturbation", "comprehensiveness", "comprehensiveness ↑", digits=3),
     Column("text-perturbation", "sufficiency", "sufficiency ↓", larger=False, digits=3),
 )
-COST: Final = "cost ↓"
+COSTS: Final = ("cost ↓", "MB ↓")
 SHORT: Final = ("area between", "mIoU", "localisation", "token-F1", "comprehensiveness")
 
 Values = dict[str, dict[str, list[float]]]
@@ -205,32 +226,32 @@ def _drops(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
     }
 
 
-def collect_cost(folders: Sequence[Path]) -> Path:
-    """Write what a map costs, by the processor seconds that runs kept for each method.
+def collect_cost(file: Path) -> Path:
+    """Write what ``benchmark speed --memory`` found on its first workload, without machine paths.
 
     Args:
-        folders: of runs that have ``saliency`` and ``random`` among their methods.  What the latter
-            takes is the test itself, and is subtracted.  A method's cost is of the first folder
-            that has it.
+        file: the JSON that it writes.
 
     Returns:
         The file.
     """
-    costs: dict[str, dict[str, float]] = {}
-    for folder in folders:
-        records = list(_records(folder).values())
-        medians = {
-            method: statistics.median(record.seconds[method] for record in records)
-            for method in records[0].methods
-        }
-        test, unit = medians[CHANCE], medians[UNIT] - medians[CHANCE]
-        for method in METHODS:
-            if method in medians and method != CHANCE and method not in costs:
-                ratio = (medians[method] - test) / unit
-                costs[method] = {"ratio": round(ratio, 3), "examples": len(records)}
-    file = MEASURED / "cost.json"
-    file.write_text(json.dumps(costs, indent=1) + "\n", encoding="utf-8")
-    return file
+    found = json.loads(file.read_text(encoding="utf-8"))
+    costs = {one["method"]: one for one in found["results"][0]["costs"]}
+    about = {
+        "machine": found["machine"],
+        "cpu_time": found["cpu_time"],
+        "workload": found["results"][0]["workload"],
+        "values": {
+            method: {
+                "ratio": round(costs[name]["ratio"], 3),
+                "megabytes": round(costs[name]["megabytes"], 1),
+            }
+            for method, name in TIMED.items()
+        },
+    }
+    target = MEASURED / "cost.json"
+    target.write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+    return target
 
 
 def figures() -> dict[tuple[str, str], Figure]:
@@ -268,7 +289,7 @@ def count(benchmark: str) -> int:
 def tables() -> dict[str, str]:
     """The tables in Markdown, by the names that the pages have for them."""
     found, shown = figures(), columns()
-    costs = measured("cost") if (MEASURED / "cost.json").exists() else {}
+    costs = measured("cost")["values"] if (MEASURED / "cost.json").exists() else {}
 
     def value(method: str, column: Column) -> str:
         if (method, column.metric) not in found:
@@ -295,14 +316,17 @@ def tables() -> dict[str, str]:
         for column in shown
     }
     ratios = {
-        method: f"{costs[method]['ratio']:.1f}" if method in costs else "" for method in METHODS
+        method: [f"{costs[method]['ratio']:.1f}", f"{costs[method]['megabytes']:.0f}"]
+        if method in costs
+        else ["", ""]
+        for method in METHODS
     }
     heads = [f"{column.title}, n = {count(column.benchmark)}" for column in shown]
     short = [column for column in shown if column.metric in SHORT]
     return {
         "values": _markdown(
-            [*heads, COST],
-            {m: [*(value(m, column) for column in shown), ratios[m]] for m in METHODS},
+            [*heads, *COSTS],
+            {m: [*(value(m, column) for column in shown), *ratios[m]] for m in METHODS},
         ),
         "differences": _markdown(
             [column.title for column in shown],
@@ -313,8 +337,8 @@ def tables() -> dict[str, str]:
             },
         ),
         "short": _markdown(
-            [*(column.title for column in short), COST],
-            {m: [*(value(m, column) for column in short), ratios[m]] for m in METHODS},
+            [*(column.title for column in short), COSTS[0]],
+            {m: [*(value(m, column) for column in short), ratios[m][0]] for m in METHODS},
         ),
     }
 
@@ -343,8 +367,8 @@ def main() -> None:
     collecting = steps.add_parser("collect", help="records to docs/methods_compared/")
     collecting.add_argument("benchmark", choices=list(dict.fromkeys(c.benchmark for c in COLUMNS)))
     collecting.add_argument("folders", nargs="+", type=Path)
-    costing = steps.add_parser("collect-cost", help="processor seconds of runs")
-    costing.add_argument("folders", nargs="+", type=Path)
+    costing = steps.add_parser("collect-cost", help="the JSON of benchmark speed --memory")
+    costing.add_argument("file", type=Path)
     steps.add_parser("tables", help="docs/methods_compared/ to the pages")
     given = parser.parse_args()
     if given.step == "collect":
