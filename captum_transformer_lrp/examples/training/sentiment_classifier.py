@@ -14,7 +14,7 @@ carry no evidence.
 
 What *not* and *but* do to an opinion, the treebank shows too rarely. `--refine` adds a second stage
 with sentences about that, made up from the treebank's own words (`opinions.py`); `--start FOLDER`
-does only that, to a model that is there. The shipped model went through both.
+does only that, to a model that is there. The shipped model is the first stage's.
 """
 
 from __future__ import annotations
