@@ -160,8 +160,7 @@ class AttentionFlow(RecordedAttribution):
         known: list[tuple[Recording, Tensor, Tensor]] = []
 
         def explained(recording: Recording, start: Tensor) -> Any:
-            for step in recording.tape.attentions:
-                step.weighted = None
+            recording.tape.leave_out_attentions()
             # Without attention all mass stays where the model reads its answer from.
             readout = views.token_mass(recording, start).detach()
             for of_recording, before, flow in known:

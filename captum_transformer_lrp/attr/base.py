@@ -282,9 +282,7 @@ class RolloutAttribution(RecordedAttribution):
         row_normalize: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         used = self._used(recording, start_layer)
-        for step in recording.tape.attentions:
-            step.weighted = None
-        recording.tape.through = 0
+        recording.tape.leave_out_attentions()
         self._weigh(recording, start, used)
         if granularity == "matrix" or row_normalize:
             return self._from_matrix(recording, start, inputs, granularity, row_normalize)
@@ -404,8 +402,7 @@ class SingleAttentionAttribution(RecordedAttribution):
 
         def explained(recording: Recording, start: Tensor) -> Any:
             step = self._step(recording)
-            for other in recording.tape.attentions:
-                other.weighted = None
+            recording.tape.leave_out_attentions()
             step.weighted = self._weighted(recording, start, step)
             if granularity == "matrix":
                 return views.attention_matrices([step], recording.output.shape[0])[0]

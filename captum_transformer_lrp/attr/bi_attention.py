@@ -11,7 +11,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import gradients, row_view, sum_all
+from captum_transformer_lrp.attr.base import RecordedAttribution, gradients, row_view, sum_all
 from captum_transformer_lrp.attr.embeddings import FromEmbeddings
 from captum_transformer_lrp.attr.targets import predicted
 from captum_transformer_lrp.attr.token_attribution import (
@@ -56,7 +56,8 @@ class BiAttention(TokenAttribution):
     Args:
         forward_func: as in :class:`TransformerAttribution`.
         perception: ``"token"`` or ``"head"``, see above.
-        n_steps: n, the number of forward passes.
+        n_steps: n, the number of steps from 0 to the inputs; there are n + 2 forward passes in all,
+            however many targets there are.
         layers: the attentions that take part in P, counted from the input, negative ones from the
             output; None for all.  The published code leaves out the first ones of ViT-B.
         rules: as in :class:`TransformerAttribution`.
@@ -102,22 +103,9 @@ class BiAttention(TokenAttribution):
         self.n_steps = n_steps
         self.layers = None if layers is None else tuple(layers)
 
-    def attribute_targets(
-        self,
-        inputs: Tensor | tuple[Tensor, ...],
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        granularity: TokenGranularity = "input",
+    def _of_targets(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
     ) -> list[Tensor | tuple[Tensor, ...]]:
-        """Explain several targets of the same inputs, with ``n_steps`` + 1 forward passes in all.
-
-        Takes the arguments of :meth:`attribute`, with a list of targets.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        views.check_granularity(granularity, ("input", "token"))
         embeddings: list[Tensor] = []
         chosen: list[Any] = []
 
@@ -127,24 +115,19 @@ class BiAttention(TokenAttribution):
                 chosen.append(predicted(recording.output))
             return start
 
-        self._each_target(inputs, targets[:1], additional_forward_args, look)
+        self._each_target(inputs, targets[:1], additional, look)
         named = [chosen[0] if target is None else target for target in targets]
-        feedback = iter(self._feedback(inputs, embeddings, named, additional_forward_args))
+        feedback = iter(self._feedback(inputs, embeddings, named, additional))
 
         def explained(recording: Recording, start: Tensor) -> Any:
             perceived = self._perceived(recording, start)
-            for step in recording.tape.attentions:
-                step.weighted = None
-            recording.tape.through = 0
+            recording.tape.leave_out_attentions()
             readout = views.token_mass(recording, start).detach()
             weighed = next(feedback).to(perceived) * perceived
             row = (readout.unsqueeze(1) @ weighed).squeeze(1)
             return row_view(recording, row, inputs, granularity)
 
-        return self._each_target(inputs, named, additional_forward_args, explained)
-
-    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
-        raise NotImplementedError  # needs more than one forward pass
+        return self._each_target(inputs, named, additional, explained)
 
     def _feedback(
         self, inputs: Any, given: Sequence[Tensor], targets: Sequence[Any], additional: Any
@@ -193,16 +176,16 @@ class BiAttention(TokenAttribution):
         return views.rollout_matrix(matrices, row_normalize=False)
 
 
-class _LastGradient(TokenAttribution):
+class _LastGradient(RecordedAttribution):
     """The gradient of a target by the last attention map."""
 
     default_dtype = torch.float32
 
     def of_targets(self, inputs: Any, targets: Sequence[Any], additional: Any) -> list[Tensor]:
         """(N, heads, S, S) for each target."""
-        return self._each_target(inputs, targets, additional, self._token_values)
+        return self._each_target(inputs, targets, additional, self._gradient)
 
-    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
+    def _gradient(self, recording: Recording, start: Tensor) -> Tensor:
         step = recording.tape.attentions[-1]
         (gradient,) = gradients(recording, start, [step])
         return views.per_head(gradient, step)

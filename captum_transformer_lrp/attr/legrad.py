@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.token_attribution import (
-    TokenAttribution,
+    OneRecordingAttribution,
     as_stream,
     by_token,
     live_tokens,
@@ -27,7 +27,7 @@ from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
 
-class LeGrad(TokenAttribution):
+class LeGrad(OneRecordingAttribution):
     r"""How each block's attention forms the features that the answer is read from.
 
     The mean of the tokens after block :math:`b` is read by what the model reads its last tokens

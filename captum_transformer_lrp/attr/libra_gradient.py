@@ -98,9 +98,7 @@ class LibraGradient(TransformerLRP):
         row = mean_of(values)
         if granularity == "token":
             return [(row,)]
-        for step in recording.tape.attentions:
-            step.weighted = None
-        recording.tape.through = 0
+        recording.tape.leave_out_attentions()
         spread = views.spread_over_features(recording, row)
         maps = views.input_mass(recording, views.token_stream(recording), spread)
         return [tuple(one.detach() for one in maps)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.token_attribution import (
-    TokenAttribution,
+    OneRecordingAttribution,
     by_token,
     maps_of,
     one_sequence,
@@ -29,7 +29,7 @@ Contribution: TypeAlias = Literal["residual", "residual_norm", "globenc", "alti"
 _CHUNK = 2**22
 
 
-class NormRollout(TokenAttribution):
+class NormRollout(OneRecordingAttribution):
     r"""What tokens add to each other, vectors and all, rolled out over the blocks.
 
     Attention, skip connection and normalisation add to token :math:`i` from token :math:`j`

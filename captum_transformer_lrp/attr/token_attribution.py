@@ -21,8 +21,8 @@ TokenGranularity: TypeAlias = Literal["input", "token"]
 class TokenAttribution(RecordedAttribution):
     """A method that gives a value to every token of the sequence that all blocks work on.
 
-    A subclass says in :meth:`_token_values` which.  Models whose blocks do not all work on one
-    sequence of tokens, such as windowed ones, are refused.
+    Models whose blocks do not all work on one sequence of tokens, such as windowed ones, are
+    refused.
     """
 
     keeps_streams = True
@@ -68,7 +68,7 @@ class TokenAttribution(RecordedAttribution):
         *,
         granularity: TokenGranularity = "input",
     ) -> list[Tensor | tuple[Tensor, ...]]:
-        """Explain several targets of the same inputs from one forward pass.
+        """Explain several targets of the same inputs from the same forward passes.
 
         Takes the arguments of :meth:`attribute`, with a list of targets.
 
@@ -76,15 +76,30 @@ class TokenAttribution(RecordedAttribution):
             For each target what :meth:`attribute` returns.
         """
         views.check_granularity(granularity, ("input", "token"))
+        return self._of_targets(inputs, targets, additional_forward_args, granularity)
 
+    @abstractmethod
+    def _of_targets(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
+    ) -> list[Tensor | tuple[Tensor, ...]]:
+        """What :meth:`attribute_targets` returns."""
+
+
+class OneRecordingAttribution(TokenAttribution):
+    """A method whose values of tokens follow from one forward pass.
+
+    A subclass says in :meth:`_token_values` which.
+    """
+
+    def _of_targets(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
+    ) -> list[Tensor | tuple[Tensor, ...]]:
         def explained(recording: Recording, start: Tensor) -> Any:
-            for step in recording.tape.attentions:
-                step.weighted = None
-            recording.tape.through = 0
+            recording.tape.leave_out_attentions()
             row = self._token_values(recording, start)
             return row_view(recording, row.detach(), inputs, granularity)
 
-        return self._each_target(inputs, targets, additional_forward_args, explained)
+        return self._each_target(inputs, targets, additional, explained)
 
     @abstractmethod
     def _token_values(self, recording: Recording, start: Tensor) -> Tensor:

@@ -207,8 +207,7 @@ class TransformerAttribution(RolloutAttribution):
         row_normalize: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         if self.pooled == "each":
-            for step in recording.tape.attentions:
-                step.weighted = None
+            recording.tape.leave_out_attentions()
             tokens = pooled_tokens(recording, start)
             if tokens is not None:
                 if granularity == "matrix" or row_normalize:

@@ -225,7 +225,7 @@ class Classification(Benchmark[Tensor]):
 
     def evaluate(self, example: Tensor, method: str) -> dict[str, Any]:
         """There is no method."""
-        raise NotImplementedError
+        raise ValueError(f"the model's accuracy is of no method, found {method!r}")
 
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
         """The accuracy."""

@@ -303,6 +303,12 @@ class Tape:
         """Whether one tensor has passed nothing but linear layers that the other has not."""
         return mark.events & ~other.events & ~self._linear_events == 0
 
+    def leave_out_attentions(self) -> None:
+        """No attention takes part in the rollout phase, until it is given what carries mass."""
+        for step in self.attentions:
+            step.weighted = None
+        self.through = 0
+
     def clear(self) -> None:
         """Let go of the graph; it and the tape hold each other."""
         for step in self.attentions:  # what made their outputs refers to them

@@ -27,19 +27,25 @@ class PassRule(Rule):
 
 
 class GELURule(PassRule):
-    """GELU, and every other activation function: relevance passes unchanged."""
+    """GELU, and every other activation function: relevance passes unchanged, by eq. 2."""
 
 
 class SoftmaxRule(PassRule):
-    """Softmax: the relevance of each attention weight passes to its score, unchanged."""
+    """Softmax: the relevance of each attention weight passes to its score, unchanged.
+
+    Each score is taken as an input to its own weight alone, so that eq. 3 holds.
+    """
 
 
 class NormalizationRule(PassRule):
-    """LayerNorm, RMSNorm, GroupNorm and eval-mode BatchNorm: relevance passes unchanged."""
+    """LayerNorm, RMSNorm, GroupNorm and eval-mode BatchNorm: relevance passes unchanged.
+
+    Mean and variance are taken as constants, so that each element has one input (eq. 2, 3).
+    """
 
 
 class ScaleRule(PassRule):
-    """Scaling by a constant or a parameter, masking and inactive dropout: passes unchanged."""
+    """Scaling by a constant or a parameter, masking and inactive dropout: unchanged, by eq. 2."""
 
 
 class TaylorRule(Rule):

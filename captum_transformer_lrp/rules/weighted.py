@@ -152,6 +152,9 @@ class BoundedRule(Rule):
             the inputs, such as ``(0 - mean) / std`` of shape (3, 1, 1).  None takes each example's
             smallest value, as the paper's published code does.
         high: h, likewise.
+
+    Source:
+        Montavon et al. 2017 (deep Taylor decomposition).
     """
 
     def __init__(
