@@ -95,6 +95,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "pronunciation_vocab_size": 20,
         "shape_vocab_size": 20,
     },
+    "pvt": {"image_size": 64},  # at 32 its last stage has one token, which is nowhere
     "shieldgemma2": {
         "image_token_index": 59,
         "boi_token_index": 58,
