@@ -470,6 +470,24 @@ def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep
     return recording.backward(Phase.GRADIENT, start, wanted)
 
 
+def weigh_by_gradients(
+    recording: Recording,
+    start: Tensor,
+    steps: Sequence[AttentionStep],
+    weighted: Callable[[int, Tensor], Tensor],
+) -> None:
+    """Give every step the map that ``weighted(place, ∇A)`` returns, by its place in ``steps``."""
+
+    def arrived(place: int, gradient: Tensor) -> None:
+        steps[place].weighted = weighted(place, gradient)
+
+    if len(recording.targets) > 1:  # they go down together, and what is found is kept for later
+        for place, gradient in enumerate(gradients(recording, start, steps)):
+            arrived(place, gradient)
+    else:
+        recording.tape.backward_to_each(Phase.GRADIENT, recording.output, start, steps, arrived)
+
+
 def relevances(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """R of each step."""
     wanted = [step.attention for step in steps]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.attr.base import RolloutAttribution, gradients
+from captum_transformer_lrp.attr.base import RolloutAttribution, weigh_by_gradients
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep
 
@@ -46,5 +46,9 @@ class GenericAttention(RolloutAttribution):
     default_dtype = torch.float32
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
-        for step, gradient in zip(used, gradients(recording, start, used), strict=True):
-            step.weighted = (gradient * step.attention.detach()).clamp(min=0)
+        weigh_by_gradients(
+            recording,
+            start,
+            used,
+            lambda place, gradient: (gradient * used[place].attention.detach()).clamp_(min=0),
+        )

@@ -19,6 +19,7 @@ from captum_transformer_lrp.attr.base import (
     mass_view,
     relevances,
     sum_all,
+    weigh_by_gradients,
 )
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
 from captum_transformer_lrp.attr.pooled_tokens import PooledTokens, pooled_tokens
@@ -245,11 +246,18 @@ class TransformerAttribution(RolloutAttribution):
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
         relevance_of = relevances(recording, start, used)
-        gradient_of: list[Tensor | None] = [None] * len(used)
         if self.head_weighting == "gradient":
-            gradient_of = list(gradients(recording, start, used))
-        for step in reversed(used):  # what has been combined need not be kept
-            step.weighted = self._combined(step, gradient_of.pop(), relevance_of.pop())
+            waiting = dict(enumerate(relevance_of))
+            relevance_of.clear()  # what has been combined need not be kept
+            weigh_by_gradients(
+                recording,
+                start,
+                used,
+                lambda place, gradient: self._combined(used[place], gradient, waiting.pop(place)),
+            )
+        else:
+            for step, relevance in zip(used, relevance_of, strict=True):
+                step.weighted = self._combined(step, None, relevance)
 
     def _weighted(
         self,
@@ -278,7 +286,7 @@ class TransformerAttribution(RolloutAttribution):
             return relevance.clamp(min=0)
         factor = step.attention.detach() if self.head_weighting == "attention" else gradient
         assert factor is not None
-        return (factor * relevance).clamp(min=0)
+        return (factor * relevance).clamp_(min=0)
 
 
 def _together(recording: Recording) -> int:

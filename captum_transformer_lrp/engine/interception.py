@@ -59,7 +59,7 @@ from captum_transformer_lrp.engine.token_ids import TokenIds
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
-from captum_transformer_lrp.rules.call import AutogradKernel, Examples, Kernel
+from captum_transformer_lrp.rules.call import AutogradKernel, Examples, Kernel, SoftmaxKernel
 from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -507,7 +507,11 @@ class Interception(TorchFunctionMode):
         if mark is None:
             raise self.unsupported(function, "an activation as a second argument")
         others = args[1:]  # a kernel that held the first one would keep its memory
-        output, native = self.made(run or function, *args, **kwargs)
+        native: Tensor | None = None
+        if isinstance(kernel, SoftmaxKernel):
+            output = self.computed(function, *args, **kwargs)
+        else:
+            output, native = self.made(run or function, *args, **kwargs)
         if output is source or not output.is_floating_point():
             return output
         if event:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -29,9 +30,19 @@ from captum_transformer_lrp.engine.flows import NATIVE, SHAPES_ONLY, Flow
 from captum_transformer_lrp.engine.marks import Mark
 from captum_transformer_lrp.engine.tensor_table import TensorTable
 from captum_transformer_lrp.rules import Call, Rule
-from captum_transformer_lrp.rules.call import Kernel, Stabilizer
+from captum_transformer_lrp.rules.call import Kernel, SoftmaxKernel, Stabilizer
 from captum_transformer_lrp.rules.normalization import NormalizationKernel
 from captum_transformer_lrp.rules.rows import on_rows
+
+
+class Keeps(enum.Enum):
+    """What the switch behind a call keeps of the call's activations."""
+
+    VALUES = enum.auto()
+    """Its output and its inputs."""
+    OUTPUT = enum.auto()
+    """Its output, and the shapes of its inputs."""
+    SHAPES = enum.auto()
 
 
 class Phase(enum.Enum):
@@ -143,7 +154,8 @@ Shape: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
 class Step:
     """What the switch behind one call needs to know.
 
-    ``shapes`` are those of the call's output and inputs, if nothing else is kept of them.
+    ``shapes`` are those of the call's inputs, of its output too if ``keeps`` is ``SHAPES``; empty
+    where they are kept themselves.
     """
 
     tape: Tape
@@ -160,12 +172,13 @@ class Step:
     has_constant: bool = False
     gate: int | None = None
     facts: dict[str, Any] = field(default_factory=dict)
-    shapes: list[Shape] | None = None
+    keeps: Keeps = Keeps.VALUES
+    shapes: Sequence[Shape] = ()
 
     def call(self, saved: Sequence[Tensor]) -> Call:
         """The call, put together again from the tensors that autograd kept."""
-        if self.shapes is not None:
-            saved = [*(_stand_in(one) for one in self.shapes), *saved]
+        kept = 1 if self.keeps is Keeps.OUTPUT else 0
+        saved = [*saved[:kept], *(_stand_in(one) for one in self.shapes), *saved[kept:]]
         rest = list(saved[1 + self.inputs :])
         return Call(
             function=self.function,
@@ -261,9 +274,19 @@ class Tape:
         found = self._lowered.get(tensor)
         if found is None:
             with torch.enable_grad():
-                found = tensor.to(self.lower)
+                view = self._lowered_view(tensor)
+                found = tensor.to(self.lower) if view is None else _Lower.apply(tensor, view)
             self._lowered[tensor] = found
         return found
+
+    def _lowered_view(self, tensor: Tensor) -> Tensor | None:
+        """The same view of what another tensor has been rounded to, if this is a view of one."""
+        base = tensor._base
+        rounded = None if base is None else self._lowered.get(base)
+        if base is None or rounded is None or rounded.stride() != base.stride():
+            return None
+        offset = tensor.storage_offset() - base.storage_offset() + rounded.storage_offset()
+        return rounded.detach().as_strided(tensor.shape, tensor.stride(), offset)
 
     def note_lowered(self, tensor: Tensor, lowered: Tensor) -> None:
         """Note what a constant was before it was raised, if the phases can use that."""
@@ -385,11 +408,15 @@ class Tape:
             gate,
             facts,
         )
-        reads = (
+        needs_derivative = Phase.GRADIENT in self.phases and native is None
+        if (
             (Phase.RELEVANCE in self.phases and rule.reads_values)
             or (Phase.ROLLOUT in self.phases and flow not in SHAPES_ONLY)
-            or (Phase.GRADIENT in self.phases and native is None)
-        )
+            or (needs_derivative and not isinstance(kernel, SoftmaxKernel))
+        ):
+            step.keeps = Keeps.VALUES
+        else:
+            step.keeps = Keeps.OUTPUT if needs_derivative else Keeps.SHAPES
         kept = [value for value in (weight, bias, constant) if value is not None]
         on_tape = list(inputs)
         value = exact = output.detach()
@@ -398,7 +425,7 @@ class Tape:
             kept = [self.lowered(one) for one in kept]
             on_tape = [self.lowered(one) for one in on_tape]
             value = exact.to(self.lower)
-        switched: Tensor = _Switch.apply(step, native, value, reads, *on_tape, *kept)
+        switched: Tensor = _Switch.apply(step, native, value, *on_tape, *kept)
         self.marks[switched] = mark
         if value is exact:
             return switched
@@ -418,6 +445,43 @@ class Tape:
             torch.zeros_like(tensor) if value is None else value
             for tensor, value in zip(wanted, found, strict=True)
         ]
+
+    def backward_to_each(
+        self,
+        phase: Phase,
+        output: Tensor,
+        seed: Tensor,
+        steps: Sequence[AttentionStep],
+        arrived: Callable[[int, Tensor], None],
+    ) -> None:
+        """Run one phase down to attention maps, and hand over what arrives as soon as it does.
+
+        :meth:`backward` keeps what arrives at every map until the pass has ended; of this, only
+        what ``arrived(place, value)`` keeps is in memory.  It is called once for each step, by its
+        place in ``steps``, with zeros where nothing arrives.
+        """
+        self.phase = phase
+        maps = [self.anchor(step.attention) for step in steps]
+        missing = set(range(len(steps)))
+
+        def note(place: int, value: Tensor) -> None:
+            missing.discard(place)
+            arrived(place, value)
+
+        # A pass that goes down to the lowest maps comes by all that are computed from them.
+        lowest = [
+            map
+            for map, step in zip(maps, steps, strict=True)
+            if not any(step.mark.attentions & below.event for below in steps)
+        ]
+        hooks = [map.register_hook(partial(note, place)) for place, map in enumerate(maps)]
+        try:
+            torch.autograd.grad(output, lowest, seed, retain_graph=True, allow_unused=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for place in missing:
+            arrived(place, torch.zeros_like(maps[place]))
 
     def backward_together(
         self, phase: Phase, output: Tensor, seeds: Sequence[Tensor], wanted: Sequence[Tensor]
@@ -441,33 +505,35 @@ class _Switch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, step: Step, native: Tensor | None, value: Tensor, reads: bool, *tensors: Tensor
+        ctx: Any, step: Step, native: Tensor | None, value: Tensor, *tensors: Tensor
     ) -> Tensor:
         ctx.step = step
         ctx.set_materialize_grads(False)
-        if reads:
+        if step.keeps is Keeps.VALUES:
             ctx.save_for_backward(value, *tensors)
         else:
-            activations = (value, *tensors[: step.inputs])
-            step.shapes = [(one.shape, one.dtype, one.device) for one in activations]
-            ctx.save_for_backward(*tensors[step.inputs :])
+            inputs, others = tensors[: step.inputs], tensors[step.inputs :]
+            keeps_output = step.keeps is Keeps.OUTPUT
+            of_shape = inputs if keeps_output else (value, *inputs)
+            step.shapes = [(one.shape, one.dtype, one.device) for one in of_shape]
+            ctx.save_for_backward(*([value] if keeps_output else []), *others)
         return value.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         step: Step = ctx.step
-        count = len(ctx.needs_input_grad) - 4
+        count = len(ctx.needs_input_grad) - 3
         nothing: list[Tensor | None] = [None] * count
         if grad is None:
-            return None, None, None, None, *nothing
+            return None, None, None, *nothing
         phase = step.tape.phase
         if phase is Phase.GRADIENT and step.is_native:
-            return None, grad, None, None, *nothing
+            return None, grad, None, *nothing
         call = step.call(ctx.saved_tensors)
         if phase is Phase.GRADIENT:
             nothing[: step.inputs] = _gradients(call, grad)
-            return None, None, None, None, *nothing
+            return None, None, None, *nothing
         if phase is Phase.RELEVANCE:
             parts = step.rule.relevance(call, grad)
             parts = (parts,) if isinstance(parts, Tensor) else tuple(parts)
@@ -482,15 +548,17 @@ class _Switch(torch.autograd.Function):
                     for part, value in zip(parts, call.inputs, strict=True)
                 )
             nothing[: step.inputs] = parts
-            return None, None, None, None, *nothing
+            return None, None, None, *nothing
         masses = step.flow(step, call, grad)
         if masses is NATIVE:
-            return None, grad, None, None, *nothing
+            return None, grad, None, *nothing
         nothing[: step.inputs] = masses
-        return None, None, None, None, *nothing
+        return None, None, None, *nothing
 
 
 def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:
+    if isinstance(call.kernel, SoftmaxKernel):
+        return (call.kernel.vjp_at(call.output, grad),)
     if call.kernel.by_row:
         return (on_rows(call, grad, lambda some, rows: some.vjp(rows)[0]),)
     return call.vjp(grad)
@@ -500,6 +568,18 @@ def _stand_in(shape: Shape) -> Tensor:
     """A tensor of a shape, dtype and device that takes no memory."""
     size, dtype, device = shape
     return torch.empty((), dtype=dtype, device=device).expand(size)
+
+
+class _Lower(torch.autograd.Function):
+    """A tensor of the forward pass, rounded; its rounded values are known."""
+
+    @staticmethod
+    def forward(ctx: Any, exact: Tensor, rounded: Tensor) -> Tensor:
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None  # autograd raises it
 
 
 class _Raise(torch.autograd.Function):

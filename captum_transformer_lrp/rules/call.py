@@ -225,6 +225,24 @@ class AutogradKernel:
             return torch.autograd.grad(output, values, seed)
 
 
+class SoftmaxKernel(AutogradKernel):
+    """A softmax, whose derivative follows from its output: its input need not be kept.
+
+    Args:
+        function: called as ``function(input)``.
+        dim: the axis that sums to 1.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], dim: int) -> None:
+        super().__init__(function)
+        self.dim = dim
+
+    def vjp_at(self, output: Tensor, seed: Tensor) -> Tensor:
+        """``seedᵀ · ∂output/∂input``."""
+        # PyTorch's own, which passes over the map once.
+        return torch._softmax_backward_data(seed, output, self.dim, output.dtype)
+
+
 def _differentiable(value: Tensor) -> Tensor:
     """The same values, where a new autograd graph begins."""
     if torch._C._are_functorch_transforms_active():  # vmap lets no tensor be made a leaf

@@ -14,6 +14,7 @@ from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.tape import Normalized
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
+from captum_transformer_lrp.rules.call import SoftmaxKernel
 from captum_transformer_lrp.rules.normalization import NormalizationKernel, with_gradient_laid_out
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -104,10 +105,17 @@ def _softmax(watch: Interception, function: Function, args: Args, kwargs: Kwargs
     dtype = kwargs.get("dtype")
     if isinstance(dtype, torch.dtype) and dtype.itemsize < source.element_size():
         kwargs.pop("dtype")  # the watch never loses precision
+    others = args[1:]
+    dim = kwargs.get("dim", others[0] if others else None)
+    kernel = None
+    if isinstance(dim, int):
+        rest = {name: value for name, value in kwargs.items() if name != "input"}
+        kernel = SoftmaxKernel(lambda scores: function(scores, *others, **rest), dim)
     return watch.elementwise(
         function,
         args,
         kwargs,
+        kernel=kernel,
         flow=flows.blocked if attends else flows.keep,
         softmax=True,
         attention=attends,
