@@ -66,6 +66,7 @@ class RecordedAttribution(Attribution):
     needs_attention: bool = True
     keeps_readout: bool = False
     keeps_streams: bool = False
+    checkpointing: bool = False
     phases: frozenset[Phase] = ALL_PHASES
 
     def __init__(
@@ -133,6 +134,7 @@ class RecordedAttribution(Attribution):
             needs_attention=self.needs_attention,
             lower=self._lower,
             phases=self.phases,
+            checkpointing=self.checkpointing,
         )
 
     def _each_target(

@@ -21,9 +21,11 @@ from captum_transformer_lrp.attr.base import (
     sum_all,
     weigh_by_gradients,
 )
+from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
 from captum_transformer_lrp.attr.pooled_tokens import PooledTokens, pooled_tokens
 from captum_transformer_lrp.attr.targets import predicted, seed
+from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.recording import EXAMPLES_TOGETHER, Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -70,6 +72,9 @@ class TransformerAttribution(RolloutAttribution):
             share of the relevance that each token has.  The latter finds what belongs to the target
             far better (docs/rollout.md), and takes as many times as long as there are pooled
             tokens.  To models that read their answer from one token it makes no difference.
+        checkpointing: whether of the forward pass only the tokens between blocks are kept, and each
+            block is computed again on the way back: the maps of one block in memory in the place of
+            all, for one more forward pass.  For long sequences.
 
     Reference:
         Hila Chefer, Shir Gur, Lior Wolf, *Transformer Interpretability Beyond Attention
@@ -97,6 +102,7 @@ class TransformerAttribution(RolloutAttribution):
         head_weighting: HeadWeighting = "gradient",
         layers: Sequence[int] | None = None,
         pooled: Pooled = "together",
+        checkpointing: bool = False,
     ) -> None:
         super().__init__(
             forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
@@ -109,6 +115,12 @@ class TransformerAttribution(RolloutAttribution):
             raise ValueError("layers must name at least one attention, or be None for all of them")
         if pooled not in get_args(Pooled):
             raise ValueError(f"pooled must be one of {get_args(Pooled)}: {pooled!r}")
+        if checkpointing and pooled == "each":
+            raise ValueError(
+                'pooled="each" goes through the model once for each pooled token, which '
+                "checkpointing would compute again each time: choose one of them"
+            )
+        self.checkpointing = checkpointing
         self.pooled = pooled
         self.head_weighting = head_weighting
         self.layers = None if layers is None else tuple(layers)
@@ -144,6 +156,11 @@ class TransformerAttribution(RolloutAttribution):
             ['cls_token', 'pos_embed']
         """
         views.check_granularity(granularity)
+        if self.checkpointing:
+            raise ValueError(
+                "explain() returns the maps of all blocks, and checkpointing is not to have them in "
+                "memory at once: use attribute(), or checkpointing=False"
+            )
         with self._recorded(inputs, additional_forward_args, keeps_books=True) as recording:
             tape = recording.tape
             target = predicted(recording.output) if target is None else target
@@ -207,6 +224,10 @@ class TransformerAttribution(RolloutAttribution):
         granularity: views.Granularity,
         row_normalize: bool,
     ) -> Tensor | tuple[Tensor, ...]:
+        if recording.log is not None:
+            return self._checkpointed(
+                recording, recording.log, start, inputs, start_layer, granularity, row_normalize
+            )
         if self.pooled == "each":
             recording.tape.leave_out_attentions()
             tokens = pooled_tokens(recording, start)
@@ -221,6 +242,37 @@ class TransformerAttribution(RolloutAttribution):
         return super()._rolled_out(
             recording, start, inputs, start_layer, granularity, row_normalize
         )
+
+    def _checkpointed(
+        self,
+        recording: Recording,
+        log: Log,
+        start: Tensor,
+        inputs: Any,
+        start_layer: int,
+        granularity: views.Granularity,
+        row_normalize: bool,
+    ) -> Tensor | tuple[Tensor, ...]:
+        """The first target's map is made together with all others', which are kept for later."""
+        if granularity == "matrix" or row_normalize:
+            raise ValueError(
+                "matrices between all tokens need the maps of all blocks at once, which "
+                'checkpointing is not to keep: use granularity="input" or "token" without '
+                "row_normalize, or checkpointing=False"
+            )
+        if not recording.together:
+            found = rolled_out(
+                recording,
+                log,
+                inputs,
+                granularity,
+                {step.index for step in self._used(recording, start_layer)},
+                self._combined,
+                needs_gradient=self.head_weighting == "gradient",
+            )
+            recording.together.update(enumerate(found))
+        place = next(n for n, one in enumerate(recording.targets) if one is start)
+        return recording.together.pop(place)
 
     def _each_rolled_out(
         self,

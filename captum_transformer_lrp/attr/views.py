@@ -37,12 +37,22 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
     """
     tape = recording.tape
     tape.grids.clear()
-    masses = recording.at_inputs(tape.backward(Phase.ROLLOUT, origin, seed, recording.all_leaves))
+    return at_inputs(
+        recording, tape.backward(Phase.ROLLOUT, origin, seed, recording.all_leaves), tape.grids
+    )
+
+
+def at_inputs(
+    recording: Recording, arrived_at: Sequence[Tensor], grids: Sequence[tuple[Tensor, Mark]]
+) -> tuple[Tensor, ...]:
+    """Maps of the inputs from the mass at their leaves and at the grids that tokens are made on."""
+    tape = recording.tape
+    masses = recording.at_inputs(arrived_at)
     found = []
     kinds = zip(masses, recording.shapes, recording.are_ids, strict=True)
     for index, (mass, shape, are_ids) in enumerate(kinds):
         arrived = mass.sum(-1) if are_ids else _at_pixels(mass, shape, tape.patch_features)
-        for grid, mark in tape.grids:
+        for grid, mark in grids:
             if mark.origins == 1 << index:
                 arrived = arrived + _upsampled(grid, mark, shape)
             elif mark.origins & (1 << index):

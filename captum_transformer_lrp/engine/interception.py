@@ -38,6 +38,7 @@ from captum_transformer_lrp.engine.arguments import (
     title,
 )
 from captum_transformer_lrp.engine.books import report_constants
+from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.checks import check_model
 from captum_transformer_lrp.engine.custom import CustomCall, CustomCalls
 from captum_transformer_lrp.engine.eager import as_written
@@ -124,6 +125,8 @@ class Interception(TorchFunctionMode):
         self._pixel_rule = pixel_rule
         self._keeps_readout = keeps_readout
         self._is_calling = False
+        self.log: Log | None = None
+        self.is_checkpointed = False
         self._rules = function_rules
         self._units = Units(model, class_rules, module_rules)
         self.names: dict[int, str] = {}
@@ -164,13 +167,19 @@ class Interception(TorchFunctionMode):
         if hooks is not None and hooks[0] is not _as_it_is:
             with saved_tensors_hooks(_as_it_is, _as_it_is):
                 return self.__torch_function__(func, types, args, kwargs)
-        if self._keeps_readout and not self._is_calling:
+        if (self._keeps_readout or self.log is not None) and not self._is_calling:
             return self._kept_call(func, tuple(args), dict(kwargs or {}))
         return self.call(func, tuple(args), dict(kwargs or {}))
 
     def _kept_call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        """Make a call, and keep it until the next skip connection."""
+        """Make a call, and keep it: in the log, or else until the next skip connection."""
         unit = self._units.current() if self._units.present else None
+        if unit is not None and self.log is not None:
+            raise ExplanationError(
+                f"{self.module_name()} has a rule of its own (module.rule, or rules= by class or "
+                "name), which goes by where a call is made from; checkpointing makes calls again "
+                "from elsewhere: pass rules by PyTorch function, or checkpointing=False"
+            )
         args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
         tape = self.tape
         before = len(tape.residuals)
@@ -179,11 +188,21 @@ class Interception(TorchFunctionMode):
             result = self.call(function, args, kwargs)
         finally:
             self._is_calling = False
-        if len(tape.residuals) > before:
+        if self.log is not None:
+            self.log.add(function, args, kwargs, result)
+        elif len(tape.residuals) > before:
             tape.readout.clear()
         else:
             tape.readout.append((function, args, kwargs, result))
         return result
+
+    def call_again(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Make a call of the log again."""
+        log, self.log = self.log, None
+        try:
+            return self.call(function, args, kwargs)
+        finally:
+            self.log = log
 
     def read_out(self, value: Tensor, output: Tensor) -> Tensor:
         """The logits that the model would read from another output of its last skip connection.
@@ -585,8 +604,21 @@ class Interception(TorchFunctionMode):
             name=self.module_name(),
         )
 
+    def starts_log(self, given: Sequence[Tensor]) -> Log:
+        """Keep the calls that follow, in the place of what they compute.
+
+        Args:
+            given: the model's inputs.
+        """
+        self.log, self.is_checkpointed = Log(self), True
+        for tensor in given:
+            if self.tape.mark(tensor) is not None:
+                self.log.give(tensor)
+        return self.log
+
     def close(self) -> None:
         """Forget everything that was needed only while the model ran."""
+        self.log = None
         self._units.close()
         self._custom_calls.close()
         self.custom_results.clear()

@@ -30,6 +30,7 @@ from captum_transformer_lrp.engine.marks import (
 )
 from captum_transformer_lrp.engine.structure import COPIES, PERMUTATIONS
 from captum_transformer_lrp.engine.tape import Phase
+from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.call import Examples
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -145,6 +146,12 @@ def _constants_among(watch: Interception, active: Sequence[Tensor]) -> dict[int,
 
 def _depends_on_inputs(watch: Interception, part: Tensor) -> bool:
     """Whether anything of a part of an activation arrives at the inputs."""
+    if watch.is_checkpointed:
+        raise ExplanationError(
+            f"in {watch.module_name()} constants are cut out of activations that they were joined "
+            "to, which takes the whole forward pass to find out: explain the model without "
+            "checkpointing, or one example at a time"
+        )
     given = [tensor for tensor, mark in watch.tape.marks.items() if mark.source is not None]
     leaves = [leaf for leaf in given if leaf.is_leaf]
     leaves += [leaf for _, leaf, _ in watch.token_leaves]

@@ -12,6 +12,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.arguments import Function
+from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.checks import (
     check_attention,
     check_inputs,
@@ -47,11 +48,13 @@ class Recording:
         shapes: the shapes of the inputs.
         are_ids: whether each input is token ids.
         dtype: the precision of what came in, float32 or float64, to return results in.
+        log: the calls of the forward pass, if it is checkpointed.
         read_out: the logits for another value of the last skip connection's output, if what
             follows it was kept.
         targets: the one-hots of all targets that will be explained, so that several may go
             together.
         ahead: what was found for later targets together with an earlier one.
+        together: by the place of a target, its explanation, where all are made together.
     """
 
     tape: Tape
@@ -62,8 +65,10 @@ class Recording:
     are_ids: list[bool]
     dtype: torch.dtype
     read_out: Callable[[Tensor], Tensor]
+    log: Log | None = None
     targets: list[Tensor] = field(default_factory=list)
     ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
+    together: dict[int, Any] = field(default_factory=dict)
 
     @property
     def all_leaves(self) -> list[Tensor]:
@@ -149,13 +154,15 @@ def recorded(
     needs_attention: bool = True,
     lower: torch.dtype | None = None,
     phases: frozenset[Phase] = ALL_PHASES,
+    checkpointing: bool = False,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
 
     Neither the model nor the inputs are changed, nor the state of the random number generators.
     Everything is computed in ``dtype``, or in the model's own if that is more precise, and the
     backward phases of a model below float64 in ``lower``, if that is given.  Where
-    ``needs_attention``, a model that computes none is an error.
+    ``needs_attention``, a model that computes none is an error.  With ``checkpointing`` the calls
+    are logged in the place of what they compute.
     """
     check_inputs(inputs)
     forward_func = as_written(forward_func)
@@ -166,7 +173,7 @@ def recorded(
         stabilizer,
         keeps_books=keeps_books,
         keeps_streams=keeps_streams or keeps_readout,
-        phases=phases,
+        phases=frozenset() if checkpointing else phases,
         lower=lower,
     )
     interception = Interception(
@@ -211,15 +218,19 @@ def recorded(
                     interception.token_ids[id(stand_in)] = TokenIds.given(stand_in, index)
                     leaves.append([])
                 arguments.append(stand_in)
+            log = interception.starts_log(arguments) if checkpointing else None
             with uncompiled(), interception:
                 result = forward_func(*arguments, *args, **kwargs)
             output = find_logits(result)
             output = interception.resolve(output)
+            del result
             places: list[list[Tensor]] = [[] for _ in inputs]
             for index, leaf, of_leaf in interception.token_leaves:
                 leaves[index].append(leaf)
                 places[index].append(of_leaf)
-            interception.close()
+            if log is None:
+                interception.close()
+            tape.phases = phases
             check_output(output, tape, inputs, leaves)
             if needs_attention:
                 check_attention(tape)
@@ -230,7 +241,7 @@ def recorded(
                 return interception.read_out(value, output)
 
             yield Recording(
-                tape, output, leaves, places, shapes, are_ids, interception.given, read_out
+                tape, output, leaves, places, shapes, are_ids, interception.given, read_out, log
             )
     finally:
         interception.close()

@@ -225,6 +225,7 @@ class Tape:
             modules expect, rather than nothing at all.
         grids: mass that has arrived at a convolution that makes tokens.
         stops_at_grids: whether mass stops there, as it does on its way to the inputs.
+        skips: how many skip connections there have been.
         other_mixing: names of layers with a softmax or a product of activations that is no
             attention.
     """
@@ -259,6 +260,7 @@ class Tape:
         self.patch_features: int | None = None
         self.grids: list[tuple[Tensor, Mark]] = []
         self.stops_at_grids = True
+        self.skips = 0
         self.other_mixing: list[str] = []
         self._events = 0
         self._linear_events = 0
@@ -347,6 +349,7 @@ class Tape:
 
     def note_residual(self, residual: Residual, events: int) -> None:
         """Note a skip connection around the attentions of ``events``, if streams are kept."""
+        self.skips += 1
         if not self.keeps_streams:
             return
         before = self.residuals[-1] if self.residuals else None
@@ -435,9 +438,13 @@ class Tape:
         return visible
 
     def backward(
-        self, phase: Phase, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]
+        self,
+        phase: Phase,
+        output: Tensor | Sequence[Tensor],
+        seed: Tensor | Sequence[Tensor],
+        wanted: Sequence[Tensor],
     ) -> list[Tensor]:
-        """Run one phase from the model's output down to ``wanted``; zeros where nothing arrives."""
+        """Run one phase from an output, or several, to ``wanted``; zeros where nothing arrives."""
         self.phase = phase
         wanted = [self.anchor(tensor) for tensor in wanted]
         found = torch.autograd.grad(output, wanted, seed, retain_graph=True, allow_unused=True)
@@ -568,6 +575,11 @@ def _stand_in(shape: Shape) -> Tensor:
     """A tensor of a shape, dtype and device that takes no memory."""
     size, dtype, device = shape
     return torch.empty((), dtype=dtype, device=device).expand(size)
+
+
+def stand_in_for(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, dtype and device that takes no memory."""
+    return _stand_in((tensor.shape, tensor.dtype, tensor.device))
 
 
 class _Lower(torch.autograd.Function):

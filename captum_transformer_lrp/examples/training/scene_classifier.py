@@ -85,6 +85,40 @@ def patch_target_distribution(scenes: Scenes) -> Tensor:
     return torch.cat([by_class, 1 - coverage.sum(1)[:, :, None]], 2)
 
 
+class RandomPatches(nn.Module):
+    """Keeps the class token and some of the patches of each scene, which ones is chance.
+
+    It stands where `timm` has `PatchDropout`, after the position embeddings.
+
+    Args:
+        generator: source of chance.
+        share: of the patches that is kept.
+
+    Attributes:
+        kept: int64 (N, patches kept), which patches the latest batch has kept.
+    """
+
+    def __init__(self, generator: torch.Generator, share: float) -> None:
+        super().__init__()
+        self.generator = generator
+        self.share = share
+        self.kept = torch.zeros(0, 0, dtype=torch.long)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """From (N, 1 + patches, D) to (N, 1 + patches kept, D)."""
+        number, patches = len(tokens), tokens.shape[1] - 1
+        order = torch.rand(
+            number, patches, generator=self.generator, device=self.generator.device
+        ).argsort(1)
+        self.kept = order[:, : max(1, round(self.share * patches))]
+        return torch.cat([tokens[:, :1], rows_at(tokens[:, 1:], self.kept)], 1)
+
+
+def rows_at(values: Tensor, index: Tensor) -> Tensor:
+    """The rows (N, K, D) of ``values`` (N, S, D) at ``index`` (N, K)."""
+    return values.gather(1, index[:, :, None].expand(-1, -1, values.shape[2]))
+
+
 def train(
     sprites: Tensor,
     generator: torch.Generator,
@@ -95,8 +129,11 @@ def train(
     learning_rate: float,
     patch_weight: float,
     bfloat16: bool,
+    views: int = 1,
+    kept_patches: float = 1.0,
+    whole: float = 0.15,
 ) -> None:
-    """Train from scratch; every scene is seen once.
+    """Train from scratch on scenes drawn as it goes.
 
     Each class is a yes-or-no question of its own. A softmax would only compare classes: whatever
     speaks against the elephant would speak for the zebra, wherever it is.
@@ -116,6 +153,10 @@ def train(
         learning_rate: the highest; warm-up over a twentieth of the steps, then a cosine to 0.
         patch_weight: factor on the loss of the patches.
         bfloat16: whether the forward pass multiplies matrices in bfloat16.
+        views: in how many steps each scene is seen.  Drawing one takes as long as learning from
+            half of its patches.
+        kept_patches: the share of its patches, other ones in each step, that a scene is seen by.
+        whole: the share of the steps, the last ones, in which scenes are seen whole all the same.
     """
     device = generator.device
     model = VisionTransformer(**ARCHITECTURE).to(device)
@@ -123,10 +164,14 @@ def train(
     parameters = [*model.parameters(), *patch_head.parameters()]
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.05)
     schedule = warm_up_then_cosine(optimizer, steps)
+    patches = RandomPatches(generator, kept_patches)
     began = time.monotonic()
     for step in range(steps):
-        with torch.no_grad():
-            scenes = draw_scenes(batch_size, sprites, generator)
+        if step % views == 0:
+            with torch.no_grad():
+                scenes = draw_scenes(batch_size, sprites, generator)
+        sees_all = kept_patches == 1 or step >= (1 - whole) * steps
+        model.patch_drop = nn.Identity() if sees_all else patches
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             tokens = model.forward_features(normalize(scenes.images))
             logits = model.forward_head(tokens)
@@ -134,6 +179,8 @@ def train(
         target = present_classes(scenes.classes).float()
         loss = F.binary_cross_entropy_with_logits(logits.float(), target)
         patch_target = patch_target_distribution(scenes)
+        if not sees_all:
+            patch_target = rows_at(patch_target, patches.kept)
         patch_loss = F.cross_entropy(patch_logits.float().flatten(0, 1), patch_target.flatten(0, 1))
         optimizer.zero_grad()
         (loss + patch_weight * patch_loss).backward()
@@ -215,10 +262,17 @@ def main() -> None:
     purpose.add_argument("--evaluate", type=Path, help="evaluate the model in this folder")
     parser.add_argument("--font", type=Path, default=DEFAULT_FONT, help="NotoColorEmoji.ttf")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch-size", type=int, default=512)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--patch-weight", type=float, default=0.2)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--patch-weight", type=float, default=1.0)
+    parser.add_argument("--views", type=int, default=2, help="steps that see each scene")
+    parser.add_argument(
+        "--kept-patches", type=float, default=0.5, help="share of a scene's patches in each step"
+    )
+    parser.add_argument(
+        "--whole", type=float, default=0.15, help="share of the steps, at the end, with all patches"
+    )
     parser.add_argument(
         "--bfloat16",
         action=argparse.BooleanOptionalAction,
@@ -244,6 +298,9 @@ def main() -> None:
             learning_rate=arguments.learning_rate,
             patch_weight=arguments.patch_weight,
             bfloat16=arguments.bfloat16,
+            views=arguments.views,
+            kept_patches=arguments.kept_patches,
+            whole=arguments.whole,
         )
     # Always of the file, on the CPU, where one seed gives the same scenes everywhere.
     report(load(arguments.output or arguments.evaluate), sprites, arguments.held_out)

@@ -1,0 +1,133 @@
+"""Maps of a checkpointed forward pass: all three phases go through one segment after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from captum._utils.common import _format_output, _is_tuple
+from torch import Tensor
+
+from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.engine.checkpoints import Log, Pending, Replay, Segment
+from captum_transformer_lrp.engine.marks import Mark
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.tape import AttentionStep, Phase
+
+Combine = Callable[[AttentionStep, Tensor | None, Tensor], Tensor]
+"""An attention's weighted map, of its gradient and its relevance."""
+
+
+@dataclass(eq=False)
+class Descent:
+    """How far one target's explanation has come.
+
+    Args:
+        relevance: what has arrived in the relevance phase and waits for the segment below.
+        gradient: likewise in the gradient phase.
+        mass: likewise in the rollout phase.
+        grids: mass that has arrived at a convolution that makes tokens.
+    """
+
+    relevance: Pending
+    gradient: Pending
+    mass: Pending
+    grids: list[tuple[Tensor, Mark]] = field(default_factory=list)
+
+
+def rolled_out(
+    recording: Recording,
+    log: Log,
+    inputs: object,
+    granularity: views.Granularity,
+    layers: set[int],
+    combined: Combine,
+    *,
+    needs_gradient: bool,
+) -> list[Tensor | tuple[Tensor, ...]]:
+    """The maps of all targets of a recording.
+
+    Args:
+        recording: with ``targets``.
+        log: its forward pass.
+        inputs: what the user gave.
+        granularity: ``"input"`` or ``"token"``.
+        layers: the attentions that take part, by their place in the order of the forward pass.
+        combined: makes an attention's weighted map.
+        needs_gradient: whether it takes the gradient.
+    """
+    stream = views.token_stream(recording) if granularity == "token" else None
+    log.finish([recording.output] if stream is None else [recording.output, stream])
+    output = log.number(recording.output)
+    descents = [
+        Descent({output: start}, {output: start} if needs_gradient else {}, {output: start})
+        for start in recording.targets
+    ]
+    tape = recording.tape
+    tape.stops_at_grids = stream is None
+    at_stream: list[Tensor] | None = None
+    for segment, replay in log.again():
+        used = [step for step in replay.steps if step.index in layers]
+        goes_on = any(layer < segment.attentions for layer in layers)
+        place = None if stream is None else log.number(stream)
+        found = [
+            _through(recording, descent, segment, replay, used, place, combined, goes_on)
+            for descent in descents
+        ]
+        if place in segment.made:
+            at_stream = [one for one in found if one is not None]
+            break
+    tape.stops_at_grids = True
+    tuples = _is_tuple(inputs)
+    if stream is not None:
+        place = log.number(stream)
+        at_stream = at_stream or [descent.mass[place] for descent in descents]
+        return [views.summed_by_token(recording, one).detach() for one in at_stream]
+    return [
+        _format_output(tuples, tuple(one.detach() for one in _at_inputs(recording, log, descent)))
+        for descent in descents
+    ]
+
+
+def _through(
+    recording: Recording,
+    descent: Descent,
+    segment: Segment,
+    replay: Replay,
+    used: Sequence[AttentionStep],
+    place: int | None,
+    combined: Combine,
+    goes_on: bool,
+) -> Tensor | None:
+    """Carry one target through one segment; returns the mass at tensor ``place``, if made there."""
+    tape = recording.tape
+    maps = [step.attention for step in used]
+    if used or goes_on:
+        relevances = replay.backward(Phase.RELEVANCE, descent.relevance, maps, goes_on=goes_on)
+        gradients: Sequence[Tensor | None] = [None] * len(used)
+        if descent.gradient:
+            gradients = replay.backward(Phase.GRADIENT, descent.gradient, maps, goes_on=goes_on)
+        for step, gradient, relevance in zip(used, gradients, relevances, strict=True):
+            step.weighted = combined(step, gradient, relevance)
+    tape.grids.clear()
+    is_here = place in segment.made
+    wanted = [replay.made[place]] if is_here and place is not None else []
+    found = replay.backward(Phase.ROLLOUT, descent.mass, wanted)
+    descent.grids += tape.grids
+    tape.grids.clear()
+    for step in used:
+        step.weighted = None
+    return found[0] if is_here else None
+
+
+def _at_inputs(recording: Recording, log: Log, descent: Descent) -> tuple[Tensor, ...]:
+    tape = recording.tape
+    numbers = [number for number in log.outside if number in descent.mass]
+    tape.grids.clear()
+    arrived = tape.backward(
+        Phase.ROLLOUT,
+        [log.outside[number] for number in numbers],
+        [descent.mass[number] for number in numbers],
+        recording.all_leaves,
+    )
+    return views.at_inputs(recording, arrived, [*descent.grids, *tape.grids])
