@@ -158,7 +158,7 @@ class TransformerAttribution(RolloutAttribution):
         views.check_granularity(granularity)
         if self.checkpointing:
             raise ValueError(
-                "explain() returns the maps of all blocks, and checkpointing is not to have them in "
+                "explain() returns the maps of all blocks, which checkpointing is not to have in "
                 "memory at once: use attribute(), or checkpointing=False"
             )
         with self._recorded(inputs, additional_forward_args, keeps_books=True) as recording:

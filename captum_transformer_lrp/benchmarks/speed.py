@@ -2,23 +2,25 @@
 
 All methods explain the same random inputs with the same randomly initialised model, in one process
 and interleaved, so that a busy machine slows all of them alike; what counts are the ratios of their
-medians.  Peak memory is measured in a fresh process for each method.  Run it with::
+medians.  Peak memory is measured by PyTorch's profiler, in a fresh process for each method.  Run it
+with::
 
     captum-transformer-lrp benchmark speed --model vit_base_patch16_224 --batch 1 --batch 8
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
+import os
 import platform
-import resource
 import statistics
-import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,12 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
         "TransformerAttribution, internal_batch_size=1": of(
             TransformerAttribution(model), internal_batch_size=1
         ),
+        "TransformerAttribution, checkpointing": of(
+            TransformerAttribution(model, checkpointing=True)
+        ),
+        "TransformerAttribution, checkpointing, float32": of(
+            TransformerAttribution(model, checkpointing=True, **single)
+        ),
         "TransformerLRP, epsilon": of(TransformerLRP(model, preset="epsilon")),
         "TransformerLRP, epsilon, ten targets": lambda: propagated.attribute_targets(
             inputs, targets
@@ -182,8 +190,8 @@ class Cost:
         seconds: median time of a call.
         ratio: to the median of Captum's ``Saliency``.
         to_forward: to the median of a forward pass without gradients.
-        megabytes: peak memory that a call adds to what the model and its inputs take; None if it
-            was not measured.
+        megabytes: the most memory that a call has at one time, beside the model and its inputs;
+            None if it was not measured.
     """
 
     method: str
@@ -261,47 +269,65 @@ def _seconds(run: Run, cpu_time: bool) -> float:
 
 
 def peak_memory(workload: Workload, method: str) -> float:
-    """The megabytes that a method needs at most beyond the model and its inputs.
+    """The megabytes that PyTorch has allocated at most at one time during a call, by its profiler.
 
-    On a GPU by PyTorch's allocator, else the resident memory of a fresh process.
+    What the model and its inputs take is not counted.  Measured in a fresh process, on a GPU by
+    PyTorch's allocator.
     """
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_here, (workload, method, torch.get_num_threads()))
+    with _environment(
+        "KINETO_LOG_LEVEL", "99"
+    ):  # the profiler's remarks on GPUs that are not there
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(1) as pool:
+            return pool.apply(_peak_here, (workload, method, torch.get_num_threads()))
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _peak_here(workload: Workload, method: str, threads: int) -> float:
     torch.set_num_threads(threads)
-    model, inputs = workload.build()
-    run = methods(model, inputs)[method]
-    small = Workload("test_vit", device=workload.device)
+    run = methods(*workload.build())[method]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        methods(*small.build())[method]()  # modules that are imported on first use
+        run()  # what is allocated once and for good is not counted
         if workload.device.startswith("cuda"):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
             run()
             return (torch.cuda.max_memory_allocated() - before) / 2**20
-        resident = _resident()
+        return peak_of_call(run)
+
+
+def peak_of_call(run: Run) -> float:
+    """The megabytes that PyTorch has allocated at most at one time on the CPU during a call.
+
+    Example:
+        >>> round(peak_of_call(lambda: torch.zeros(2, 2**20).sum()))
+        8
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         run()
-        return max(_highest_resident() - resident, 0.0)
-
-
-def _highest_resident() -> float:
-    """Megabytes; Linux counts kibibytes, macOS bytes."""
-    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return found / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _resident() -> float:
-    """Megabytes now, where the system says so."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return _highest_resident()
-    return pages * resource.getpagesize() / 2**20
+    kineto = profiler.profiler
+    assert kineto is not None
+    assert kineto.kineto_results is not None
+    changes = [
+        (event.start_ns(), event.nbytes())
+        for event in kineto.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    return max(accumulate(size for _, size in sorted(changes)), default=0) / 2**20
 
 
 def machine() -> dict[str, str]:

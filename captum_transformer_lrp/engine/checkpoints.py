@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -185,6 +185,7 @@ class Log:
 
     def _replayed(self, segment: Segment) -> Replay:
         tape = self._watch.tape
+        self._watch.forget_writing()
         leaves: dict[int, Tensor] = {}
         for number, tensor in segment.given.items():
             mark = tape.mark(tensor)
@@ -195,23 +196,28 @@ class Log:
             source: place
             for place, call in enumerate(segment.calls)
             for source in call.sources
-            if isinstance(source, int)
+            if _is_number(source)
         }
         values = dict(leaves)
         for place, call in enumerate(segment.calls):
-            rest = iter([values[one] if isinstance(one, int) else one for one in call.sources])
-            args, kwargs = replace_tensors((call.args, call.kwargs), lambda _, rest=rest: next(rest))
-            result = tensors_in(self._watch.call_again(call.function, args, kwargs))
-            for number, tensor in zip(call.results, result, strict=True):
-                if number is not None:
-                    values.setdefault(number, tensor)
-            del args, kwargs, result, rest
-            for number in {*call.sources, *call.results}:
-                is_over = isinstance(number, int) and last_use.get(number, -1) <= place
-                if is_over and number not in segment.wanted:
-                    values.pop(number, None)
+            self._call_again(call, values)
+            for found in {*filter(_is_number, call.sources), *filter(_is_number, call.results)}:
+                if last_use.get(found, -1) <= place and found not in segment.wanted:
+                    values.pop(found, None)
         made = {number: values[number] for number in segment.wanted}
         return Replay(self._watch, leaves, made, tape.attentions[segment.attentions :])
+
+    def _call_again(self, call: LoggedCall, values: dict[int, Tensor]) -> None:
+        given = iter([values[one] if _is_number(one) else one for one in call.sources])
+        args, kwargs = replace_tensors((call.args, call.kwargs), lambda _: next(given))
+        result = tensors_in(self._watch.call_again(call.function, args, kwargs))
+        for number, tensor in zip(call.results, result, strict=True):
+            if number is not None:
+                values.setdefault(number, tensor)
+
+
+def _is_number(source: int | Tensor | None) -> TypeGuard[int]:
+    return isinstance(source, int)
 
 
 @dataclass(eq=False)

@@ -189,7 +189,7 @@ class Interception(TorchFunctionMode):
         finally:
             self._is_calling = False
         if self.log is not None:
-            self.log.add(function, args, kwargs, result)
+            self.log.add(function, args, kwargs, self._with_writing(function, args, result))
         elif len(tape.residuals) > before:
             tape.readout.clear()
         else:
@@ -200,9 +200,19 @@ class Interception(TorchFunctionMode):
         """Make a call of the log again."""
         log, self.log = self.log, None
         try:
-            return self.call(function, args, kwargs)
+            result = self.call(function, args, kwargs)
+            return self._with_writing(function, args, result)
         finally:
             self.log = log
+
+    def forget_writing(self) -> None:
+        """What has been written in place so far is of no concern to the calls that follow."""
+        self.replaced.clear()
+        self.overwritten.clear()
+
+    def _with_writing(self, function: Function, args: Args, result: Any) -> Any:
+        """What a call has returned, or for one that writes in place what it has written."""
+        return self.resolve(args[0]) if function in in_place.UPDATES and args else result
 
     def read_out(self, value: Tensor, output: Tensor) -> Tensor:
         """The logits that the model would read from another output of its last skip connection.

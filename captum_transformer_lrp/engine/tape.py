@@ -471,9 +471,10 @@ class Tape:
         maps = [self.anchor(step.attention) for step in steps]
         missing = set(range(len(steps)))
 
-        def note(place: int, value: Tensor) -> None:
-            missing.discard(place)
-            arrived(place, value)
+        def note(place: int, value: Tensor | None) -> None:
+            if value is not None:  # as it is where a call in between has no derivative
+                missing.discard(place)
+                arrived(place, value)
 
         # A pass that goes down to the lowest maps comes by all that are computed from them.
         lowest = [

@@ -154,3 +154,32 @@ def test_a_function_that_would_call_modules_again_is_derived_from_what_it_record
     found = TransformerAttribution(model).explain(x, 1)
     expected = TransformerAttribution(plain).explain(x, 1)
     assert torch.allclose(found.relevances[0], expected.relevances[0], atol=1e-9)
+
+
+class WithoutDerivative(torch.autograd.Function):
+    """The identity, which says that it has no derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 1.0
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> None:
+        return None
+
+
+class AttendsWithoutDerivative(Model):
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.query(x) @ self.key(x).mT
+        x = x + WithoutDerivative.apply(scores.softmax(-1) @ self.value(x))
+        result: Tensor = self.head(x[:, 0])
+        return result
+
+
+def test_an_attention_that_no_gradient_arrives_at_moves_no_mass() -> None:
+    torch.manual_seed(0)
+    method = TransformerAttribution(AttendsWithoutDerivative(torch.relu).double().eval())
+    row = method.attribute(tokens(), 1, granularity="token")
+    assert torch.equal(row, torch.tensor([1.0, 0, 0, 0, 0]).double().expand(2, 5))
+    together = method.attribute_targets(tokens(), [1, 2], granularity="token")
+    assert torch.equal(row, together[0])
