@@ -92,3 +92,34 @@ def test_kept_patches_are_other_ones_for_each_scene_and_the_class_token_stays() 
     assert (kept[:, 0] == 0).all()
     assert torch.equal(kept[:, 1:, 0], patches.kept + 1.0)
     assert len({tuple(sorted(row)) for row in patches.kept.tolist()}) > 1
+
+
+class CutOffError(Exception):
+    """Raised in the place of a power cut."""
+
+
+def test_a_training_that_was_cut_off_is_resumed_to_the_same_weights(
+    discs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene_classifier, "_STEPS_BETWEEN_SAVES", 2)
+    options = {"steps": 6, "views": 2, "kept_patches": 0.5, "whole": 0.2}
+    whole = weights(trained(discs, tmp_path / "whole", **options))
+    assert {file.suffix for file in (tmp_path / "whole").iterdir()} == {".safetensors", ".json"}
+
+    drawn, draws = scene_classifier.draw_scenes, []
+
+    def draw(*args: Any) -> Any:
+        draws.append(args)
+        if len(draws) == 3:
+            raise CutOffError
+        return drawn(*args)
+
+    monkeypatch.setattr(scene_classifier, "draw_scenes", draw)
+    with pytest.raises(CutOffError):
+        trained(discs, tmp_path / "cut", **options)
+    with pytest.raises(ValueError, match="give the same options"):
+        trained(discs, tmp_path / "cut", **{**options, "steps": 8}, resume=True)
+    resumed = weights(trained(discs, tmp_path / "cut", **options, resume=True))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    with pytest.raises(ValueError, match="no training to resume"):
+        trained(discs, tmp_path / "cut", **options, resume=True)

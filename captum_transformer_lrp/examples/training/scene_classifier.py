@@ -17,6 +17,7 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,8 @@ HELD_OUT_SEED = 1_000_003
 
 _WEIGHTS = "scene_classifier.safetensors"
 _CONFIGURATION = "scene_classifier.json"
+_UNFINISHED = "unfinished_training.pt"
+_STEPS_BETWEEN_SAVES = 250
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -132,6 +135,7 @@ def train(
     views: int = 1,
     kept_patches: float = 1.0,
     whole: float = 0.15,
+    resume: bool = False,
 ) -> None:
     """Train from scratch on scenes drawn as it goes.
 
@@ -146,8 +150,8 @@ def train(
     Args:
         sprites: what `load_sprites` returned, on the generator's device.
         generator: source of the scenes. The weights start from torch's global one.
-        output: folder that the model is saved to every 250 steps, so that a training that is cut
-            off leaves one to evaluate.
+        output: folder that the model is saved to every 250 steps, with all that it takes to go on,
+            so that a training that is cut off leaves a model to evaluate and can be resumed.
         steps: optimizer steps.
         batch_size: scenes per step.
         learning_rate: the highest; warm-up over a twentieth of the steps, then a cosine to 0.
@@ -157,7 +161,22 @@ def train(
             half of its patches.
         kept_patches: the share of its patches, other ones in each step, that a scene is seen by.
         whole: the share of the steps, the last ones, in which scenes are seen whole all the same.
+        resume: whether to go on with the training that was cut off in ``output``, which takes the
+            same steps as one that was not.
+
+    Raises:
+        ValueError: if there is none to go on with, or it had other settings.
     """
+    settings = [
+        steps,
+        batch_size,
+        learning_rate,
+        patch_weight,
+        bfloat16,
+        views,
+        kept_patches,
+        whole,
+    ]
     device = generator.device
     model = VisionTransformer(**ARCHITECTURE).to(device)
     patch_head = nn.Linear(ARCHITECTURE["embed_dim"], len(CLASSES) + 1).to(device)
@@ -165,8 +184,13 @@ def train(
     optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.05)
     schedule = warm_up_then_cosine(optimizer, steps)
     patches = RandomPatches(generator, kept_patches)
+    changing = {"model": model, "patch_head": patch_head, "optimizer": optimizer,
+                "schedule": schedule}  # fmt: skip
+    unfinished = output / _UNFINISHED
+    first = _resumed(unfinished, settings, changing, generator) if resume else 0
+    between_saves = views * math.ceil(_STEPS_BETWEEN_SAVES / views)  # before scenes are drawn
     began = time.monotonic()
-    for step in range(steps):
+    for step in range(first, steps):
         if step % views == 0:
             with torch.no_grad():
                 scenes = draw_scenes(batch_size, sprites, generator)
@@ -187,10 +211,34 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        if (step + 1) % 250 == 0 or step + 1 == steps:
+        if (step + 1) % between_saves == 0 or step + 1 == steps:
             seconds = time.monotonic() - began
             print(f"step {step + 1}/{steps}  loss {loss.item():.3f}  {seconds:.0f} s", flush=True)
             save(model, output)
+            state = {name: one.state_dict() for name, one in changing.items()}
+            state |= {"step": step + 1, "settings": settings, "generator": generator.get_state()}
+            partly_written = unfinished.with_suffix(".part")
+            torch.save(state, partly_written)
+            partly_written.replace(unfinished)
+    unfinished.unlink(missing_ok=True)
+
+
+def _resumed(
+    unfinished: Path, settings: list[Any], changing: dict[str, Any], generator: torch.Generator
+) -> int:
+    """Put everything back to where a training was cut off, and return the steps it had taken."""
+    if not unfinished.is_file():
+        raise ValueError(f"there is no training to resume: {unfinished} was not found")
+    state = torch.load(unfinished, map_location="cpu", weights_only=True)
+    if state["settings"] != settings:
+        raise ValueError(
+            f"the training in {unfinished.parent} had the settings {state['settings']} and cannot "
+            f"be resumed with {settings}: give the same options, or another folder"
+        )
+    for name, one in changing.items():
+        one.load_state_dict(state[name])
+    generator.set_state(state["generator"])
+    return int(state["step"])
 
 
 def save(model: VisionTransformer, folder: Path) -> None:
@@ -266,6 +314,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--patch-weight", type=float, default=1.0)
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with a training that was cut off"
+    )
     parser.add_argument("--views", type=int, default=2, help="steps that see each scene")
     parser.add_argument(
         "--kept-patches", type=float, default=0.5, help="share of a scene's patches in each step"
@@ -301,6 +352,7 @@ def main() -> None:
             views=arguments.views,
             kept_patches=arguments.kept_patches,
             whole=arguments.whole,
+            resume=arguments.resume,
         )
     # Always of the file, on the CPU, where one seed gives the same scenes everywhere.
     report(load(arguments.output or arguments.evaluate), sprites, arguments.held_out)
