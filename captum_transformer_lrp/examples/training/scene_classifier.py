@@ -310,16 +310,16 @@ def main() -> None:
     purpose.add_argument("--evaluate", type=Path, help="evaluate the model in this folder")
     parser.add_argument("--font", type=Path, default=DEFAULT_FONT, help="NotoColorEmoji.ttf")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--steps", type=int, default=7000)
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-    parser.add_argument("--patch-weight", type=float, default=1.0)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch-size", type=int, default=512)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--patch-weight", type=float, default=0.2)
     parser.add_argument(
         "--resume", action="store_true", help="go on with a training that was cut off"
     )
-    parser.add_argument("--views", type=int, default=2, help="steps that see each scene")
+    parser.add_argument("--views", type=int, default=1, help="steps that see each scene")
     parser.add_argument(
-        "--kept-patches", type=float, default=0.5, help="share of a scene's patches in each step"
+        "--kept-patches", type=float, default=1.0, help="share of a scene's patches in each step"
     )
     parser.add_argument(
         "--whole", type=float, default=0.15, help="share of the steps, at the end, with all patches"
