@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 
 from captum._utils.common import _format_output, _is_tuple
@@ -66,21 +67,21 @@ def rolled_out(
     tape = recording.tape
     tape.stops_at_grids = stream is None
     at_stream: list[Tensor] | None = None
-    for segment, replay in log.again():
-        used = [step for step in replay.steps if step.index in layers]
-        goes_on = any(layer < segment.attentions for layer in layers)
-        place = None if stream is None else log.number(stream)
-        found = [
-            _through(recording, descent, segment, replay, used, place, combined, goes_on)
-            for descent in descents
-        ]
-        if place in segment.made:
-            at_stream = [one for one in found if one is not None]
-            break
+    place = None if stream is None else log.number(stream)
+    with closing(log.again()) as segments:
+        for segment, replay in segments:
+            used = [step for step in replay.steps if step.index in layers]
+            goes_on = any(layer < segment.attentions for layer in layers)
+            found = [
+                _through(recording, descent, segment, replay, used, place, combined, goes_on)
+                for descent in descents
+            ]
+            if place in segment.made:
+                at_stream = [one for one in found if one is not None]
+                break
     tape.stops_at_grids = True
     tuples = _is_tuple(inputs)
-    if stream is not None:
-        place = log.number(stream)
+    if place is not None:
         at_stream = at_stream or [descent.mass[place] for descent in descents]
         return [views.summed_by_token(recording, one).detach() for one in at_stream]
     return [

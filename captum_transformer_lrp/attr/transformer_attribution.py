@@ -225,9 +225,14 @@ class TransformerAttribution(RolloutAttribution):
         row_normalize: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         if recording.log is not None:
-            return self._checkpointed(
-                recording, recording.log, start, inputs, start_layer, granularity, row_normalize
-            )
+            if granularity == "matrix" or row_normalize:
+                raise ValueError(
+                    "matrices between all tokens need the maps of all blocks at once, which "
+                    'checkpointing is not to keep: use granularity="input" or "token" without '
+                    "row_normalize, or checkpointing=False"
+                )
+            used = self._used(recording, start_layer)
+            return self._checkpointed(recording, recording.log, start, inputs, used, granularity)
         if self.pooled == "each":
             recording.tape.leave_out_attentions()
             tokens = pooled_tokens(recording, start)
@@ -249,24 +254,17 @@ class TransformerAttribution(RolloutAttribution):
         log: Log,
         start: Tensor,
         inputs: Any,
-        start_layer: int,
+        used: Sequence[AttentionStep],
         granularity: views.Granularity,
-        row_normalize: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         """The first target's map is made together with all others', which are kept for later."""
-        if granularity == "matrix" or row_normalize:
-            raise ValueError(
-                "matrices between all tokens need the maps of all blocks at once, which "
-                'checkpointing is not to keep: use granularity="input" or "token" without '
-                "row_normalize, or checkpointing=False"
-            )
         if not recording.together:
             found = rolled_out(
                 recording,
                 log,
                 inputs,
                 granularity,
-                {step.index for step in self._used(recording, start_layer)},
+                {step.index for step in used},
                 self._combined,
                 needs_gradient=self.head_weighting == "gradient",
             )

@@ -274,9 +274,8 @@ def peak_memory(workload: Workload, method: str) -> float:
     What the model and its inputs take is not counted.  Measured in a fresh process, on a GPU by
     PyTorch's allocator.
     """
-    with _environment(
-        "KINETO_LOG_LEVEL", "99"
-    ):  # the profiler's remarks on GPUs that are not there
+    # Without the profiler's remarks on GPUs that are not there.
+    with _environment("KINETO_LOG_LEVEL", "99"):
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             return pool.apply(_peak_here, (workload, method, torch.get_num_threads()))

@@ -8,7 +8,7 @@ all three phases go through it before the one below is begun.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -168,7 +168,7 @@ class Log:
         for segment in self.segments:
             segment.wanted = segment.made & needed
 
-    def again(self) -> Iterator[tuple[Segment, Replay]]:
+    def again(self) -> Generator[tuple[Segment, Replay], None, None]:
         """Make the calls of each segment again, from the last to the first.
 
         The tape lists the attentions of the segment and those before it, as in the forward pass.

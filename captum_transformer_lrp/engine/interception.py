@@ -126,7 +126,6 @@ class Interception(TorchFunctionMode):
         self._keeps_readout = keeps_readout
         self._is_calling = False
         self.log: Log | None = None
-        self.is_checkpointed = False
         self._rules = function_rules
         self._units = Units(model, class_rules, module_rules)
         self.names: dict[int, str] = {}
@@ -198,12 +197,12 @@ class Interception(TorchFunctionMode):
 
     def call_again(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make a call of the log again."""
-        log, self.log = self.log, None
+        self._is_calling = True
         try:
             result = self.call(function, args, kwargs)
-            return self._with_writing(function, args, result)
         finally:
-            self.log = log
+            self._is_calling = False
+        return self._with_writing(function, args, result)
 
     def forget_writing(self) -> None:
         """What has been written in place so far is of no concern to the calls that follow."""
@@ -620,7 +619,7 @@ class Interception(TorchFunctionMode):
         Args:
             given: the model's inputs.
         """
-        self.log, self.is_checkpointed = Log(self), True
+        self.log = Log(self)
         for tensor in given:
             if self.tape.mark(tensor) is not None:
                 self.log.give(tensor)

@@ -146,7 +146,7 @@ def _constants_among(watch: Interception, active: Sequence[Tensor]) -> dict[int,
 
 def _depends_on_inputs(watch: Interception, part: Tensor) -> bool:
     """Whether anything of a part of an activation arrives at the inputs."""
-    if watch.is_checkpointed:
+    if watch.log is not None:
         raise ExplanationError(
             f"in {watch.module_name()} constants are cut out of activations that they were joined "
             "to, which takes the whole forward pass to find out: explain the model without "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -177,28 +179,66 @@ def test_memory_grows_by_the_tokens_between_blocks_not_by_their_maps() -> None:
     assert checkpointed < 6 * one_map
 
 
-class InPlace(nn.Module):
-    """Writes into its tokens before it attends to them."""
+class Attends(nn.Module):
+    """Two blocks of attention, behind which something is written in place."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.qkv = nn.Linear(8, 24)
+        self.blocks = nn.ModuleList(nn.Linear(8, 24) for _ in range(2))
         self.head = nn.Linear(8, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        q, k, v = self.qkv(tokens).chunk(3, -1)
-        q[:, 0] = tokens[:, 1]
-        tokens = tokens + (q @ k.mT / 8**0.5).softmax(-1) @ v
-        tokens += 1.0
+        for block in self.blocks:
+            q, k, v = self.written(block(tokens)).chunk(3, -1)
+            tokens = self.changed(tokens + (q @ k.mT / 8**0.5).softmax(-1) @ v)
         logits: Tensor = self.head(tokens[:, 0])
         return logits
 
+    def written(self, qkv: Tensor) -> Tensor:
+        return qkv
 
-def test_a_model_that_writes_in_place_is_refused_or_right() -> None:
+    def changed(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+
+class AddsInPlace(Attends):
+    def changed(self, tokens: Tensor) -> Tensor:
+        tokens += tokens.relu()
+        return tokens
+
+
+class WritesIntoConstants(Attends):
+    """As mixtures of experts do with what their experts return."""
+
+    def changed(self, tokens: Tensor) -> Tensor:
+        found = torch.zeros_like(tokens)
+        for rows in ([0, 2], [1, 3], [0, 1]):
+            found.index_add_(1, torch.tensor(rows), tokens[:, rows].relu())
+        found[:, 2] = tokens[:, 0]
+        return tokens + found
+
+
+class WritesIntoViews(Attends):
+    def written(self, qkv: Tensor) -> Tensor:
+        query = qkv[..., :8]
+        query[:, 0] = qkv[:, 1, 8:16]
+        return qkv
+
+
+def attending(kind: type[Attends]) -> Case:
     torch.manual_seed(0)
-    model, tokens = InPlace().double().eval(), torch.randn(2, 4, 8, dtype=torch.float64)
+    return kind().double().eval(), torch.randn(2, 4, 8, dtype=torch.float64), 1, {}
+
+
+@pytest.mark.parametrize("kind", [AddsInPlace, WritesIntoConstants])
+def test_what_a_model_writes_in_place_is_written_again(kind: type[Attends]) -> None:
+    assert_same(*both(attending(kind)))
+
+
+def test_what_is_written_into_views_is_refused() -> None:
+    model, tokens, target, _ = attending(WritesIntoViews)
     with pytest.raises(ExplanationError, match="explain the model without checkpointing"):
-        TransformerAttribution(model, checkpointing=True).attribute(tokens, target=1)
+        TransformerAttribution(model, checkpointing=True).attribute(tokens, target)
 
 
 @pytest.mark.parametrize("name", ["rules", "module.rule"])
@@ -224,3 +264,25 @@ def test_what_needs_all_maps_is_refused() -> None:
         TransformerAttribution(model, checkpointing=True).explain(images, target)
     with pytest.raises(ValueError, match="choose one of them"):
         TransformerAttribution(model, checkpointing=True, pooled="each")
+
+
+@pytest.mark.parametrize("case", [CASES["a class token"], bert], ids=["vit", "bert"])
+@pytest.mark.parametrize("target", [1, 99], ids=["success", "no such target"])
+def test_nothing_is_left_behind(case: Any, target: int) -> None:
+    model, inputs, _, kwargs = case()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    method = TransformerAttribution(model, checkpointing=True)
+
+    def explain() -> None:
+        with pytest.raises(ValueError, match="out of range") if target == 99 else nullcontext():
+            method.attribute(inputs, target, kwargs or None)
+
+    explain()
+    gc.collect()
+    alive = sum(isinstance(one, Tensor) for one in gc.get_objects())
+    explain()
+    gc.collect()
+    assert sum(isinstance(one, Tensor) for one in gc.get_objects()) == alive
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(one.grad is None and one.requires_grad for one in model.parameters())
+    assert not any(one._forward_hooks or one._backward_hooks for one in model.modules())
