@@ -10,10 +10,13 @@ from captum_transformer_lrp.rules.attention_aware import (
 )
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.binary import (
+    EpsilonAddRule,
     MatmulRule,
+    ProductRule,
     SkipAddRule,
     UnnormalizedAddRule,
     UnnormalizedMatmulRule,
+    UnnormalizedProductRule,
 )
 from captum_transformer_lrp.rules.call import Call
 from captum_transformer_lrp.rules.captum import CaptumRule
@@ -28,7 +31,7 @@ from captum_transformer_lrp.rules.elementwise import (
 )
 from captum_transformer_lrp.rules.linear import LinearRule
 from captum_transformer_lrp.rules.normalization import ConstantDeviationRule
-from captum_transformer_lrp.rules.presets import Preset, preset
+from captum_transformer_lrp.rules.presets import DEFAULT_EPSILON, Preset, preset
 from captum_transformer_lrp.rules.registry import register_rule, unregister_rule
 from captum_transformer_lrp.rules.stabilizers import AdditiveStabilizer, SignAwareStabilizer
 from captum_transformer_lrp.rules.stock import transformer_rules
@@ -41,6 +44,7 @@ from captum_transformer_lrp.rules.weighted import (
 )
 
 __all__ = [
+    "DEFAULT_EPSILON",
     "AdditiveStabilizer",
     "AlphaBetaRule",
     "BoundedRule",
@@ -48,6 +52,7 @@ __all__ = [
     "CaptumRule",
     "ConstantDeviationRule",
     "ConstantGateRule",
+    "EpsilonAddRule",
     "EpsilonRule",
     "GELURule",
     "GammaRule",
@@ -58,6 +63,7 @@ __all__ = [
     "PoolingRule",
     "PositiveRule",
     "Preset",
+    "ProductRule",
     "Rule",
     "ScaleRule",
     "SignAwareStabilizer",
@@ -68,6 +74,7 @@ __all__ = [
     "UniformRule",
     "UnnormalizedAddRule",
     "UnnormalizedMatmulRule",
+    "UnnormalizedProductRule",
     "preset",
     "register_rule",
     "transformer_rules",

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call, sum_to_shape
+from captum_transformer_lrp.rules.call import Call, sum_to_shape, with_sign
 
 
 class TaylorSoftmaxRule(Rule):
@@ -49,7 +48,7 @@ class UniformRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance, _stabilized(2 * call.output, self.epsilon))
+        share = call.divide(relevance, with_sign(2 * call.output, self.epsilon))
         call.absorb(lambda: call.examples.sum(relevance - 2 * share * call.output))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
 
@@ -80,12 +79,8 @@ class ConstantGateRule(Rule):
 
 def _all_to(place: int, call: Call, relevance: Tensor, epsilon: float) -> tuple[Tensor | None, ...]:
     """All relevance to one operand, the other of which is its weight."""
-    share = call.divide(relevance, _stabilized(call.output, epsilon))
+    share = call.divide(relevance, with_sign(call.output, epsilon))
     call.absorb(lambda: call.examples.sum(relevance - share * call.output))
     part = call.inputs[place] * call.vjp(share)[place]
     part = sum_to_shape(part, call.inputs[place].shape)
     return (part, None) if place == 0 else (None, part)
-
-
-def _stabilized(denominator: Tensor, epsilon: float) -> Tensor:
-    return denominator + epsilon * torch.where(denominator < 0, -1.0, 1.0)

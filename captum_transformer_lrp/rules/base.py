@@ -39,13 +39,9 @@ class Rule(PropagationRule):
     Attributes:
         reads_values: whether :meth:`relevance` looks at the values of ``call.inputs`` and
             ``call.output``.  Of a rule that does not, nothing but their shapes is kept.
-        is_well_conditioned: whether :meth:`relevance` may be computed in float32, of values that
-            were computed in float64 and rounded: it must take no small difference of large values
-            for a denominator, but for ``call.output``.
     """
 
     reads_values: ClassVar[bool] = True
-    is_well_conditioned: ClassVar[bool] = False
     shares_with_bias: ClassVar[bool] = False
     """Whether the bias of a linear operation takes a share, so that one added by itself does."""
 
@@ -53,7 +49,6 @@ class Rule(PropagationRule):
         super().__init_subclass__(**options)
         if "relevance" in vars(cls):  # what holds for a superclass says nothing of this method
             cls.reads_values = vars(cls).get("reads_values", True)
-            cls.is_well_conditioned = vars(cls).get("is_well_conditioned", False)
 
     @abstractmethod
     def relevance(self, call: Call, relevance: Tensor) -> Tensor | tuple[Tensor | None, ...]:

@@ -26,12 +26,10 @@ class Kernel(Protocol):
     """The operation of a call without its bias: a function and its vector-Jacobian product.
 
     Attributes:
-        any_precision: whether it takes inputs of another precision than that of the call.
         by_row: whether each row of the output (along its last dimension) depends on the same row
             of the one input, and in the same way.
     """
 
-    any_precision: bool
     by_row: bool
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
@@ -123,8 +121,7 @@ class Call:
             of neither or of both.
         examples: where the examples of the batch lie in ``output``.
         stabilizer: divides safely; use :meth:`divide`.
-        exactness: the precision that ``output`` was computed in, before it was rounded to its own;
-            None for its own.
+        epsilon: ε of eq. 2; use :meth:`away_from_zero`.
         keeps_books: whether somebody adds up absorbed relevance.
         absorb: reports relevance that goes no further (to a parameter, or 0/0), as a function that
             returns its sum for each example, shape ``(count,)``; it is called only if somebody
@@ -141,7 +138,7 @@ class Call:
     gate: int | None = None
     examples: Examples = field(default_factory=lambda: Examples(1))
     stabilizer: Stabilizer | None = None
-    exactness: torch.dtype | None = None
+    epsilon: float = 0.0
     keeps_books: bool = False
     absorb: Callable[[Callable[[], Tensor]], None] = lambda amount: None
 
@@ -166,14 +163,31 @@ class Call:
         """``numerator / denominator``, stabilised.
 
         ``scale`` is the size of what cancelled to make the denominator, where the rule knows it.
-        The denominator is taken to be as exact as ``output``.
         """
         if self.stabilizer is None:
             return numerator / denominator
-        if scale is not None and self.exactness is not None:
-            own, exact = (torch.finfo(one).eps for one in (denominator.dtype, self.exactness))
-            scale = scale * (exact / own)
         return self.stabilizer(numerator, denominator, scale)
+
+    def away_from_zero(self, total: Tensor, size: Callable[[], Tensor]) -> Tensor:
+        r"""A denominator of eq. 2 that summands of both signs cannot bring near zero.
+
+        Args:
+            total: :math:`y = \sum_i z_i`, what eq. 2 divides by.
+            size: returns :math:`s = \sum_i |z_i|`, a new tensor of the shape of ``total``; it is
+                not called where ε is 0.
+
+        Returns:
+            :math:`y + \varepsilon\,s\,\mathrm{sign}(y)`.  Its size is at least
+            :math:`\varepsilon s`, so that no share is larger than :math:`1/\varepsilon`.
+
+        Example:
+            >>> call = Call(torch.add, AutogradKernel(torch.add), (), torch.zeros(1), epsilon=0.5)
+            >>> call.away_from_zero(torch.tensor([1.0]), lambda: torch.tensor([9.0]))  # 5 - 4
+            tensor([5.5000])
+        """
+        if not self.epsilon:
+            return total
+        return size().mul_(self.epsilon).copysign_(total).add_(total)
 
     def undivided(self, relevance: Tensor, share: Tensor) -> Tensor:
         """Relevance of outputs so close to 0 that ``share`` = relevance / output is stabilised.
@@ -183,6 +197,13 @@ class Call:
         rest = relevance - share * self.output
         rounding = max(1e-9, 16 * torch.finfo(rest.dtype).eps)
         return self.examples.sum(rest * (rest.abs() > rounding * relevance.abs()))
+
+
+def with_sign(denominator: Tensor, epsilon: float) -> Tensor:
+    """The denominator of LRP-ε, y + ε sign(y), with an absolute ε."""
+    if not epsilon:
+        return denominator
+    return denominator + torch.copysign(denominator.new_full((), epsilon), denominator)
 
 
 def sum_to_shape(values: Tensor, shape: torch.Size) -> Tensor:
@@ -196,8 +217,6 @@ class AutogradKernel:
     Args:
         function: called as ``function(*inputs)``, or ``function(*inputs, weight)`` if the call
             has a weight.
-        any_precision: whether it takes inputs of any precision, rather than that of constants
-            that it holds.
 
     Example:
         >>> kernel = AutogradKernel(torch.mul)
@@ -206,9 +225,8 @@ class AutogradKernel:
         (tensor([5.]), tensor([2.]))
     """
 
-    def __init__(self, function: Callable[..., Tensor], *, any_precision: bool = False) -> None:
+    def __init__(self, function: Callable[..., Tensor]) -> None:
         self.function = function
-        self.any_precision = any_precision
         self.by_row = False
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
@@ -254,7 +272,6 @@ def _differentiable(value: Tensor) -> Tensor:
 class MatmulKernel:
     """``u @ v`` with its vector-Jacobian product ``(seed @ vᵀ, uᵀ @ seed)``."""
 
-    any_precision = True
     by_row = False
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
@@ -280,7 +297,6 @@ class MatmulKernel:
 class LinearKernel:
     """``x · Wᵀ`` of :func:`torch.nn.functional.linear`."""
 
-    any_precision = True
     by_row = True
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
@@ -299,7 +315,6 @@ class LinearKernel:
 class ProductKernel:
     """``x · W`` of :func:`torch.matmul`, with a matrix W."""
 
-    any_precision = True
     by_row = True
 
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:

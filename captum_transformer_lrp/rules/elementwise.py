@@ -18,7 +18,6 @@ class PassRule(Rule):
     LayerNorm.
     """
 
-    is_well_conditioned: ClassVar[bool] = True
     reads_values: ClassVar[bool] = False
 
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
@@ -57,29 +56,57 @@ class TaylorRule(Rule):
     of their own.  With several inputs each gets an equal part of the whole.
     """
 
-    is_well_conditioned: ClassVar[bool] = True
-
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance / len(call.inputs), call.output)
+        share = call.divide(relevance / len(call.inputs), self.denominator(call))
         call.absorb(lambda: call.undivided(relevance, share * len(call.inputs)))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
 
+    def denominator(self, call: Call) -> Tensor:
+        """What eq. 2 divides by, of the shape of the output."""
+        return call.output
+
 
 class PoolingRule(TaylorRule):
-    """Mean, sum, average and max pooling, interpolation: eq. 2."""
+    r"""Mean, sum, average and max pooling, interpolation: eq. 2.
+
+    A mean or a sum divides by :math:`y + \varepsilon\,s\,\mathrm{sign}\,y`, with s what cancelled:
+    the same mean or sum of the absolute inputs, less :math:`|y|`.  So inputs of one sign share all
+    of the relevance.  What ε takes else is absorbed and reported.
+    """
+
+    def denominator(self, call: Call) -> Tensor:
+        """See :class:`TaylorRule`."""
+        if getattr(call.function, "__name__", "") not in _SUMS:
+            return call.output
+        return call.away_from_zero(call.output, lambda: cancelled(call))
+
+
+def cancelled(call: Call) -> Tensor:
+    """What cancelled in an operation that only adds up its inputs, Σ|z| − |Σz|."""
+    size = call.forward(*[value.abs() for value in call.inputs])
+    return (size - call.output.abs()).clamp_(min=0)
+
+
+_SUMS = frozenset({
+    "mean", "sum", "nanmean", "nansum", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "upsample",
+    "grid_sample", "fold", "col2im",
+})  # fmt: skip
+"""Poolings that are sums of their inputs with constant weights."""
 
 
 class AccumulationRule(Rule):
     """Elements added up at given places (``index_add``): eq. 2, for all that is added alike.
 
     Unlike :class:`TaylorRule` the operation is linear in all inputs together, so that they share
-    the whole.  The relevance of a sum that is exactly 0 is 0/0 in eq. 2: it is absorbed and
-    reported.
+    the whole.  The denominator is kept away from zero by ε, as in :class:`PoolingRule`.  What ε
+    takes and the relevance of a sum that is 0, which is 0/0 in eq. 2, are absorbed and reported.
     """
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance, call.output)
+        denominator = call.away_from_zero(call.output, lambda: cancelled(call))
+        share = call.divide(relevance, denominator)
         call.absorb(lambda: call.undivided(relevance, share))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -33,8 +31,6 @@ class LinearRule(Rule):
         >>> LinearRule().relevance(call, torch.ones(1, 1))
         tensor([[0.2500, 0.0000, 0.7500]])
     """
-
-    is_well_conditioned: ClassVar[bool] = True
 
     @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import AutogradKernel, Call
+from captum_transformer_lrp.rules.call import AutogradKernel, Call, with_sign
 
 
 class _LaidOutGradient(torch.autograd.Function):
@@ -202,8 +202,7 @@ class ConstantDeviationRule(Rule):
         """See :class:`Rule`."""
         assert isinstance(call.kernel, NormalizationKernel)
         (x,) = call.inputs
-        denominator = call.output + self.epsilon * torch.where(call.output < 0, -1.0, 1.0)
-        share = call.divide(relevance, denominator)
+        share = call.divide(relevance, with_sign(call.output, self.epsilon))
         held = AutogradKernel(call.kernel.with_deviation_of(x))
         (product,) = held.vjp(share, (x,), None)
         part = x * product

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,11 +19,15 @@ from captum_transformer_lrp.rules.attention_aware import (
 )
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.binary import (
+    EpsilonAddRule,
     MatmulRule,
+    ProductRule,
     SkipAddRule,
     UnnormalizedAddRule,
     UnnormalizedMatmulRule,
+    UnnormalizedProductRule,
 )
+from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.elementwise import GELURule, PoolingRule
 from captum_transformer_lrp.rules.linear import LinearRule
 from captum_transformer_lrp.rules.normalization import ConstantDeviationRule
@@ -61,12 +66,14 @@ class Preset:
         linear: for linear layers and convolutions.
         skip_add: for ``u + v``.
         matmul: for ``u @ v``, attention included.
-        product: for ``u * v``; None for the rule of ``u @ v``.
+        product: for ``u * v``.
         softmax: for softmax; None for the registered rule, as in what follows.
         activation: for GELU and every other activation function.
         normalization: for LayerNorm, RMSNorm and the like.
         pooling: for means, sums and pooling.
         pixels: for the first layer, if that reads pixels; None for the rule of linear layers.
+        epsilon: ε of eq. 2, for the rules that have none of their own; None for that of the
+            method that uses the preset.
         overrides: rules that go before all of these, by PyTorch function, by module class or by
             the name of a module, whose calls are then explained as one operation.
 
@@ -77,7 +84,7 @@ class Preset:
         >>> print(attnlrp)
         attnlrp (Achtibat et al. 2024)
         linear, convolution    GammaRule(gamma=0.1)
-        u + v                  UnnormalizedAddRule(epsilon=1e-09)
+        u + v                  EpsilonAddRule(epsilon=1e-09)
         u @ v                  UniformRule(epsilon=1e-09)
         u * v                  UniformRule(epsilon=1e-09)
         softmax                TaylorSoftmaxRule()
@@ -94,13 +101,18 @@ class Preset:
     linear: Rule = field(default_factory=LinearRule)
     skip_add: Rule = field(default_factory=SkipAddRule)
     matmul: Rule = field(default_factory=MatmulRule)
-    product: Rule | None = None
+    product: Rule = field(default_factory=ProductRule)
     softmax: Rule | None = None
     activation: Rule | None = None
     normalization: Rule | None = None
     pooling: Rule | None = None
     pixels: Rule | None = field(default_factory=BoundedRule)
+    epsilon: float | None = None
     overrides: Mapping[Target, PropagationRule] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None:
+            check_epsilon(self.epsilon)
 
     def function_rules(self) -> dict[Function, PropagationRule]:
         """The preset as a table from PyTorch functions to rules."""
@@ -108,7 +120,7 @@ class Preset:
             **dict.fromkeys((*LINEARS, *CONVOLUTIONS), self.linear),
             **dict.fromkeys(SUMS, self.skip_add),
             **dict.fromkeys(PRODUCTS, self.matmul),
-            **dict.fromkeys(SCALINGS, self.product or self.matmul),
+            **dict.fromkeys(SCALINGS, self.product),
         }
         for functions, rule in (
             (SOFTMAXES, self.softmax),
@@ -155,7 +167,7 @@ class Preset:
             "linear, convolution": self.linear,
             "u + v": self.skip_add,
             "u @ v": self.matmul,
-            "u * v": self.product or self.matmul,
+            "u * v": self.product,
             "softmax": self.softmax or FUNCTION_RULES[torch.softmax],
             "activation": self.activation or FUNCTION_RULES[F.gelu],
             "normalization": self.normalization or FUNCTION_RULES[F.layer_norm],
@@ -175,7 +187,7 @@ def _title(key: Target) -> str:
     return f"module {key!r}" if isinstance(key, str) else str(getattr(key, "__name__", key))
 
 
-# Small enough to change nothing but what is divided by it: relevance is computed in float64.
+# Small enough to change nothing but what is divided by it.
 _EPSILON = 1e-9
 
 _PRESETS: dict[str, Callable[[], Preset]] = {
@@ -186,12 +198,13 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         linear=PositiveRule(),
         skip_add=UnnormalizedAddRule(),
         matmul=UnnormalizedMatmulRule(),
+        product=UnnormalizedProductRule(),
     ),
     "epsilon": lambda: Preset(
         "epsilon",
         "Bach et al. 2015",
         linear=EpsilonRule(),
-        skip_add=UnnormalizedAddRule(1e-6),
+        skip_add=EpsilonAddRule(1e-6),
         matmul=MatmulRule(),
         pixels=None,
     ),
@@ -199,27 +212,29 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         "gamma",
         "Montavon et al. 2019",
         linear=GammaRule(),
-        skip_add=UnnormalizedAddRule(1e-6),
+        skip_add=UnnormalizedAddRule(),
         matmul=MatmulRule(),
     ),
     "alpha_beta": lambda: Preset(
         "alpha_beta",
         "Bach et al. 2015",
         linear=AlphaBetaRule(),
-        skip_add=UnnormalizedAddRule(1e-6),
+        skip_add=UnnormalizedAddRule(),
         matmul=MatmulRule(),
     ),
     "attnlrp": lambda: Preset(
         "attnlrp",
         "Achtibat et al. 2024",
         linear=EpsilonRule(_EPSILON),
-        skip_add=UnnormalizedAddRule(_EPSILON),
+        skip_add=EpsilonAddRule(_EPSILON),
         matmul=UniformRule(_EPSILON),
+        product=UniformRule(_EPSILON),
         softmax=TaylorSoftmaxRule(),
         activation=GELURule(),
         normalization=ConstantDeviationRule(_EPSILON),
         pooling=PoolingRule(),
         pixels=None,
+        epsilon=0.0,
     ),
     # With γ for images: the middle one of the values that the authors' example for ViT tries.
     "attnlrp_gamma": lambda: preset("attnlrp").but(
@@ -232,36 +247,96 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         "cp_lrp",
         "Ali et al. 2022",
         linear=EpsilonRule(_EPSILON),
-        skip_add=UnnormalizedAddRule(_EPSILON),
+        skip_add=EpsilonAddRule(_EPSILON),
         matmul=ConstantGateRule(_EPSILON),
+        product=ConstantGateRule(_EPSILON),
         activation=GELURule(),
         normalization=ConstantDeviationRule(_EPSILON),
         pooling=PoolingRule(),
         pixels=None,
+        epsilon=0.0,
     ),
     "libra": lambda: Preset(
         "libra",
         "Mehri et al. 2025, as relevance: input times pruned gradient",
         linear=EpsilonRule(0.0),
-        skip_add=UnnormalizedAddRule(),
+        skip_add=EpsilonAddRule(),
         matmul=ConstantGateRule(),
         product=UniformRule(),
         activation=GELURule(),
         normalization=ConstantDeviationRule(),
         pooling=PoolingRule(),
         pixels=None,
+        epsilon=0.0,
     ),
 }
 
 
-def preset(name: str) -> Preset:
+DEFAULT_EPSILON = 0.3
+"""ε of eq. 2 where nothing else is asked for: docs/epsilon.md has the measurements."""
+
+
+def checked_epsilon(epsilon: float | None, stabilizer: Stabilizer | None) -> float | None:
+    """ε of eq. 2 as a user gives it.
+
+    Raises:
+        ValueError: for an ε that is none, or one beside a stabilizer.
+    """
+    if epsilon is None:
+        return None
+    if stabilizer is not None and epsilon != 0:
+        raise ValueError(
+            f"found both stabilizer={stabilizer!r} and epsilon={epsilon!r}, and each of them keeps "
+            "denominators away from zero: choose one of them"
+        )
+    return check_epsilon(epsilon)
+
+
+def epsilon_of(
+    epsilon: float | None, preset: Preset | None, stabilizer: Stabilizer | None
+) -> float:
+    """ε of eq. 2: the user's, the preset's, or the default."""
+    if epsilon is None and preset is not None:
+        epsilon = preset.epsilon
+    if epsilon is None:
+        epsilon = DEFAULT_EPSILON if stabilizer is None else 0.0
+    return epsilon
+
+
+def is_ill_conditioned(preset: Preset | None) -> bool:
+    """Whether rules divide by sums that pass through zero, unless ε keeps them away from it."""
+    rules = (SkipAddRule, MatmulRule, UnnormalizedAddRule, UnnormalizedMatmulRule)
+    return preset is None or any(isinstance(r, rules) for r in (preset.skip_add, preset.matmul))
+
+
+def check_epsilon(epsilon: object) -> float:
+    """ε of eq. 2, if it is one.
+
+    Raises:
+        ValueError: unless it is a finite number that is not negative.
+    """
+    is_number = isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool)
+    if not is_number or not 0 <= epsilon < math.inf:  # type: ignore[operator]
+        raise ValueError(
+            f"epsilon must be a finite number, 0 or more, found {epsilon!r}: 0 is eq. 2 as "
+            "printed, larger values keep its denominators further away from zero"
+        )
+    return float(epsilon)  # type: ignore[arg-type]
+
+
+def preset(name: str, *, epsilon: float | None = None) -> Preset:
     """The preset of a name.
 
     There are ``paper``, ``lrp``, ``epsilon``, ``gamma``, ``alpha_beta``, ``attnlrp``,
     ``attnlrp_gamma``, ``cp_lrp`` and ``libra``.
 
+    Args:
+        name: one of these.
+        epsilon: ε of eq. 2, for the rules that have none of their own; None for the preset's, or
+            else that of the method that uses it.
+
     Raises:
-        ValueError: for any other name.
+        ValueError: for any other name, or an ε that is negative or not finite.
 
     Example:
         >>> print(preset("paper"))
@@ -269,7 +344,7 @@ def preset(name: str) -> Preset:
         linear, convolution    LinearRule()
         u + v                  SkipAddRule()
         u @ v                  MatmulRule()
-        u * v                  MatmulRule()
+        u * v                  ProductRule()
         softmax                SoftmaxRule()
         activation             GELURule()
         normalization          NormalizationRule()
@@ -278,4 +353,5 @@ def preset(name: str) -> Preset:
     """
     if name not in _PRESETS:
         raise ValueError(f"there is no preset {name!r}; there are {', '.join(_PRESETS)}")
-    return _PRESETS[name]()
+    found = _PRESETS[name]()
+    return found if epsilon is None else found.but(epsilon=epsilon)

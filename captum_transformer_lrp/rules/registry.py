@@ -14,7 +14,7 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.binary import MatmulRule, SkipAddRule, SolveRule
+from captum_transformer_lrp.rules.binary import MatmulRule, ProductRule, SkipAddRule, SolveRule
 from captum_transformer_lrp.rules.elementwise import (
     AccumulationRule,
     GELURule,
@@ -207,7 +207,8 @@ _file(NORMALIZATIONS, NormalizationRule())
 _file(SCALES, ScaleRule())
 _file(POOLINGS, PoolingRule())
 _file((*LINEARS, *CONVOLUTIONS), LinearRule())
-_file((*PRODUCTS, *SCALINGS), MatmulRule())
+_file(PRODUCTS, MatmulRule())
+_file(SCALINGS, ProductRule())
 _file(SUMS, SkipAddRule())
 _file(SOLVES, SolveRule())
 _file(ACCUMULATIONS, AccumulationRule())

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule, engine_propagates
 from captum_transformer_lrp.rules.call import Call, Stabilizer
-from captum_transformer_lrp.rules.presets import Preset
+from captum_transformer_lrp.rules.presets import Preset, checked_epsilon, epsilon_of
 from captum_transformer_lrp.rules.presets import preset as named_preset
 from captum_transformer_lrp.rules.registry import (
     MODULE_RULES,
@@ -42,6 +42,7 @@ def transformer_rules(
     rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
     input_range: tuple[float | Tensor, float | Tensor] | None = None,
     stabilizer: Stabilizer | None = None,
+    epsilon: float | None = None,
     strict: bool = True,
 ) -> Iterator[StockLRP]:
     """Let ``captum.attr.LRP`` and ``captum.attr.LayerLRP`` propagate by this library's rules.
@@ -59,7 +60,8 @@ def transformer_rules(
         rules: rules that go before the preset's, by PyTorch function, module class or name of a
             module.
         input_range: as in :class:`~captum_transformer_lrp.TransformerLRP`.
-        stabilizer: keeps denominators away from zero.
+        stabilizer: divides relevance in the place of ``epsilon``; None for ``epsilon``.
+        epsilon: ε of eq. 2, as in :class:`~captum_transformer_lrp.TransformerLRP`.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
 
     Yields:
@@ -91,6 +93,7 @@ def transformer_rules(
         module_rules={**chosen.module_rules(), **named_overrides(rules)},
         pixel_rule=chosen.pixels,
         stabilizer=stabilizer or SignAwareStabilizer(),
+        epsilon=epsilon_of(checked_epsilon(epsilon, stabilizer), chosen, stabilizer),
         strict=strict,
     )
     outer = engine_propagates()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.call import Call, with_sign
 from captum_transformer_lrp.rules.rows import only_rows_with_relevance
 
 
@@ -17,8 +17,6 @@ class PositiveRule(Rule):
 
     .. math:: R_j = \sum_i \frac{x_j^+ w_{ji}^+}{\sum_{j'} x_{j'}^+ w_{j'i}^+} R_i
     """
-
-    is_well_conditioned: ClassVar[bool] = True
 
     @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
@@ -42,7 +40,6 @@ class EpsilonRule(Rule):
     """
 
     shares_with_bias: ClassVar[bool] = True
-    is_well_conditioned: ClassVar[bool] = True
 
     def __init__(self, epsilon: float = 1e-6) -> None:
         self.epsilon = epsilon
@@ -50,8 +47,7 @@ class EpsilonRule(Rule):
     @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
-        denominator = call.output + self.epsilon * torch.where(call.output < 0, -1.0, 1.0)
-        share = call.divide(relevance, denominator)
+        share = call.divide(relevance, with_sign(call.output, self.epsilon))
         summands = call.output if call.bias is None else call.output - call.bias
         _absorb_rest(call, relevance, share * summands)
         (x,) = call.inputs
@@ -81,8 +77,6 @@ class GammaRule(Rule):
         Montavon et al. 2019 (the rule for ReLU), Andéol et al. 2021 (the generalisation).
     """
 
-    is_well_conditioned: ClassVar[bool] = True
-
     def __init__(self, gamma: float = 0.25) -> None:
         self.gamma = gamma
 
@@ -94,7 +88,7 @@ class GammaRule(Rule):
         size, magnitude = x.abs(), call.weight.abs()
         total = call.forward(size, weight=magnitude)
         product = call.output if call.bias is None else call.output - call.bias
-        sign = torch.where(product < 0, -1.0, 1.0).to(product.dtype)
+        sign = torch.copysign(product.new_ones(()), product)
         # The products of the sum's sign sum to half of product + sign · total.
         half = self.gamma / 2
         denominator = product * (1 + half) + sign * total * half

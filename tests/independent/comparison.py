@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp import Explanation, TransformerAttribution
-from tests.independent.relprop import Value, propagate
+from captum_transformer_lrp.rules import DEFAULT_EPSILON
+from tests.independent.relprop import Value, epsilon, propagate
 
 TOLERANCE = 1e-9
 
@@ -33,14 +34,12 @@ class Truth:
         attentions: A of every attention, in the order of the forward pass.
         inputs: images, or what was looked up for token ids.
         gradients: ∇A of every attention.
-        pooled: the tokens that the answer is pooled from.
     """
 
     logits: Value
     attentions: list[Value]
     inputs: list[Value]
     gradients: Sequence[Tensor] = ()
-    pooled: Value | None = None
 
     def explain(self, target: int) -> None:
         """Fill in R and ∇A."""
@@ -79,12 +78,29 @@ def compare(
     kwargs: dict[str, Any] | None = None,
     arrange: Arrange = as_expected,
 ) -> Explanation:
-    """Explain all examples in one batch, and compare each with its truth.
+    """Explain all examples in one batch, and compare each with its truth, ε being 0 or not.
+
+    In the end the truths are those of the default.
 
     ``arrange`` takes an attention's number, what was found for one example, flat, and what is
     expected, and returns the two in one layout.
     """
-    explanation = TransformerAttribution(model).explain(inputs, target, kwargs)
+    for value in (0, DEFAULT_EPSILON):
+        with epsilon(value):
+            explanation = _compare(model, inputs, truths, target, kwargs, arrange, value)
+    return explanation
+
+
+def _compare(
+    model: Any,
+    inputs: Tensor | tuple[Tensor, ...],
+    truths: Sequence[Truth],
+    target: int,
+    kwargs: dict[str, Any] | None,
+    arrange: Arrange,
+    value: float,
+) -> Explanation:
+    explanation = TransformerAttribution(model, epsilon=value).explain(inputs, target, kwargs)
     count = len(truths)
     assert len(explanation.attentions) == len(truths[0].attentions)
     for n, truth in enumerate(truths):

@@ -6,13 +6,15 @@ the numbers, what they were made from, and how relevance divides among that.  :f
 recurses from the logits.
 
 Every division is the formula as printed, over all single products: no matrix identities, no
-stabiliser, and 0/0 is 0.  Elements that only move are followed by their numbers, not by autograd.
-Gradients are ``torch.autograd``'s on the same forward pass.
+stabiliser, and 0/0 is 0.  Within :func:`epsilon` the denominators of eq. 2 keep away from zero.
+Elements that only move are followed by their numbers, not by autograd.  Gradients
+are ``torch.autograd``'s on the same forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +82,24 @@ def propagate_from(output: Value, start: Tensor) -> None:
             source.relevance = source.relevance + part
 
 
+_epsilon = [0.0]
+
+
+@contextlib.contextmanager
+def epsilon(value: float) -> Iterator[None]:
+    """ε of eq. 2 for what is propagated inside."""
+    _epsilon.append(value)
+    try:
+        yield
+    finally:
+        _epsilon.pop()
+
+
+def away_from_zero(total: Tensor, size: Tensor) -> Tensor:
+    """y + sign(y) ε s."""
+    return total + torch.where(total < 0, -size, size) * _epsilon[-1]
+
+
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Division with 0/0 = 0."""
     return torch.where(denominator == 0, 0.0, numerator / denominator)
@@ -97,8 +117,8 @@ def linear_relevance(x: Tensor, weight: Tensor, R: Tensor) -> Tensor:
 
 
 def normalized(R_u: Tensor, R_v: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 9 and 10."""
-    size = R_u.sum().abs() + R_v.sum().abs()
+    """Eq. 9 and 10.  They give back what ε has taken, up to four times what is left."""
+    size = torch.maximum(R_u.sum().abs() + R_v.sum().abs(), R.sum().abs() / 4)
     return (
         R_u * ratio(R_u.sum().abs(), size) * ratio(R.sum(), R_u.sum()),
         R_v * ratio(R_v.sum().abs(), size) * ratio(R.sum(), R_v.sum()),
@@ -107,14 +127,19 @@ def normalized(R_u: Tensor, R_v: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
 
 def skip_add_relevance(u: Tensor, v: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 2 for each operand of u + v, then eq. 9 and 10 over the whole tensor."""
-    return normalized(u * ratio(R, u + v), v * ratio(R, u + v), R)
+    share = ratio(R, away_from_zero(u + v, u.abs() + v.abs()))
+    return normalized(u * share, v * share, R)
 
 
 def matmul_relevance(u: Tensor, v: Tensor, R: Tensor) -> tuple[Tensor, Tensor]:
-    """Eq. 2 for each operand of (…, i, j) @ (…, j, k), then eq. 9 and 10 over the whole tensor."""
+    """Eq. 2 for each operand of (…, i, j) @ (…, j, k), then eq. 9 and 10 over the whole tensor.
+
+    What ε takes is not given back.
+    """
     products = u.unsqueeze(-1) * v.unsqueeze(-3)  # (…, i, j, k), whose sum over j is the output
-    shares = products * ratio(R, products.sum(-2)).unsqueeze(-2)
-    return normalized(shares.sum(-1), shares.sum(-3), R)
+    total = away_from_zero(products.sum(-2), products.abs().sum(-2))
+    shares = products * ratio(R, total).unsqueeze(-2)
+    return normalized(shares.sum(-1), shares.sum(-3), shares)
 
 
 # -- operations with a weight ---------------------------------------------------------------------
@@ -178,7 +203,9 @@ def mean(x: Value, dim: int) -> Value:
     """Eq. 2 for the mean over one axis."""
 
     def divide(R: Tensor) -> tuple[Tensor]:
-        return (x.data * ratio(R, x.data.sum(dim)).unsqueeze(dim),)
+        summed = x.data.sum(dim)
+        cancelled = x.data.abs().sum(dim) - summed.abs()
+        return (x.data * ratio(R, away_from_zero(summed, cancelled)).unsqueeze(dim),)
 
     return Value(x.data.mean(dim), (x,), divide)
 
@@ -312,7 +339,10 @@ def resampled(image: Value, function: Callable[[Tensor], Tensor]) -> Value:
 
     def divide(R: Tensor) -> tuple[Tensor]:
         products = image.data.flatten(1).unsqueeze(-2) * matrix
-        shares = ratio(products, products.sum(-1, keepdim=True))
+        summed = products.sum(-1, keepdim=True)
+        of_sizes = image.data.flatten(1).abs() @ matrix.T
+        cancelled = (of_sizes.unsqueeze(-1) - summed.abs()).clamp(min=0)
+        shares = ratio(products, away_from_zero(summed, cancelled))
         return ((R.flatten(1).unsqueeze(-1) * shares).sum(-2).reshape(image.data.shape),)
 
     return Value(data, (image,), divide)

@@ -79,7 +79,7 @@ def test_albert() -> None:
 
     # Eq. 14, block by block: the row of [CLS].
     found = TransformerAttribution(model).attribute(
-        ids, 1, {"attention_mask": mask}, granularity="token"
+        ids, 1, {"attention_mask": mask}, granularity="token", keep_identity=True
     )
     for n, truth in enumerate(truths):
         C = torch.eye(7, dtype=torch.float64)

@@ -107,7 +107,9 @@ def test_bart() -> None:
     truths = [by_hand(model, one, keep.bool()) for one, keep in zip(ids, mask, strict=True)]
     compare(model, ids, truths, 1, {"attention_mask": mask})
 
-    found = TransformerAttribution(model).attribute(ids, 1, {"attention_mask": mask})
+    found = TransformerAttribution(model).attribute(
+        ids, 1, {"attention_mask": mask}, keep_identity=True
+    )
     for n, truth in enumerate(truths):
         close(found[n], rollout(truth, end_of(ids[n])), "the map")
 

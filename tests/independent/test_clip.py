@@ -124,7 +124,9 @@ def test_clip() -> None:
 
     # Eq. 14 for each tower: the row of the class token, and of the last word.  The two factors of
     # the product are read alike, so each tower has half of the mass.
-    of_images, of_ids = TransformerAttribution(model).attribute((images, ids), 0)
+    of_images, of_ids = TransformerAttribution(model).attribute(
+        (images, ids), 0, keep_identity=True
+    )
     grid = SIDE // PATCH
     for n, truth in enumerate(truths):
         C = torch.eye(grid**2 + 1, dtype=torch.float64)

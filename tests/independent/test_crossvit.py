@@ -115,7 +115,7 @@ def test_crossvit() -> None:
     truths = [by_hand(model, image) for image in images]
     compare(model, images, truths, 1)
 
-    found = TransformerAttribution(model).attribute(images, 1)
+    found = TransformerAttribution(model).attribute(images, 1, keep_identity=True)
     for n, truth in enumerate(truths):
         pixels = sum(
             F.interpolate(grid[None, None], size=(16, 16), mode="bilinear")[0, 0]

@@ -110,7 +110,7 @@ def test_deberta() -> None:
 
     # Eq. 14, the row of [CLS].
     found = TransformerAttribution(model).attribute(
-        ids, 1, {"attention_mask": mask}, granularity="token"
+        ids, 1, {"attention_mask": mask}, granularity="token", keep_identity=True
     )
     for n, truth in enumerate(truths):
         C = torch.eye(TOKENS, dtype=torch.float64)

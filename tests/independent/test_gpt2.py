@@ -78,7 +78,7 @@ def test_gpt2(attention: str) -> None:
     compare(model, ids, truths, 1)
 
     # Eq. 14: the row of the token that is read.
-    found = TransformerAttribution(model).attribute(ids, 1, granularity="token")
+    found = TransformerAttribution(model).attribute(ids, 1, granularity="token", keep_identity=True)
     for n, truth in enumerate(truths):
         C = torch.eye(TOKENS, dtype=torch.float64)
         for index in range(DEPTH):

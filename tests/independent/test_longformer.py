@@ -125,7 +125,7 @@ def test_longformer() -> None:
     compare(model, ids, truths, 1, {"attention_mask": mask}, arrange=undone)
 
     found = TransformerAttribution(model).attribute(
-        ids, 1, {"attention_mask": mask}, granularity="token"
+        ids, 1, {"attention_mask": mask}, granularity="token", keep_identity=True
     )
     for n, truth in enumerate(truths):
         close(found[n], rollout(truth), "the map")

@@ -108,7 +108,7 @@ def test_mixtral(experts: str) -> None:
     compare(model, ids, truths, 2)
 
     # Eq. 14: the row of the last token.
-    found = TransformerAttribution(model).attribute(ids, 2, granularity="token")
+    found = TransformerAttribution(model).attribute(ids, 2, granularity="token", keep_identity=True)
     for n, truth in enumerate(truths):
         C = torch.eye(TOKENS, dtype=torch.float64)
         for index in range(DEPTH):

@@ -27,7 +27,6 @@ from tests.independent.relprop import (
     merge_heads,
     move,
     patches,
-    propagate_from,
     scale,
     softmax,
     split_heads,
@@ -53,7 +52,6 @@ def by_hand(model: SwinTransformer, image: Tensor) -> Truth:
             x = add(x, dense(hidden, block.mlp.fc2))
     x = move(layer_norm(x, model.norm), lambda value: value.flatten(0, 1))
     truth = Truth(dense(mean(x, 0), model.head.fc), attentions, [pixels])
-    truth.pooled = x
     return truth
 
 
@@ -148,40 +146,11 @@ def test_swin() -> None:
     truths = [by_hand(model, image) for image in images]
     compare(model, images, truths, 1)
 
-    found = TransformerAttribution(model).attribute(images, 1, granularity="token")
+    found = TransformerAttribution(model).attribute(
+        images, 1, granularity="token", keep_identity=True
+    )
     for n, truth in enumerate(truths):
         close(found[n], rollout(truth), "the map")
-
-
-def test_swin_with_each_pooled_token_by_itself() -> None:
-    """Token i alone: the gradient of the mean's output, and R of the token as a distribution."""
-    model = small()
-    images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
-    found = TransformerAttribution(model, pooled="each").attribute(images, 1, granularity="token")
-    for n, image in enumerate(images):
-        truth = by_hand(model, image)
-        truth.explain(1)
-        assert truth.pooled is not None
-        assert truth.pooled.relevance is not None
-        relevance = truth.pooled.relevance
-        (gradient,) = torch.autograd.grad(
-            truth.logits.data[1], truth.pooled.data, retain_graph=True
-        )
-        expected = torch.zeros_like(found[n])
-        for token, share in enumerate(relevance.sum(-1).clamp(min=0)):
-            alone = torch.zeros_like(relevance)
-            alone[token] = relevance[token] / relevance[token].abs().sum()
-            propagate_from(truth.pooled, alone)
-            seed = torch.zeros_like(gradient)
-            seed[token] = gradient[token] * len(gradient)
-            truth.gradients = torch.autograd.grad(
-                truth.pooled.data,
-                [attention.data for attention in truth.attentions],
-                seed,
-                retain_graph=True,
-            )
-            expected += share * product(truth)[token]
-        close(found[n], expected, "the map")
 
 
 def rollout(truth: Truth) -> Tensor:

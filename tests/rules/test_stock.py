@@ -75,7 +75,7 @@ def test_captum_s_lrp_is_ours(made: Any, preset: str) -> None:
 @MODELS
 def test_attributions_and_what_parameters_absorb_are_the_output(made: Any) -> None:
     model, inputs, args = made()
-    with transformer_rules() as propagation:
+    with transformer_rules(epsilon=0) as propagation:
         attributions, delta = LRP(model).attribute(
             inputs, TARGET, args, return_convergence_delta=True
         )
@@ -101,7 +101,7 @@ def test_without_the_block_captum_refuses_or_double_counts() -> None:
 @pytest.mark.parametrize("at_input", [False, True], ids=["output", "input"])
 def test_layer_lrp_takes_a_block(at_input: bool) -> None:
     model, inputs, _ = vit()
-    with transformer_rules():
+    with transformer_rules(epsilon=0):
         found = LayerLRP(model, model.blocks[1]).attribute(
             inputs, TARGET, attribute_to_layer_input=at_input
         )

@@ -39,7 +39,7 @@ def shares(parts: Tensor, denominator: Tensor, relevance: Tensor) -> Tensor:
 
 def epsilon(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> Tensor:
     y = x @ weight.T + bias
-    return shares(products(x, weight), y + 0.1 * torch.where(y < 0, -1.0, 1.0), relevance)
+    return shares(products(x, weight), y + 0.1 * torch.where(y < 0, -1.0, 1.0).double(), relevance)
 
 
 def positive(x: Tensor, weight: Tensor, bias: Tensor, relevance: Tensor) -> Tensor:
