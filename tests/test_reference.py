@@ -130,7 +130,7 @@ class VitExplained:
 def vit_explained(
     request: pytest.FixtureRequest, vit: Reference, vit_model: VisionTransformer
 ) -> VitExplained:
-    attribution = TransformerAttribution(vit_model, stabilizer=request.param)
+    attribution = TransformerAttribution(vit_model, stabilizer=request.param, epsilon=0)
     images = vit.batch("x").double()
     explanation = attribution.explain(images, vit.targets, granularity="token")
     return VitExplained(attribution, images, explanation, *TOLERANCES[request.param])
@@ -252,7 +252,9 @@ def bert_case(
 
     by_ids = entrance == "input_ids"
     return BertCase(
-        TransformerAttribution(bert_model if by_ids else from_embeddings, stabilizer=request.param),
+        TransformerAttribution(
+            bert_model if by_ids else from_embeddings, stabilizer=request.param, epsilon=0
+        ),
         ids if by_ids else bert_model.get_input_embeddings()(ids).detach(),
         mask,
         bert.targets,

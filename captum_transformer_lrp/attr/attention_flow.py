@@ -55,7 +55,7 @@ class AttentionFlow(RecordedAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+        dtype: as in :class:`TransformerAttribution`.
 
     Reference:
         Samira Abnar, Willem Zuidema, *Quantifying Attention Flow in Transformers*, ACL 2020.
@@ -70,7 +70,6 @@ class AttentionFlow(RecordedAttribution):
         (torch.Size([2, 101]), True)
     """
 
-    default_dtype = torch.float32
     phases = frozenset({Phase.ROLLOUT})
 
     def __init__(

@@ -26,7 +26,7 @@ class AttentionGradCam(SingleAttentionAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+        dtype: as in :class:`TransformerAttribution`.
 
     Reference:
         Ramprasaath R. Selvaraju et al., *Grad-CAM*, ICCV 2017, as section 4 of Chefer et al. 2021
@@ -40,7 +40,6 @@ class AttentionGradCam(SingleAttentionAttribution):
         torch.Size([2, 3, 160, 160])
     """
 
-    default_dtype = torch.float32
     phases = frozenset({Phase.GRADIENT, Phase.ROLLOUT})
 
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:

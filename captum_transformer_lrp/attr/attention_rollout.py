@@ -38,7 +38,7 @@ class AttentionRollout(RolloutAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+        dtype: as in :class:`TransformerAttribution`.
 
     Reference:
         Samira Abnar, Willem Zuidema, *Quantifying Attention Flow in Transformers*, ACL 2020.
@@ -52,7 +52,6 @@ class AttentionRollout(RolloutAttribution):
         torch.Size([2, 101])
     """
 
-    default_dtype = torch.float32
     phases = frozenset({Phase.ROLLOUT})
 
     def __init__(

@@ -23,6 +23,11 @@ from captum_transformer_lrp.engine.tape import ALL_PHASES, AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.presets import (
+    checked_epsilon,
+    epsilon_of,
+    is_ill_conditioned,
+)
 from captum_transformer_lrp.rules.registry import (
     MODULE_RULES,
     Target,
@@ -43,26 +48,27 @@ def captum_method(attribute: Method) -> Method:
 
 
 class RecordedAttribution(Attribution):
-    """An attribution method that works on one recorded forward pass of an unmodified model.
+    r"""An attribution method that works on one recorded forward pass of an unmodified model.
 
     Args:
         forward_func: the model, or a function that calls it and returns logits (N, C), or one
             value for each example (N,).  Hugging Face ``ModelOutput`` and tuples are fine.
         rules: rules that replace the registered ones for this object only, by PyTorch function,
             module class or name of a module.  A ``module.rule`` of the model goes first.
-        stabilizer: keeps denominators away from zero.
+        stabilizer: divides relevance in the place of ``epsilon``; None for ``epsilon``.
+        epsilon: ε of eq. 2, of methods that propagate relevance.  A denominator
+            :math:`y = \sum z_i` becomes :math:`y + \varepsilon \sum |z_i|\,\mathrm{sign}\,y`.  None
+            takes that of the preset, or else
+            :data:`~captum_transformer_lrp.rules.DEFAULT_EPSILON`.  0 is the equation as printed:
+            its denominators pass through zero, so that rounding moves relevance by per cents.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
         dtype: what to compute in, if that is more precise than the model; attributions come back
-            as precise as the inputs.  Relevance is ill-conditioned: eq. 2 divides by attention
-            scores, some of which are near zero, so rounding the forward pass to float32 moves
-            R by per cents.  The arithmetic of relevance is not: by default (None), methods that
-            propagate relevance through a float32 model run its forward pass in float64 and what
-            follows in float32.  ``torch.float64`` computes everything in float64,
-            ``torch.float32`` everything in float32.
+            as precise as the inputs.  None stands for float32, and for float64 where the equations
+            are those with ``epsilon=0``.  ``torch.bfloat16`` leaves models of half precision as
+            they are.
     """
 
     preset: Preset | None = None
-    default_dtype: torch.dtype = torch.float64
     needs_attention: bool = True
     keeps_readout: bool = False
     keeps_streams: bool = False
@@ -75,18 +81,35 @@ class RecordedAttribution(Attribution):
         *,
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
+        epsilon: float | None = None,
         strict: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(forward_func)
-        self._dtype = self.default_dtype if dtype is None else dtype
-        self._lower = torch.float32 if dtype is None else None
-        if self._dtype not in (torch.float32, torch.float64):
-            raise ValueError(f"dtype must be torch.float32 or torch.float64, found {dtype}")
+        if dtype not in (None, torch.bfloat16, torch.float32, torch.float64):
+            raise ValueError(
+                "dtype must be torch.float32, torch.float64, torch.bfloat16 or None, found "
+                f"{dtype!r}"
+            )
+        self._dtype = dtype
+        self._epsilon = checked_epsilon(epsilon, stabilizer)
         self._function_rules, self._class_rules = rule_overrides(rules)
         self._module_rules = named_overrides(rules)
-        self._stabilizer = stabilizer or SignAwareStabilizer()
+        self._stabilizer = stabilizer
         self._strict = strict
+
+    @property
+    def epsilon(self) -> float:
+        """ε of eq. 2 that is used."""
+        return epsilon_of(self._epsilon, self.preset, self._stabilizer)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What is computed in, unless the model is more precise."""
+        if self._dtype is not None:
+            return self._dtype
+        as_printed = Phase.RELEVANCE in self.phases and is_ill_conditioned(self.preset)
+        return torch.float64 if as_printed and not self.epsilon else torch.float32
 
     def has_convergence_delta(self) -> bool:
         """False: the maps of this method have no sum that they must converge to."""
@@ -124,15 +147,15 @@ class RecordedAttribution(Attribution):
                 **self._class_rules,
             },
             module_rules={**(preset.module_rules() if preset else {}), **self._module_rules},
-            stabilizer=self._stabilizer,
+            stabilizer=self._stabilizer or SignAwareStabilizer(),
+            epsilon=self.epsilon,
             strict=self._strict,
             keeps_books=keeps_books,
             keeps_readout=self.keeps_readout,
             keeps_streams=self.keeps_streams,
             pixel_rule=preset.pixels if preset else None,
-            dtype=self._dtype,
+            dtype=self.dtype,
             needs_attention=self.needs_attention,
-            lower=self._lower,
             phases=self.phases,
             checkpointing=self.checkpointing,
         )
@@ -182,6 +205,7 @@ class RolloutAttribution(RecordedAttribution):
         start_layer: int = 0,
         granularity: views.Granularity = "input",
         row_normalize: bool = False,
+        keep_identity: bool = False,
         internal_batch_size: int | None = None,
     ) -> Tensor | tuple[Tensor, ...]:
         """Explain one target for each example of a batch.
@@ -201,13 +225,18 @@ class RolloutAttribution(RecordedAttribution):
                 ``"token"`` for (N, S), the row over all tokens, special ones included;
                 ``"matrix"`` for C, (N, S, S).
             row_normalize: divide the rows of each factor of eq. 14 by their sums.
+            keep_identity: whether the map is the row of C, rather than that of C − I.  C contains
+                the path along which no attention has moved anything.  That path says nothing of
+                the target: it adds 1 to the entry of the class token, and the same to every token
+                that is pooled.
             internal_batch_size: at most so many examples are computed at a time, which bounds the
                 memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
                 dimension is that of the batch are cut with it.
 
         Returns:
             Non-negative attributions, float32 or as precise as the inputs; a tuple if ``inputs``
-            is one and ``granularity`` is ``"input"``.
+            is one and ``granularity`` is ``"input"``.  They sum to the mass that attentions have
+            moved: the row sum of C less 1, and with ``keep_identity`` to that of C.
 
         Raises:
             ValueError: for a target or an option that does not fit.
@@ -221,6 +250,7 @@ class RolloutAttribution(RecordedAttribution):
             start_layer=start_layer,
             granularity=granularity,
             row_normalize=row_normalize,
+            keep_identity=keep_identity,
             internal_batch_size=internal_batch_size,
         )[0]
 
@@ -233,6 +263,7 @@ class RolloutAttribution(RecordedAttribution):
         start_layer: int = 0,
         granularity: views.Granularity = "input",
         row_normalize: bool = False,
+        keep_identity: bool = False,
         internal_batch_size: int | None = None,
     ) -> list[Tensor | tuple[Tensor, ...]]:
         """Explain several targets of the same inputs from one forward pass.
@@ -244,6 +275,7 @@ class RolloutAttribution(RecordedAttribution):
             start_layer: as in :meth:`attribute`.
             granularity: as in :meth:`attribute`.
             row_normalize: as in :meth:`attribute`.
+            keep_identity: as in :meth:`attribute`.
             internal_batch_size: as in :meth:`attribute`.
 
         Returns:
@@ -255,7 +287,13 @@ class RolloutAttribution(RecordedAttribution):
             targets,
             additional_forward_args,
             lambda recording, start: self._rolled_out(
-                recording, start, inputs, start_layer, granularity, row_normalize
+                recording,
+                start,
+                inputs,
+                start_layer,
+                granularity,
+                row_normalize,
+                keep_identity,
             ),
             internal_batch_size,
         )
@@ -282,13 +320,16 @@ class RolloutAttribution(RecordedAttribution):
         start_layer: int,
         granularity: views.Granularity,
         row_normalize: bool,
+        keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         used = self._used(recording, start_layer)
         recording.tape.leave_out_attentions()
         self._weigh(recording, start, used)
         if granularity == "matrix" or row_normalize:
-            return self._from_matrix(recording, start, inputs, granularity, row_normalize)
-        return mass_view(recording, start, inputs, granularity)
+            return self._from_matrix(
+                recording, start, inputs, granularity, row_normalize, keep_identity
+            )
+        return mass_view(recording, start, inputs, granularity, moved=not keep_identity)
 
     def _from_matrix(
         self,
@@ -297,17 +338,20 @@ class RolloutAttribution(RecordedAttribution):
         inputs: Any,
         granularity: views.Granularity,
         row_normalize: bool,
+        keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         used = [step for step in recording.tape.attentions if step.weighted is not None]
         matrices = views.attention_matrices(used, recording.output.shape[0])
-        matrix = views.rollout_matrix(matrices, row_normalize=row_normalize)
         if granularity == "matrix":
-            return matrix
+            return views.rollout_matrix(matrices, row_normalize=row_normalize)
         for step in used:
             step.weighted = None
         # Without attention all mass stays where the model reads its answer from.
         readout = views.token_mass(recording, start)
-        row = (readout.unsqueeze(1) @ matrix).squeeze(1)
+        unmoved, moved = views.rollout_parts(matrices, row_normalize=row_normalize)
+        row = (readout.unsqueeze(1) @ moved).squeeze(1)
+        if keep_identity:
+            row = row + readout * unmoved
         return row_view(recording, row, inputs, granularity)
 
 
@@ -319,6 +363,7 @@ class SingleAttentionAttribution(RecordedAttribution):
         layer: which attention, counted from the input as in a list; -1 is nearest the output.
         rules: as in :class:`RecordedAttribution`.
         stabilizer: as in :class:`RecordedAttribution`.
+        epsilon: as in :class:`RecordedAttribution`.
         strict: as in :class:`RecordedAttribution`.
         dtype: as in :class:`RecordedAttribution`.
     """
@@ -330,11 +375,17 @@ class SingleAttentionAttribution(RecordedAttribution):
         layer: int = -1,
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
+        epsilon: float | None = None,
         strict: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+            forward_func,
+            rules=rules,
+            stabilizer=stabilizer,
+            epsilon=epsilon,
+            strict=strict,
+            dtype=dtype,
         )
         self.layer = layer
 
@@ -444,13 +495,16 @@ def mass_view(
     start: Tensor,
     inputs: Any,
     granularity: views.Granularity,
-    origin: Tensor | None = None,
+    *,
+    moved: bool = False,
 ) -> Tensor | tuple[Tensor, ...]:
-    """The mass that a seed at ``origin``, the logits unless given, sends to tokens or inputs."""
-    origin = recording.output if origin is None else origin
+    """The mass that a seed at the logits sends to tokens or inputs.
+
+    With ``moved`` without what no attention has moved.
+    """
     if granularity == "token":
-        return views.token_mass(recording, start, origin).detach()
-    maps = views.input_mass(recording, origin, start)
+        return views.token_mass(recording, start, moved=moved).detach()
+    maps = views.input_mass(recording, recording.output, start, moved=moved)
     return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
 
 

@@ -34,7 +34,8 @@ Perception: TypeAlias = Literal["token", "head"]
 class BiAttention(TokenAttribution):
     r"""How tokens come together in the pooled one, times how the answer depends on them.
 
-    *Attention perception* is a rollout, :math:`P \leftarrow P + \tilde A^{(b)} P`, of
+    *Attention perception* is a rollout, :math:`P \leftarrow P + \tilde A^{(b)} P` from
+    :math:`P = I`, less that I, of
 
     * ``perception="token"``:
       :math:`\tilde A_{ij} = E_h A^h_{ij}\,\|v_j W^O\|_2 / \|x_j\|_2`, each token weighed by how
@@ -50,8 +51,8 @@ class BiAttention(TokenAttribution):
         F = E_h\Big(\frac 1n \sum_{k=0}^{n-1}
             \nabla A^{(B)}\big(\tfrac{k}{n-1} x\big)\Big)^+
 
-    and the attribution is the row of :math:`F \odot P` that the model reads its answer from.  For
-    token ids the way starts from embeddings of zero.
+    and the attribution is the row of :math:`F \odot (P - I)` that the model reads its answer from.
+    For token ids the way starts from embeddings of zero.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.
@@ -63,7 +64,7 @@ class BiAttention(TokenAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+        dtype: as in :class:`TransformerAttribution`.
 
     Reference:
         Jiamin Chen et al., *Beyond Intuition: Rethinking Token Attributions inside Transformers*,
@@ -77,8 +78,6 @@ class BiAttention(TokenAttribution):
         >>> BiAttention(model, n_steps=3).attribute(images, target=1).shape
         torch.Size([2, 3, 160, 160])
     """
-
-    default_dtype = torch.float32
 
     def __init__(
         self,
@@ -163,7 +162,7 @@ class BiAttention(TokenAttribution):
         return FromEmbeddings(self.forward_func, names), (values[0], *rest)
 
     def _perceived(self, recording: Recording, start: Tensor) -> Tensor:
-        """P, (N, S, S)."""
+        """P − I, (N, S, S)."""
         pairs = one_sequence(recording)
         used = [pairs[place] for place in views.chosen_layers(self.layers, len(pairs))]
         matrices = []
@@ -173,13 +172,11 @@ class BiAttention(TokenAttribution):
                 matrices.append(_by_head(maps_of(step), views.per_head(gradient, step)))
         else:
             matrices = [_by_token(recording, step, residual) for step, residual in used]
-        return views.rollout_matrix(matrices, row_normalize=False)
+        return views.rollout_parts(matrices, row_normalize=False)[1]
 
 
 class _LastGradient(RecordedAttribution):
     """The gradient of a target by the last attention map."""
-
-    default_dtype = torch.float32
 
     def of_targets(self, inputs: Any, targets: Sequence[Any], additional: Any) -> list[Tensor]:
         """(N, heads, S, S) for each target."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
+import torch
 from captum._utils.common import _format_output, _is_tuple
 from torch import Tensor
 
@@ -26,14 +27,21 @@ class Descent:
     Args:
         relevance: what has arrived in the relevance phase and waits for the segment below.
         gradient: likewise in the gradient phase.
-        mass: likewise in the rollout phase.
+        mass: likewise in the rollout phase; of it, what no attention has moved if ``moved`` is
+            given.
+        moved: the rest of it; None if the two are not told apart.
         grids: mass that has arrived at a convolution that makes tokens.
     """
 
     relevance: Pending
     gradient: Pending
     mass: Pending
+    moved: Pending | None
     grids: list[tuple[Tensor, Mark]] = field(default_factory=list)
+
+    def carried(self) -> Pending:
+        """The mass that the map is made of."""
+        return self.mass if self.moved is None else self.moved
 
 
 def rolled_out(
@@ -45,6 +53,7 @@ def rolled_out(
     combined: Combine,
     *,
     needs_gradient: bool,
+    moved: bool,
 ) -> list[Tensor | tuple[Tensor, ...]]:
     """The maps of all targets of a recording.
 
@@ -56,12 +65,18 @@ def rolled_out(
         layers: the attentions that take part, by their place in the order of the forward pass.
         combined: makes an attention's weighted map.
         needs_gradient: whether it takes the gradient.
+        moved: whether to leave out the mass that no attention has moved.
     """
     stream = views.token_stream(recording) if granularity == "token" else None
     log.finish([recording.output] if stream is None else [recording.output, stream])
     output = log.number(recording.output)
     descents = [
-        Descent({output: start}, {output: start} if needs_gradient else {}, {output: start})
+        Descent(
+            {output: start},
+            {output: start} if needs_gradient else {},
+            {output: start},
+            {output: torch.zeros_like(start)} if moved else None,
+        )
         for start in recording.targets
     ]
     tape = recording.tape
@@ -82,7 +97,7 @@ def rolled_out(
     tape.stops_at_grids = True
     tuples = _is_tuple(inputs)
     if place is not None:
-        at_stream = at_stream or [descent.mass[place] for descent in descents]
+        at_stream = at_stream or [descent.carried()[place] for descent in descents]
         return [views.summed_by_token(recording, one).detach() for one in at_stream]
     return [
         _format_output(tuples, tuple(one.detach() for one in _at_inputs(recording, log, descent)))
@@ -113,7 +128,13 @@ def _through(
     tape.grids.clear()
     is_here = place in segment.made
     wanted = [replay.made[place]] if is_here and place is not None else []
-    found = replay.backward(Phase.ROLLOUT, descent.mass, wanted)
+    if descent.moved is None:
+        found = replay.backward(Phase.ROLLOUT, descent.mass, wanted)
+    else:
+        with tape.holding_back() as send_on:
+            replay.backward(Phase.ROLLOUT, descent.mass, wanted)
+            send_on()
+            found = replay.backward(Phase.ROLLOUT, descent.moved, wanted)
     descent.grids += tape.grids
     tape.grids.clear()
     for step in used:
@@ -123,12 +144,13 @@ def _through(
 
 def _at_inputs(recording: Recording, log: Log, descent: Descent) -> tuple[Tensor, ...]:
     tape = recording.tape
-    numbers = [number for number in log.outside if number in descent.mass]
+    mass = descent.carried()
+    numbers = [number for number in log.outside if number in mass]
     tape.grids.clear()
     arrived = tape.backward(
         Phase.ROLLOUT,
         [log.outside[number] for number in numbers],
-        [descent.mass[number] for number in numbers],
+        [mass[number] for number in numbers],
         recording.all_leaves,
     )
     return views.at_inputs(recording, arrived, [*descent.grids, *tape.grids])

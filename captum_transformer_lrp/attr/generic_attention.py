@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr.base import RolloutAttribution, weigh_by_gradients
@@ -29,7 +28,7 @@ class GenericAttention(RolloutAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+        dtype: as in :class:`TransformerAttribution`.
 
     Reference:
         Hila Chefer, Shir Gur, Lior Wolf, *Generic Attention-model Explainability for Interpreting
@@ -42,8 +41,6 @@ class GenericAttention(RolloutAttribution):
         >>> GenericAttention(model).attribute(torch.randn(2, 3, 160, 160), target=1).shape
         torch.Size([2, 3, 160, 160])
     """
-
-    default_dtype = torch.float32
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
         weigh_by_gradients(

@@ -59,7 +59,7 @@ class NormRollout(OneRecordingAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+        dtype: as in :class:`TransformerAttribution`.
 
     Reference:
         Goro Kobayashi et al., *Incorporating Residual and Normalization Layers into Analysis of
@@ -77,8 +77,6 @@ class NormRollout(OneRecordingAttribution):
         >>> torch.allclose(row.sum(1), torch.ones(2))
         True
     """
-
-    default_dtype = torch.float32
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class PartialLRP(SingleAttentionAttribution):
             the paper's baseline, eq. 4 without normalisation; ``"paper"`` for the paper's own.
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
+        epsilon: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
         dtype: as in :class:`TransformerAttribution`.
 
@@ -54,6 +55,7 @@ class PartialLRP(SingleAttentionAttribution):
         preset: str = "lrp",
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
+        epsilon: float | None = None,
         strict: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -62,6 +64,7 @@ class PartialLRP(SingleAttentionAttribution):
             layer=layer,
             rules=rules,
             stabilizer=stabilizer,
+            epsilon=epsilon,
             strict=strict,
             dtype=dtype,
         )

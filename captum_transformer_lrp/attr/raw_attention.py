@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution
@@ -22,7 +21,7 @@ class RawAttention(SingleAttentionAttribution):
         rules: as in :class:`TransformerAttribution`.
         stabilizer: as in :class:`TransformerAttribution`.
         strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`, but float32 unless told otherwise.
+        dtype: as in :class:`TransformerAttribution`.
 
     Example:
         >>> import timm, torch
@@ -33,7 +32,6 @@ class RawAttention(SingleAttentionAttribution):
         1.0
     """
 
-    default_dtype = torch.float32
     phases = frozenset({Phase.ROLLOUT})
 
     @property

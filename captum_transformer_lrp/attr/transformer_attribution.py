@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import islice, zip_longest
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from captum._utils.common import _is_tuple
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
 
@@ -16,23 +14,20 @@ from captum_transformer_lrp.attr.base import (
     RolloutAttribution,
     check_finite,
     gradients,
-    mass_view,
     relevances,
     sum_all,
     weigh_by_gradients,
 )
 from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
-from captum_transformer_lrp.attr.pooled_tokens import PooledTokens, pooled_tokens
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.checkpoints import Log
-from captum_transformer_lrp.engine.recording import EXAMPLES_TOGETHER, Recording
+from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.registry import Target
 
 HeadWeighting: TypeAlias = Literal["gradient", "attention", "none"]
-Pooled: TypeAlias = Literal["together", "each"]
 
 
 class TransformerAttribution(RolloutAttribution):
@@ -46,8 +41,9 @@ class TransformerAttribution(RolloutAttribution):
         C = \bar A^{(1)} \cdot \bar A^{(2)} \cdots \bar A^{(B)}
         \qquad \text{(eq. 13, 14)}
 
-    and the attribution is the row of :math:`C` that the model reads its answer from: that of
-    [CLS], or the mean of all rows under mean pooling (see ``pooled``).
+    and the attribution is the row of :math:`C - I` that the model reads its answer from: that of
+    [CLS], or the mean of all rows under mean pooling.  Subtracting I leaves out what no attention
+    has moved, which is the same for every target.
 
     The model is used as it is: any timm, Hugging Face or torchvision Transformer or one of your
     own, in eval mode.  It is watched for one forward pass and left as it was.
@@ -57,21 +53,20 @@ class TransformerAttribution(RolloutAttribution):
             value for each example (N,).  Hugging Face ``ModelOutput`` and tuples are fine.
         rules: rules that replace the registered ones for this object only, by PyTorch function,
             module class or name of a module.  A ``module.rule`` of the model goes first.
-        stabilizer: keeps denominators away from zero.
+        stabilizer: divides relevance in the place of ``epsilon``; None for ``epsilon``.
+        epsilon: ε of eq. 2.  A denominator :math:`y = \sum z_i` becomes
+            :math:`y + \varepsilon \sum |z_i|\,\mathrm{sign}\,y`, which rounding cannot bring near
+            zero.  None is :data:`~captum_transformer_lrp.rules.DEFAULT_EPSILON`; 0 is the paper's
+            equation as printed, computed in float64.
         strict: whether an operation without a rule is an error (the default) or follows eq. 2.
-        dtype: what to compute in, if that is more precise than the model; float64 unless told
-            otherwise (see :class:`~captum_transformer_lrp.attr.base.RecordedAttribution`).
+        dtype: what to compute in, if that is more precise than the model: ``torch.float64``,
+            ``torch.float32`` (the default but for ``epsilon=0``), or ``torch.bfloat16`` to leave
+            models of half precision as they are.
         head_weighting: what R is multiplied by in eq. 13: ``"gradient"`` for ∇A, as the paper has
             it; ``"attention"`` for A, its ablation "w/o ∇A"; ``"none"`` for R alone.
         layers: the attentions that take part in eq. 14, counted from the input, negative ones from
             the output; None for all.  ``[-1]`` is the paper's ablation with the block nearest the
             output alone.
-        pooled: how tokens are explained that the model reads its answer from by pooling:
-            ``"together"``, with one relevance and one gradient for all of them; or ``"each"`` as if
-            it were the class token, with a relevance and a gradient of its own, and added up by the
-            share of the relevance that each token has.  The latter finds what belongs to the target
-            far better (docs/rollout.md), and takes as many times as long as there are pooled
-            tokens.  To models that read their answer from one token it makes no difference.
         checkpointing: whether of the forward pass only the tokens between blocks are kept, and each
             block is computed again on the way back: the maps of one block in memory in the place of
             all, for one more forward pass.  For long sequences.
@@ -97,15 +92,20 @@ class TransformerAttribution(RolloutAttribution):
         *,
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
+        epsilon: float | None = None,
         strict: bool = True,
         dtype: torch.dtype | None = None,
         head_weighting: HeadWeighting = "gradient",
         layers: Sequence[int] | None = None,
-        pooled: Pooled = "together",
         checkpointing: bool = False,
     ) -> None:
         super().__init__(
-            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+            forward_func,
+            rules=rules,
+            stabilizer=stabilizer,
+            epsilon=epsilon,
+            strict=strict,
+            dtype=dtype,
         )
         if head_weighting not in get_args(HeadWeighting):
             raise ValueError(
@@ -113,15 +113,7 @@ class TransformerAttribution(RolloutAttribution):
             )
         if layers is not None and not layers:
             raise ValueError("layers must name at least one attention, or be None for all of them")
-        if pooled not in get_args(Pooled):
-            raise ValueError(f"pooled must be one of {get_args(Pooled)}: {pooled!r}")
-        if checkpointing and pooled == "each":
-            raise ValueError(
-                'pooled="each" goes through the model once for each pooled token, which '
-                "checkpointing would compute again each time: choose one of them"
-            )
         self.checkpointing = checkpointing
-        self.pooled = pooled
         self.head_weighting = head_weighting
         self.layers = None if layers is None else tuple(layers)
 
@@ -134,12 +126,12 @@ class TransformerAttribution(RolloutAttribution):
         start_layer: int = 0,
         granularity: views.Granularity = "input",
         row_normalize: bool = False,
+        keep_identity: bool = False,
     ) -> Explanation:
         """Explain one target, and return everything on the way.
 
         Takes the arguments of :meth:`attribute`.  Relevance is propagated all the way to the
-        inputs, which costs more than :meth:`attribute`.  The A, ∇A and R that come back are those
-        of the whole answer, also where ``pooled="each"`` has the map made of others.
+        inputs, which costs more than :meth:`attribute`.
 
         Example:
             >>> import timm, torch
@@ -166,7 +158,7 @@ class TransformerAttribution(RolloutAttribution):
             target = predicted(recording.output) if target is None else target
             start = seed(recording.output, target)
             attributions = self._rolled_out(
-                recording, start, inputs, start_layer, granularity, row_normalize
+                recording, start, inputs, start_layer, granularity, row_normalize, keep_identity
             )
             gradient_of = gradients(recording, start, tape.attentions)
             steps = tape.attentions
@@ -223,6 +215,7 @@ class TransformerAttribution(RolloutAttribution):
         start_layer: int,
         granularity: views.Granularity,
         row_normalize: bool,
+        keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         if recording.log is not None:
             if granularity == "matrix" or row_normalize:
@@ -232,20 +225,11 @@ class TransformerAttribution(RolloutAttribution):
                     "row_normalize, or checkpointing=False"
                 )
             used = self._used(recording, start_layer)
-            return self._checkpointed(recording, recording.log, start, inputs, used, granularity)
-        if self.pooled == "each":
-            recording.tape.leave_out_attentions()
-            tokens = pooled_tokens(recording, start)
-            if tokens is not None:
-                if granularity == "matrix" or row_normalize:
-                    raise ValueError(
-                        'pooled="each" multiplies matrices of its own for each pooled token, so '
-                        'there is no one matrix and no row_normalize: use pooled="together"'
-                    )
-                used = self._used(recording, start_layer)
-                return self._each_rolled_out(recording, tokens, inputs, used, granularity)
+            return self._checkpointed(
+                recording, recording.log, start, inputs, used, granularity, keep_identity
+            )
         return super()._rolled_out(
-            recording, start, inputs, start_layer, granularity, row_normalize
+            recording, start, inputs, start_layer, granularity, row_normalize, keep_identity
         )
 
     def _checkpointed(
@@ -256,6 +240,7 @@ class TransformerAttribution(RolloutAttribution):
         inputs: Any,
         used: Sequence[AttentionStep],
         granularity: views.Granularity,
+        keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         """The first target's map is made together with all others', which are kept for later."""
         if not recording.together:
@@ -267,32 +252,11 @@ class TransformerAttribution(RolloutAttribution):
                 {step.index for step in used},
                 self._combined,
                 needs_gradient=self.head_weighting == "gradient",
+                moved=not keep_identity,
             )
             recording.together.update(enumerate(found))
         place = next(n for n, one in enumerate(recording.targets) if one is start)
         return recording.together.pop(place)
-
-    def _each_rolled_out(
-        self,
-        recording: Recording,
-        tokens: PooledTokens,
-        inputs: Any,
-        used: Sequence[AttentionStep],
-        granularity: views.Granularity,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Eq. 14 once for each pooled token, added up."""
-        found: tuple[Tensor, ...] = ()
-        seeds = tokens.seeds()
-        while some := list(islice(seeds, _together(recording))):
-            gradients_of, relevances_of, masses = zip(*some, strict=True)
-            maps = self._weighted(recording, tokens.source, relevances_of, gradients_of, used)
-            for of_token, mass in zip(maps, masses, strict=True):
-                for step, weighted in zip(used, of_token, strict=True):
-                    step.weighted = weighted
-                view = mass_view(recording, mass, inputs, granularity, tokens.source)
-                parts = view if isinstance(view, tuple) else (view,)
-                found = tuple(map(torch.add, found, parts)) if found else parts
-        return found if granularity == "input" and _is_tuple(inputs) else found[0]
 
     def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
         relevance_of = relevances(recording, start, used)
@@ -309,27 +273,6 @@ class TransformerAttribution(RolloutAttribution):
             for step, relevance in zip(used, relevance_of, strict=True):
                 step.weighted = self._combined(step, None, relevance)
 
-    def _weighted(
-        self,
-        recording: Recording,
-        origin: Tensor,
-        relevance_seeds: Sequence[Tensor],
-        gradient_seeds: Sequence[Tensor],
-        used: Sequence[AttentionStep],
-    ) -> list[list[Tensor]]:
-        """For each pair of seeds at ``origin`` the weighted map of each attention."""
-        tape = recording.tape
-        wanted = [step.attention for step in used]
-        found = tape.backward_together(Phase.RELEVANCE, origin, relevance_seeds, wanted)
-        if self.head_weighting == "gradient":
-            gradient_of = tape.backward_together(Phase.GRADIENT, origin, gradient_seeds, wanted)
-        else:
-            gradient_of = [[]] * len(found)
-        return [
-            [self._combined(*of_step) for of_step in zip_longest(used, gradient, relevance)]
-            for gradient, relevance in zip(gradient_of, found, strict=True)
-        ]
-
     def _combined(self, step: AttentionStep, gradient: Tensor | None, relevance: Tensor) -> Tensor:
         """(∇A ⊙ R)⁺ of eq. 13, or what replaces it in an ablation."""
         if self.head_weighting == "none":
@@ -337,8 +280,3 @@ class TransformerAttribution(RolloutAttribution):
         factor = step.attention.detach() if self.head_weighting == "attention" else gradient
         assert factor is not None
         return (factor * relevance).clamp_(min=0)
-
-
-def _together(recording: Recording) -> int:
-    """How many seeds go together in one pass."""
-    return max(1, EXAMPLES_TOGETHER // recording.output.shape[0])

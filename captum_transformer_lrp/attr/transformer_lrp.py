@@ -82,11 +82,17 @@ class TransformerLRP(RecordedAttribution):
         contrast: Contrast | None = None,
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
+        epsilon: float | None = None,
         strict: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(
-            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
+            forward_func,
+            rules=rules,
+            stabilizer=stabilizer,
+            epsilon=epsilon,
+            strict=strict,
+            dtype=dtype,
         )
         chosen = named_preset(preset) if isinstance(preset, str) else preset
         if input_range is not None:

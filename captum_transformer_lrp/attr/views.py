@@ -27,8 +27,16 @@ def check_granularity(granularity: str, known: Sequence[str] = GRANULARITIES) ->
         raise ValueError(f"granularity must be one of {known}, found {granularity!r}")
 
 
-def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+def input_mass(
+    recording: Recording, origin: Tensor, seed: Tensor, *, moved: bool = False
+) -> tuple[Tensor, ...]:
     """Carry mass from ``origin`` down to the inputs.
+
+    Args:
+        recording: the forward pass.
+        origin: where mass starts, on the tape.
+        seed: how much, of the shape of ``origin``.
+        moved: whether to leave out what no attention has moved.
 
     Returns:
         A map for each input, shaped as it is: for images the mass of the patch grid, bilinearly
@@ -38,8 +46,16 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
     tape = recording.tape
     tape.grids.clear()
     return at_inputs(
-        recording, tape.backward(Phase.ROLLOUT, origin, seed, recording.all_leaves), tape.grids
+        recording, _carried(recording, origin, seed, recording.all_leaves, moved), tape.grids
     )
+
+
+def _carried(
+    recording: Recording, origin: Tensor, seed: Tensor, wanted: Sequence[Tensor], moved: bool
+) -> list[Tensor]:
+    if moved:
+        return recording.tape.moved_mass(origin, seed, wanted)
+    return recording.tape.backward(Phase.ROLLOUT, origin, seed, wanted)
 
 
 def at_inputs(
@@ -112,21 +128,22 @@ def token_stream(recording: Recording) -> Tensor:
     return found
 
 
-def token_mass(recording: Recording, seed: Tensor, origin: Tensor | None = None) -> Tensor:
-    """Mass that arrives at each token below the first attention, (N, S).
+def token_mass(recording: Recording, seed: Tensor, *, moved: bool = False) -> Tensor:
+    """Mass that the logits send to each token below the first attention, (N, S).
 
-    It starts at ``origin``, the logits unless given.
+    With ``moved`` without what no attention has moved.
     """
-    arrived = _at_tokens(recording, recording.output if origin is None else origin, seed)
-    return summed_by_token(recording, arrived)
+    return summed_by_token(recording, _at_tokens(recording, recording.output, seed, moved=moved))
 
 
-def _at_tokens(recording: Recording, origin: Tensor, seed: Tensor) -> Tensor:
+def _at_tokens(
+    recording: Recording, origin: Tensor, seed: Tensor, *, moved: bool = False
+) -> Tensor:
     """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
     tape = recording.tape
     tape.stops_at_grids = False
     try:
-        (mass,) = tape.backward(Phase.ROLLOUT, origin, seed, [token_stream(recording)])
+        (mass,) = _carried(recording, origin, seed, [token_stream(recording)], moved)
     finally:
         tape.stops_at_grids = True
     return mass
@@ -345,12 +362,34 @@ def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor
         tensor([[[1., 2.],
                  [0., 1.]]])
     """
-    product: Tensor | None = None
+    unmoved, moved = rollout_parts(matrices, row_normalize=row_normalize)
+    return moved + torch.diag_embed(unmoved)
+
+
+def rollout_parts(matrices: Sequence[Tensor], *, row_normalize: bool) -> tuple[Tensor, Tensor]:
+    """C of eq. 14 in two parts: what no attention has moved, and what at least one has.
+
+    Args:
+        matrices: as in :func:`rollout_matrix`.
+        row_normalize: as in :func:`rollout_matrix`.
+
+    Returns:
+        The diagonal of the first, (N, S), all ones unless rows are normalised; and the second,
+        (N, S, S), which is C − I then.  It is computed without that difference.
+
+    Example:
+        >>> half = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+        >>> rollout_parts([half, half], row_normalize=False)[1]
+        tensor([[[0., 2.],
+                 [0., 0.]]])
+    """
+    unmoved = matrices[0].new_ones(matrices[0].shape[:-1])
+    moved = torch.zeros_like(matrices[0])
     for matrix in matrices:
-        identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
-        block = identity + matrix
+        stays = torch.ones_like(unmoved)
         if row_normalize:
-            block = block / block.sum(-1, keepdim=True)
-        product = block if product is None else block @ product
-    assert product is not None
-    return product
+            stays = 1 / (1 + matrix.sum(-1))
+            matrix = matrix * stays.unsqueeze(-1)
+        moved = stays.unsqueeze(-1) * moved + matrix @ moved + matrix * unmoved.unsqueeze(-2)
+        unmoved = stays * unmoved
+    return unmoved, moved

@@ -153,7 +153,6 @@ class Log:
         number = self._count
         self._count += 1
         self._numbers[tensor] = number
-        self._numbers[self._watch.tape.anchor(tensor)] = number
         return number
 
     def finish(self, wanted: Sequence[Tensor]) -> None:

@@ -127,20 +127,30 @@ def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
 
 
 def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-    """``A @ V``: mass goes to the values by the weighted map."""
+    """``A @ V``: mass goes to the values by the weighted map.
+
+    While the tape holds mass back, it is kept here; it goes on with what arrives the next time.
+    """
     record = step.facts["attention"]
     position: int = step.facts["position"]
     if record.weighted is None:
         return (None, None)
+    if step.tape.holds_back:
+        record.held_back = mass
+        return (None, None)
     operands = list(call.inputs)
     operands[position] = record.weighted.to(mass.dtype)
+    arrived = [mass] if record.held_back is None else [mass, record.held_back]
     if isinstance(call.kernel, MatmulKernel):
         values = operands[1 - position]
         features = -1 if position == 0 else -2
-        if mass.dim() >= 2 and values.dim() >= 2 and mass.stride(features) == 0:
+        alike = all(one.dim() >= 2 and one.stride(features) == 0 for one in arrived)
+        if alike and values.dim() >= 2:
             # A token's features have the same mass: it is moved once, and spread again.
             operands[1 - position] = values.narrow(features, 0, 1)
-            mass = mass.narrow(features, 0, 1)
+            arrived = [one.narrow(features, 0, 1) for one in arrived]
+    mass = arrived[0] if len(arrived) == 1 else arrived[0] + arrived[1]
+    if isinstance(call.kernel, MatmulKernel):
         to_values = call.kernel.vjp_of(1 - position, mass, operands).expand_as(values)
     else:
         to_values = call.vjp(mass, inputs=operands)[1 - position]

@@ -54,7 +54,7 @@ from captum_transformer_lrp.engine.structure import (
     JOINS,
     REARRANGEMENTS,
 )
-from captum_transformer_lrp.engine.tape import Phase, Tape
+from captum_transformer_lrp.engine.tape import Phase, Tape, raised
 from captum_transformer_lrp.engine.tensor_table import TensorTable
 from captum_transformer_lrp.engine.token_ids import TokenIds
 from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
@@ -132,7 +132,6 @@ class Interception(TorchFunctionMode):
         self.state: dict[int, str] = {}
         self.constants: TensorTable[str] = TensorTable()
         self.repeated: TensorTable[bool] = TensorTable()
-        self._bounded: TensorTable[Tensor] = TensorTable()
         self.replaced: dict[int, tuple[Tensor, Tensor]] = {}
         self.overwritten: set[int] = set()
         self._custom_calls = CustomCalls()
@@ -304,13 +303,11 @@ class Interception(TorchFunctionMode):
         """What comes in from outside, in the precision of the tape."""
         if given.dtype == torch.float64:
             self.given = torch.float64
-            self.tape.lower = None
         return given.to(self._dtype) if given.element_size() < self._dtype.itemsize else given
 
     def raised_constant(self, tensor: Tensor) -> Tensor:
         """A constant of the model, in the precision of the tape."""
-        lower = tensor.is_floating_point() and tensor.element_size() < self._dtype.itemsize
-        return tensor.to(self._dtype) if lower else tensor
+        return raised(tensor, self._dtype)
 
     def module_name(self) -> str:
         """The name of the module that is calling."""
@@ -357,34 +354,17 @@ class Interception(TorchFunctionMode):
                 self.tape.marks[tensor] = mark
             return tensor
         self.refuse_unannounced(tensor)
-        prepared = tensor.detach() if tensor.requires_grad else tensor
-        if tensor.is_floating_point() and tensor.element_size() < precision.itemsize:
-            prepared = prepared.to(precision)
-        elif self.tape.lower is not None and tensor.dtype == torch.float64:
-            prepared = self._in_range(prepared)
+        own = tensor.detach() if tensor.requires_grad else tensor
+        prepared = raised(own, precision)
+        if prepared is not own:
+            self.tape.originals[prepared] = own
         if prepared is not tensor:
-            self.tape.note_lowered(prepared, tensor.detach())
             name = self.constant_name(tensor)
             if name:
                 self.constants[prepared] = name
                 if tensor in self.repeated:
                     self.repeated[prepared] = True
         return prepared
-
-    def _in_range(self, constant: Tensor) -> Tensor:
-        """A constant without numbers that the phases' lower precision would make infinite.
-
-        Models mask scores by the smallest number of their dtype.  A row that is masked entirely,
-        as that of padding is, must not become a row of infinities, whose softmax is NaN.
-        """
-        known = self._bounded.get(constant)
-        if known is None:
-            known = constant
-            if bool(((constant.abs() > _LARGEST_FLOAT32) & constant.isfinite()).any()):
-                bounded = constant.clamp(-_LARGEST_FLOAT32, _LARGEST_FLOAT32)
-                known = torch.where(constant.isfinite(), bounded, constant)
-            self._bounded[constant] = known
-        return known
 
     def refuse_unannounced(self, tensor: Tensor) -> None:
         """Raise for a tensor that depends on activations, but on no call that was seen.
@@ -412,22 +392,12 @@ class Interception(TorchFunctionMode):
 
     # -- making calls ----------------------------------------------------------------------------
 
-    def made(self, function: Function, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Make a call whose derivative is wanted.
-
-        Returns:
-            Its result, and the same in the precision of the phases with autograd's graph, if
-            anybody will ask for the gradient.
-        """
-        tape = self.tape
-        if Phase.GRADIENT not in tape.phases:
-            return self.computed(function, *args, **kwargs), None
-        if tape.lower is None:
-            native = function(*args, **kwargs)
-            return native, native
-        exact = self.computed(function, *args, **kwargs)
-        args, kwargs = replace_tensors((args, kwargs), tape.lowered)
-        return exact, function(*args, **kwargs)
+    def made(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
+        """Make a call, with autograd's graph if anybody will ask for the gradient."""
+        if Phase.GRADIENT not in self.tape.phases:
+            return self.computed(function, *args, **kwargs)
+        result: Tensor = function(*args, **kwargs)
+        return result
 
     def computed(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
         """Make a call whose derivative the tape knows."""
@@ -535,11 +505,10 @@ class Interception(TorchFunctionMode):
         if mark is None:
             raise self.unsupported(function, "an activation as a second argument")
         others = args[1:]  # a kernel that held the first one would keep its memory
-        native: Tensor | None = None
         if isinstance(kernel, SoftmaxKernel):
             output = self.computed(function, *args, **kwargs)
         else:
-            output, native = self.made(run or function, *args, **kwargs)
+            output = self.made(run or function, *args, **kwargs)
         if output is source or not output.is_floating_point():
             return output
         if event:
@@ -550,7 +519,6 @@ class Interception(TorchFunctionMode):
             kernel or AutogradKernel(lambda value: function(value, *others, **rest)),
             (source,),
             output,
-            native=native,
             rule=self.rule_for(function),
             flow=flow,
             mark=mark,
@@ -633,7 +601,6 @@ class Interception(TorchFunctionMode):
         self.custom_results.clear()
         self.replaced.clear()
         self.constants.clear()
-        self._bounded.clear()
         self.token_ids.clear()
 
 

@@ -151,16 +151,15 @@ def recorded(
     keeps_streams: bool = True,
     pixel_rule: Rule | None = None,
     dtype: torch.dtype = torch.float32,
+    epsilon: float = 0.0,
     needs_attention: bool = True,
-    lower: torch.dtype | None = None,
     phases: frozenset[Phase] = ALL_PHASES,
     checkpointing: bool = False,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
 
     Neither the model nor the inputs are changed, nor the state of the random number generators.
-    Everything is computed in ``dtype``, or in the model's own if that is more precise, and the
-    backward phases of a model below float64 in ``lower``, if that is given.  Where
+    Everything is computed in ``dtype``, or in the model's own if that is more precise.  Where
     ``needs_attention``, a model that computes none is an error.  With ``checkpointing`` the calls
     are logged in the place of what they compute.
     """
@@ -174,7 +173,7 @@ def recorded(
         keeps_books=keeps_books,
         keeps_streams=keeps_streams or keeps_readout,
         phases=frozenset() if checkpointing else phases,
-        lower=lower,
+        epsilon=epsilon,
     )
     interception = Interception(
         tape,

@@ -36,6 +36,7 @@ class StockLRP(TorchFunctionMode):
         module_rules: rules of modules, by name.
         pixel_rule: the rule of a linear operation that reads the inputs themselves.
         stabilizer: divides relevance safely.
+        epsilon: ε of eq. 2.
         strict: whether an operation without a rule is an error, or follows eq. 2.
     """
 
@@ -47,6 +48,7 @@ class StockLRP(TorchFunctionMode):
         module_rules: Mapping[str, PropagationRule],
         pixel_rule: Rule | None,
         stabilizer: Stabilizer,
+        epsilon: float,
         strict: bool,
     ) -> None:
         super().__init__()
@@ -58,6 +60,7 @@ class StockLRP(TorchFunctionMode):
             "strict": strict,
         }
         self._stabilizer = stabilizer
+        self._epsilon = epsilon
         self._frame: FrameType | None = None
         self._interception: _LayerwiseInterception | None = None
 
@@ -97,7 +100,7 @@ class StockLRP(TorchFunctionMode):
         self._frame = frame
         attribution: LRP = frame.f_locals["self"]
         inputs = [one for one in frame.f_locals["inputs"] if isinstance(one, Tensor)]
-        tape = Tape(self._stabilizer, keeps_books=True)
+        tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon)
         tape.phase = Phase.RELEVANCE
         tape.explicit_zeros = True
         interception = _LayerwiseInterception(

@@ -10,15 +10,15 @@ identity.  Its backward pass asks the tape which phase it is in:
 
 Calls that only move elements have no switch: their derivative is right in every phase.
 
-The phases may run in a lower precision than the forward pass did.  Then what the model sees of a
-call is exact, while the switch keeps a rounded copy of it: relevance is ill-conditioned in the
-values of the forward pass, but not in the arithmetic of the phases.
+Weights are kept as the model has them.  Those of a lower precision than the tape's are raised
+anew whenever a phase needs them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -99,21 +99,6 @@ class Normalized:
 
 
 @dataclass(eq=False)
-class Pooling:
-    """One reduction of the forward pass over positions of something that was attended to.
-
-    Args:
-        source: what is reduced; on the tape.
-        axes: the axes of ``source`` that are reduced to one position, counted from the front.
-        attentions: how many attentions came before it.
-    """
-
-    source: Tensor
-    axes: tuple[int, ...]
-    attentions: int
-
-
-@dataclass(eq=False)
 class AttentionStep:
     """One attention of the forward pass: a softmax map that multiplied values.
 
@@ -132,6 +117,7 @@ class AttentionStep:
         residual: the skip connection around it, if there is one.
         weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
             None for an attention that takes no part.
+        held_back: mass that no attention has moved yet, while :meth:`Tape.moved_mass` moves it.
     """
 
     index: int
@@ -145,6 +131,7 @@ class AttentionStep:
     output: Tensor | None = None
     residual: Residual | None = None
     weighted: Tensor | None = None
+    held_back: Tensor | None = None
 
 
 Shape: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
@@ -166,7 +153,7 @@ class Step:
     mark: Mark
     name: str
     inputs: int
-    is_native: bool = True
+    has_graph: bool = True
     has_weight: bool = False
     has_bias: bool = False
     has_constant: bool = False
@@ -179,7 +166,7 @@ class Step:
         """The call, put together again from the tensors that autograd kept."""
         kept = 1 if self.keeps is Keeps.OUTPUT else 0
         saved = [*saved[:kept], *(_stand_in(one) for one in self.shapes), *saved[kept:]]
-        rest = list(saved[1 + self.inputs :])
+        rest = [raised(one, saved[0].dtype) for one in saved[1 + self.inputs :]]
         return Call(
             function=self.function,
             kernel=self.kernel,
@@ -191,7 +178,7 @@ class Step:
             gate=self.gate,
             examples=self.mark.examples,
             stabilizer=self.tape.stabilizer,
-            exactness=torch.float64 if saved[0].dtype == self.tape.lower else None,
+            epsilon=self.tape.epsilon,
             keeps_books=self.tape.keeps_books,
             absorb=self._absorb,
         )
@@ -210,14 +197,14 @@ class Tape:
         keeps_streams: whether the tokens of skip connections, normalisations and attentions are
             kept as the model computed them.
         phases: the phases that will be run; what no other needs is not kept.
-        lower: the precision of the phases, for a float64 forward pass; None for the same.
+        epsilon: ε of eq. 2.
 
     Attributes:
+        originals: for constants in the tape's precision what they were raised from.
         attentions: the attentions, in the order of the forward pass.
         streams: what skips attentions, for each addition around any.
         residuals: the skip connections, in the order of the forward pass.
         normalizations: the normalisations, in the order of the forward pass.
-        poolings: the reductions over positions, in the order of the forward pass.
         readout: the calls after the last skip connection, if they are kept: function, arguments,
             keyword arguments and result.
         through: events of an attention that the rollout phase must go through, not around.
@@ -225,6 +212,7 @@ class Tape:
             modules expect, rather than nothing at all.
         grids: mass that has arrived at a convolution that makes tokens.
         stops_at_grids: whether mass stops there, as it does on its way to the inputs.
+        holds_back: whether attentions keep the mass that arrives, rather than move it.
         skips: how many skip connections there have been.
         other_mixing: names of layers with a softmax or a product of activations that is no
             attention.
@@ -237,16 +225,15 @@ class Tape:
         keeps_books: bool,
         keeps_streams: bool = True,
         phases: frozenset[Phase] = ALL_PHASES,
-        lower: torch.dtype | None = None,
+        epsilon: float = 0.0,
     ) -> None:
         self.stabilizer = stabilizer
         self.keeps_books = keeps_books
         self.keeps_streams = keeps_streams
         self.phases = phases
-        self.lower = lower
+        self.epsilon = epsilon
         self.phase = Phase.GRADIENT
-        self._lowered: TensorTable[Tensor] = TensorTable()
-        self._recorded: TensorTable[Tensor] = TensorTable()
+        self.originals: TensorTable[Tensor] = TensorTable()
         self.marks: TensorTable[Mark] = TensorTable()
         self.attentions: list[AttentionStep] = []
         self.through = 0
@@ -254,12 +241,12 @@ class Tape:
         self.streams: list[Stream] = []
         self.residuals: list[Residual] = []
         self.normalizations: list[Normalized] = []
-        self.poolings: list[Pooling] = []
         self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
         self.grids: list[tuple[Tensor, Mark]] = []
         self.stops_at_grids = True
+        self.holds_back = False
         self.skips = 0
         self.other_mixing: list[str] = []
         self._events = 0
@@ -268,32 +255,6 @@ class Tape:
     def mark(self, tensor: Tensor) -> Mark | None:
         """What is known of a tensor, None if it does not descend from the inputs."""
         return self.marks.get(tensor)
-
-    def lowered(self, tensor: Tensor) -> Tensor:
-        """A tensor of the forward pass in the precision of the phases."""
-        if self.lower is None or tensor.dtype != torch.float64:
-            return tensor
-        found = self._lowered.get(tensor)
-        if found is None:
-            with torch.enable_grad():
-                view = self._lowered_view(tensor)
-                found = tensor.to(self.lower) if view is None else _Lower.apply(tensor, view)
-            self._lowered[tensor] = found
-        return found
-
-    def _lowered_view(self, tensor: Tensor) -> Tensor | None:
-        """The same view of what another tensor has been rounded to, if this is a view of one."""
-        base = tensor._base
-        rounded = None if base is None else self._lowered.get(base)
-        if base is None or rounded is None or rounded.stride() != base.stride():
-            return None
-        offset = tensor.storage_offset() - base.storage_offset() + rounded.storage_offset()
-        return rounded.detach().as_strided(tensor.shape, tensor.stride(), offset)
-
-    def note_lowered(self, tensor: Tensor, lowered: Tensor) -> None:
-        """Note what a constant was before it was raised, if the phases can use that."""
-        if lowered.dtype == self.lower:
-            self._lowered[tensor] = lowered
 
     def made(self, tensor: Tensor) -> bool:
         """Whether autograd's graph of a tensor leads to anything on the tape."""
@@ -310,11 +271,6 @@ class Tape:
                 return True
             nodes += [following for following, _ in node.next_functions]
         return False
-
-    def anchor(self, tensor: Tensor) -> Tensor:
-        """Where all that arrives at a tensor of the forward pass comes by."""
-        recorded = self._recorded.get(tensor)
-        return tensor if recorded is None else recorded
 
     def new_event(self, *, linear: bool = False) -> int:
         """A fresh bit for :attr:`Mark.events`."""
@@ -342,7 +298,6 @@ class Tape:
         self.streams.clear()
         self.residuals.clear()
         self.normalizations.clear()
-        self.poolings.clear()
         self.readout.clear()
         self.grids.clear()
         self.absorbed = {}
@@ -382,19 +337,16 @@ class Tape:
         bias: Tensor | None = None,
         constant: Tensor | None = None,
         gate: int | None = None,
-        native: Tensor | None = None,
         **facts: Any,
     ) -> Tensor:
         """Put a switch behind a call that has been made, and note the provenance of its result.
 
-        The gradient phase goes on in ``native``, the same result in the precision of the phases,
-        or else in ``output`` if that has an autograd graph, or else takes the kernel's
-        vector-Jacobian product.
+        The gradient phase goes on in the autograd graph of ``output``, if it has one, or else takes
+        the kernel's vector-Jacobian product.
         """
         if not torch.is_grad_enabled():
             return output  # the model wants no derivative, as inside a custom autograd function
-        if native is None and output.requires_grad:
-            native = output
+        graph = output if output.requires_grad else None
         step = Step(
             self,
             function,
@@ -404,14 +356,14 @@ class Tape:
             mark,
             name,
             len(inputs),
-            native is not None,
+            graph is not None,
             weight is not None,
             bias is not None,
             constant is not None,
             gate,
             facts,
         )
-        needs_derivative = Phase.GRADIENT in self.phases and native is None
+        needs_derivative = Phase.GRADIENT in self.phases and graph is None
         if (
             (Phase.RELEVANCE in self.phases and rule.reads_values)
             or (Phase.ROLLOUT in self.phases and flow not in SHAPES_ONLY)
@@ -420,22 +372,15 @@ class Tape:
             step.keeps = Keeps.VALUES
         else:
             step.keeps = Keeps.OUTPUT if needs_derivative else Keeps.SHAPES
-        kept = [value for value in (weight, bias, constant) if value is not None]
-        on_tape = list(inputs)
-        value = exact = output.detach()
-        may_lower = rule.is_well_conditioned and (kernel.any_precision or not rule.reads_values)
-        if may_lower and self.lower is not None and exact.dtype == torch.float64:
-            kept = [self.lowered(one) for one in kept]
-            on_tape = [self.lowered(one) for one in on_tape]
-            value = exact.to(self.lower)
-        switched: Tensor = _Switch.apply(step, native, value, *on_tape, *kept)
+        kept = [
+            value if original is None else original
+            for value in (weight, bias, constant)
+            if value is not None
+            for original in (self.originals.get(value),)
+        ]
+        switched: Tensor = _Switch.apply(step, graph, output.detach(), *inputs, *kept)
         self.marks[switched] = mark
-        if value is exact:
-            return switched
-        visible: Tensor = _Raise.apply(switched, exact)
-        self.marks[visible] = mark
-        self._lowered[visible] = self._recorded[visible] = switched
-        return visible
+        return switched
 
     def backward(
         self,
@@ -446,12 +391,39 @@ class Tape:
     ) -> list[Tensor]:
         """Run one phase from an output, or several, to ``wanted``; zeros where nothing arrives."""
         self.phase = phase
-        wanted = [self.anchor(tensor) for tensor in wanted]
         found = torch.autograd.grad(output, wanted, seed, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(tensor) if value is None else value
             for tensor, value in zip(wanted, found, strict=True)
         ]
+
+    @contextlib.contextmanager
+    def holding_back(self) -> Iterator[Callable[[], None]]:
+        """Carry mass in two passes, so that what no attention has moved can be left out.
+
+        In the first pass attentions keep what arrives.  Then the yielded function is called.  The
+        second pass starts from no mass at all: the attentions send on what they have kept.  So the
+        row of C − I is computed without the difference.
+        """
+
+        def send_on() -> None:
+            self.holds_back = False
+            self.grids.clear()
+
+        self.holds_back = True
+        try:
+            yield send_on
+        finally:
+            self.holds_back = False
+            for step in self.attentions:
+                step.held_back = None
+
+    def moved_mass(self, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+        """Run the rollout phase, for the mass that at least one attention moves."""
+        with self.holding_back() as send_on:
+            self.backward(Phase.ROLLOUT, output, seed, wanted)
+            send_on()
+            return self.backward(Phase.ROLLOUT, output, torch.zeros_like(seed), wanted)
 
     def backward_to_each(
         self,
@@ -468,7 +440,7 @@ class Tape:
         place in ``steps``, with zeros where nothing arrives.
         """
         self.phase = phase
-        maps = [self.anchor(step.attention) for step in steps]
+        maps = [step.attention for step in steps]
         missing = set(range(len(steps)))
 
         def note(place: int, value: Tensor | None) -> None:
@@ -513,7 +485,7 @@ class _Switch(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, step: Step, native: Tensor | None, value: Tensor, *tensors: Tensor
+        ctx: Any, step: Step, graph: Tensor | None, value: Tensor, *tensors: Tensor
     ) -> Tensor:
         ctx.step = step
         ctx.set_materialize_grads(False)
@@ -536,7 +508,7 @@ class _Switch(torch.autograd.Function):
         if grad is None:
             return None, None, None, *nothing
         phase = step.tape.phase
-        if phase is Phase.GRADIENT and step.is_native:
+        if phase is Phase.GRADIENT and step.has_graph:
             return None, grad, None, *nothing
         call = step.call(ctx.saved_tensors)
         if phase is Phase.GRADIENT:
@@ -572,6 +544,12 @@ def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:
     return call.vjp(grad)
 
 
+def raised(constant: Tensor, dtype: torch.dtype) -> Tensor:
+    """A constant in a dtype, if that is more precise."""
+    lower = constant.is_floating_point() and constant.element_size() < dtype.itemsize
+    return constant.to(dtype) if lower else constant
+
+
 def _stand_in(shape: Shape) -> Tensor:
     """A tensor of a shape, dtype and device that takes no memory."""
     size, dtype, device = shape
@@ -581,27 +559,3 @@ def _stand_in(shape: Shape) -> Tensor:
 def stand_in_for(tensor: Tensor) -> Tensor:
     """A tensor of the same shape, dtype and device that takes no memory."""
     return _stand_in((tensor.shape, tensor.dtype, tensor.device))
-
-
-class _Lower(torch.autograd.Function):
-    """A tensor of the forward pass, rounded; its rounded values are known."""
-
-    @staticmethod
-    def forward(ctx: Any, exact: Tensor, rounded: Tensor) -> Tensor:
-        return rounded
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None  # autograd raises it
-
-
-class _Raise(torch.autograd.Function):
-    """What the model sees of a result of which the tape keeps a rounded copy."""
-
-    @staticmethod
-    def forward(ctx: Any, rounded: Tensor, exact: Tensor) -> Tensor:
-        return exact.detach()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0], None  # autograd rounds it

@@ -49,7 +49,7 @@ def shares(features: nn.Module, images: Tensor, rows: int, columns: int) -> Tens
         (rows · columns, N, rows, columns), each summing to 1 over the last two.
     """
     maps = TransformerAttribution(ReadAtEachPlace(features, rows, columns)).attribute_targets(
-        images, list(range(rows * columns))
+        images, list(range(rows * columns)), keep_identity=True
     )
     found = []
     for one in maps:

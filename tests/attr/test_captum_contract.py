@@ -344,7 +344,9 @@ def test_contrasts_are_differences_of_seeds(case: Any) -> None:
 
 
 def test_tokens_take_the_relevance_of_the_first_block(case: Any) -> None:
-    found = TransformerLRP(case.model).attribute(case.inputs, 1, case.kwargs, granularity="token")
+    found = TransformerLRP(case.model, epsilon=0).attribute(
+        case.inputs, 1, case.kwargs, granularity="token"
+    )
     assert torch.allclose(found.sum(1), torch.ones(3).double(), atol=1e-6)
 
 
@@ -388,6 +390,11 @@ def test_rollout_by_hand(case: Any, fusion: str, discard_ratio: float, row_norma
             block = block / block.sum(-1, keepdim=True)
         expected = block @ expected
     found = AttentionRollout(case.model, head_fusion=fusion, discard_ratio=discard_ratio).attribute(
-        case.inputs, 1, case.kwargs, granularity="token", row_normalize=row_normalize
+        case.inputs,
+        1,
+        case.kwargs,
+        granularity="token",
+        row_normalize=row_normalize,
+        keep_identity=True,
     )
     assert relative_error(found, case.readout @ expected) < 1e-9

@@ -262,8 +262,6 @@ def test_what_needs_all_maps_is_refused() -> None:
     model, images, target, _ = vision("test_vit", 160)
     with pytest.raises(ValueError, match="maps of all blocks"):
         TransformerAttribution(model, checkpointing=True).explain(images, target)
-    with pytest.raises(ValueError, match="choose one of them"):
-        TransformerAttribution(model, checkpointing=True, pooled="each")
 
 
 @pytest.mark.parametrize("case", [CASES["a class token"], bert], ids=["vit", "bert"])

@@ -65,7 +65,7 @@ def test_both_inputs_are_attributed_as_a_tuple(function: Callable[..., Tensor]) 
     assert of_encoder.shape == IDS.shape
     assert of_decoder.shape == DECODER_IDS.shape
     assert of_encoder.sum() > 0
-    assert (of_decoder[:, :2] > 0).all()
+    assert of_decoder.sum() > 0
     assert not of_decoder[:, 2].any()  # after the position that is explained
 
 
@@ -77,7 +77,7 @@ def test_relevance_is_conserved_over_both_inputs(function: Callable[..., Tensor]
 
 
 def test_masses_are_the_rollout_as_dense_matrices(function: Callable[..., Tensor]) -> None:
-    r"""With one layer each: e_p (I + D) for the decoder's tokens, e_p X (I + E) for the encoder's.
+    r"""With one layer each: e_p D for the decoder's tokens, e_p X (I + E) for the encoder's.
 
     E, D and X are E_h(∇A ⊙ R)⁺ of the encoder's self-attention, the decoder's and the
     cross-attention; e_p is the position whose logit is explained.
@@ -87,7 +87,7 @@ def test_masses_are_the_rollout_as_dense_matrices(function: Callable[..., Tensor
     of_encoder, of_decoder, cross = (maps.weighted.mean(1) for maps in found.attentions)
     assert cross.shape == (2, 3, 5)
     row = torch.eye(3).double()[TARGET[0]].expand(2, 1, 3)
-    decoder = row @ (torch.eye(3).double() + of_decoder)
+    decoder = row @ of_decoder
     encoder = row @ cross @ (torch.eye(5).double() + of_encoder)
     assert isinstance(found.attributions, tuple)
     assert torch.allclose(found.attributions[0], encoder.squeeze(1), atol=1e-12)

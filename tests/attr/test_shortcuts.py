@@ -1,13 +1,12 @@
 """What makes explanations cheaper leaves them as they are.
 
-In float64 each shortcut is compared with the plain way (1e-9 of the largest entry); the default for
-float32 models, a float64 forward pass with float32 phases, with float64 throughout.
+In float64 each shortcut is compared with the plain way, 1e-9 of the largest entry.
 """
 
 from __future__ import annotations
 
 import copy
-import weakref
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +23,6 @@ from captum_transformer_lrp import (
     TransformerAttribution,
     TransformerLRP,
 )
-from captum_transformer_lrp.engine import tape as tape_module
 from captum_transformer_lrp.engine.tape import ALL_PHASES, Tape
 from captum_transformer_lrp.rules import LinearRule, PassRule, SignAwareStabilizer, rows
 from captum_transformer_lrp.rules import weighted as weighted_rules
@@ -162,56 +160,70 @@ def test_rows_without_relevance_may_be_left_out(rule: Any) -> None:
     assert not few[:, 1:].any()
 
 
-def test_the_default_is_as_good_as_float64(case: Any) -> None:
-    """The forward pass decides how good a map is: the phases after it may be float32."""
-    model = copy.deepcopy(case.model).float()
-    inputs = case.inputs.float() if case.is_image else case.inputs
-    for method in (TransformerAttribution, PartialLRP, TransformerLRP):
-        default, double = (
-            method(model, dtype=dtype).attribute(inputs, 1, case.kwargs)
-            for dtype in (None, torch.float64)
-        )
-        assert default.dtype == double.dtype == torch.float32
-        assert difference(default, double) < 1e-4
-
-
-def test_the_phases_of_a_float32_model_are_float32_and_its_forward_pass_is_not(
-    vit_case: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("method", [TransformerAttribution, PartialLRP, TransformerLRP])
+def test_everything_is_computed_in_the_model_s_own_precision(
+    vit_case: Any, method: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: dict[str, set[torch.dtype]] = {"inputs": set(), "visible": set()}
+    seen: set[torch.dtype] = set()
     record = Tape.record
 
-    def watched(self: Tape, function: Any, kernel: Any, inputs: Any, *args: Any, **kw: Any) -> Any:
-        result = record(self, function, kernel, inputs, *args, **kw)
-        seen["visible"].add(result.dtype)
-        seen["inputs"].add(tape_module.Tape.lowered(self, result).dtype)
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        result = record(*args, **kwargs)
+        seen.add(result.dtype)
         return result
 
     monkeypatch.setattr(Tape, "record", watched)
-    model = copy.deepcopy(vit_case.model).float()
-    TransformerAttribution(model).attribute(vit_case.inputs.float(), 1)
-    assert seen == {"visible": {torch.float64}, "inputs": {torch.float32}}
-    seen["visible"].clear()
-    seen["inputs"].clear()
-    TransformerAttribution(vit_case.model).attribute(vit_case.inputs, 1)  # a float64 model
-    assert seen == {"visible": {torch.float64}, "inputs": {torch.float64}}
+    model, inputs = copy.deepcopy(vit_case.model).float(), vit_case.inputs.float()
+    for options, expected in (
+        ({}, torch.float32),
+        ({"epsilon": 0}, torch.float64),
+        ({"stabilizer": SignAwareStabilizer()}, torch.float64),
+        ({"dtype": torch.float64}, torch.float64),
+        ({"epsilon": 0, "dtype": torch.float32}, torch.float32),
+    ):
+        seen.clear()
+        found = method(model, **options).attribute(inputs, 1)
+        assert seen == {expected}
+        assert found.dtype == torch.float32
+    seen.clear()
+    method(vit_case.model).attribute(vit_case.inputs, 1)
+    assert seen == {torch.float64}
 
 
-@pytest.mark.parametrize("method", [TransformerAttribution, TransformerLRP, PartialLRP])
-def test_the_exact_values_of_the_forward_pass_are_not_kept(
-    vit_case: Any, method: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("method", [TransformerAttribution, PartialLRP, TransformerLRP])
+def test_no_copy_of_a_weight_outlives_its_call(
+    vit_case: Any, method: Callable[..., Any], dtype: torch.dtype | None
 ) -> None:
-    made: list[weakref.ref[Tensor]] = []
-    record = Tape.record
+    """Of the weights of a half-precision model nothing is kept in another precision."""
+    model = copy.deepcopy(vit_case.model).bfloat16()
+    shapes = {parameter.shape for parameter in model.parameters() if parameter.dim() == 2}
+    before = {id(one) for one in gc.get_objects()}
+    with method(model, dtype=dtype)._recorded(vit_case.inputs.bfloat16(), None) as recording:
+        gc.collect()
+        found = [
+            one
+            for one in gc.get_objects()
+            if id(one) not in before
+            and isinstance(one, Tensor)
+            and one.shape in shapes
+            and one.dtype != torch.bfloat16
+        ]
+        saved = [
+            one
+            for node in graph(recording.output.grad_fn)
+            for one in getattr(node, "saved_tensors", ())
+            if one.shape in shapes and one.dtype != torch.bfloat16
+        ]
+    assert not [*found, *saved]
 
-    def noted(*args: Any, **kwargs: Any) -> Tensor:
-        result = record(*args, **kwargs)
-        made.append(weakref.ref(result))
-        return result
 
-    monkeypatch.setattr(Tape, "record", noted)
-    model = copy.deepcopy(vit_case.model).float()
-    with method(model)._recorded(vit_case.inputs.float(), None) as recording:
-        alive = [tensor for reference in made if (tensor := reference()) is not None]
-        assert len(made) > 20
-        assert alive == [recording.output]
+def graph(root: Any) -> set[Any]:
+    """The nodes of an autograd graph."""
+    nodes, found = [root], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    return found

@@ -107,7 +107,6 @@ def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> 
 class ConvolutionKernel:
     """A convolution without bias."""
 
-    any_precision = True
     by_row = False
 
     def __init__(self, function: Callable[..., Tensor], options: Kwargs) -> None:

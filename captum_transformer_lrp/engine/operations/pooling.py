@@ -13,7 +13,6 @@ from captum_transformer_lrp.engine.interception import Interception, handles
 from captum_transformer_lrp.engine.marks import (
     unknown_examples,
 )
-from captum_transformer_lrp.engine.tape import Pooling
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,
@@ -44,7 +43,6 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         elif not kept:
             before = sum(one < examples.axis for one in gone)
             examples = Examples(examples.count, examples.axis - before, examples.index)
-    _note_pooling(watch, source, _reduced_axes(function, source, output, dim))
     others = args[1:]  # a kernel that held the first one would keep its memory
     return watch.tape.record(
         function,
@@ -81,37 +79,6 @@ _REDUCTIONS = frozenset(
 
 _SUMS = frozenset(spelled("sum", "nansum"))
 
-_TO_ONE = frozenset(spelled("mean", "sum", "nanmean", "nansum", "amax", "amin", "logsumexp"))
-"""Those that a token sequence may be pooled by, and that take the axes second."""
-
-_SPATIAL = {
-    function: count
-    for count in (1, 2, 3)
-    for function in spelled(
-        *(f"{kind}_pool{count}d" for kind in ("avg", "adaptive_avg", "max", "adaptive_max"))
-    )
-}
-"""How many trailing axes a pooling is over."""
-
-
-def _reduced_axes(function: Function, source: Tensor, output: Tensor, dim: Any) -> tuple[int, ...]:
-    """The axes of ``source`` that a pooling reduces to one position, none if not just some."""
-    if function in _TO_ONE and source.dim() > 0:
-        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
-        return tuple(sorted(one % source.dim() for one in dims if isinstance(one, int)))
-    count = _SPATIAL.get(function, 0)
-    if count == 0 or output.shape[-count:].numel() > 1:
-        return ()
-    return tuple(range(source.dim() - count, source.dim()))
-
-
-def _note_pooling(watch: Interception, source: Tensor, axes: tuple[int, ...]) -> None:
-    """Note what may turn out to be how the model reads its answer from its tokens."""
-    mark = watch.tape.mark(source)
-    if axes and mark is not None and mark.attentions:
-        done = len(watch.tape.attentions)
-        watch.tape.poolings.append(Pooling(watch.tape.anchor(source), axes, done))
-
 
 @handles(*spelled("var_mean", "std_mean"))
 def _spread_and_mean(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -137,8 +104,6 @@ def _extremum(watch: Interception, function: Function, args: Args, kwargs: Kwarg
     result = function(*args, **kwargs)
     dim: int = kwargs["dim"] if "dim" in kwargs else args[1]
     keepdim = bool(kwargs.get("keepdim", args[2] if len(args) > 2 else False))
-    if values[0].dim() > 0:
-        _note_pooling(watch, values[0], (dim % values[0].dim(),))
     with watch:
         found = torch.gather(values[0], dim, result.indices if keepdim else
                              result.indices.unsqueeze(dim))  # fmt: skip

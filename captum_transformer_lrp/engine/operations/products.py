@@ -102,7 +102,7 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         assert known is not None
         examples = unknown_examples(known.examples)
     axes, free = _contracted_axes(equation), _free_axes(equation)
-    kernel = AutogradKernel(run, any_precision=True)
+    kernel = AutogradKernel(run)
     return multiplied(watch, function, kernel, run, u, v, output, examples, axes, free)
 
 
@@ -165,7 +165,7 @@ def multiplied(
         product = weighted(
             watch,
             function,
-            ProductKernel() if tokenwise else AutogradKernel(ordered, any_precision=True),
+            ProductKernel() if tokenwise else AutogradKernel(ordered),
             x,
             weight,
             None,
@@ -192,7 +192,7 @@ def multiplied(
         record = AttentionStep(
             index=len(watch.tape.attentions),
             name=watch.module_name(),
-            attention=watch.tape.anchor((u, v)[position]),
+            attention=(u, v)[position],
             mark=(of_u, of_v)[position],
             event=event,
             position=position,
@@ -233,10 +233,9 @@ def multiplied(
         name=watch.book_title(),
         **facts,
     )
-    if record is not None and watch.tape.keeps_streams:
+    # The first one's output tells tokens from features.
+    if record is not None and (watch.tape.keeps_streams or record.index == 0):
         record.output = output
-    elif record is not None and record.index == 0:  # which tells tokens from features
-        record.output = watch.tape.anchor(output)
     return output
 
 

@@ -64,18 +64,18 @@ def _scaled(
 ) -> Any:
     of_u = watch.tape.mark(u) if isinstance(u, Tensor) else None
     of_v = watch.tape.mark(v) if isinstance(v, Tensor) else None
-    output, native = watch.made(run, u, v)
+    output = watch.made(run, u, v)
     if not (output.is_floating_point() or output.is_complex()):
         return output
     if output.is_complex():
         return _complex_scaled(watch, function, u, v if run is torch.mul else 1 / v)
     if of_u is not None and of_v is not None:
         if is_statistic_of(of_v, of_u):  # a norm spelled out: x · statistic(x)
-            return scaled_by_constant(watch, function, of_u, u, v, output, native)
+            return scaled_by_constant(watch, function, of_u, u, v, output)
         if is_statistic_of(of_u, of_v):
-            return scaled_by_constant(watch, function, of_v, v, u, output, native)
+            return scaled_by_constant(watch, function, of_v, v, u, output)
         if is_function_of_same(of_u, of_v):
-            return function_of_same(watch, function, run, u, of_u, v, of_v, output, native)
+            return function_of_same(watch, function, run, u, of_u, v, of_v, output)
         mark = merged([of_u, of_v], broadcast_examples(of_u.examples, u.shape, output.shape))
         # Weights that are broadcast are gates of what they multiply, which is not attention.
         whole = [one for one, value in ((of_u, u), (of_v, v)) if value.shape == output.shape]
@@ -87,11 +87,10 @@ def _scaled(
             )
         return watch.tape.record(
             function,
-            AutogradKernel(run, any_precision=True),
+            AutogradKernel(run),
             (u, v),
             output,
-            native=native,
-            rule=watch.rule_for(torch.matmul if function not in registry.SCALINGS else function),
+            rule=watch.rule_for(function if function in registry.SCALINGS else torch.mul),
             flow=flows.product,
             mark=mark.but(
                 events=mark.events | watch.tape.new_event(),
@@ -106,9 +105,9 @@ def _scaled(
             mass=_gate_factors(of_u, of_v),
         )
     if of_u is not None:
-        return scaled_by_constant(watch, function, of_u, u, v, output, native)
+        return scaled_by_constant(watch, function, of_u, u, v, output)
     assert of_v is not None
-    return scaled_by_constant(watch, function, of_v, v, u, output, native)
+    return scaled_by_constant(watch, function, of_v, v, u, output)
 
 
 def _complex_scaled(watch: Interception, function: Function, u: Any, v: Any) -> Tensor:
@@ -150,7 +149,6 @@ def function_of_same(
     v: Tensor,
     of_v: Mark,
     output: Tensor,
-    native: Tensor | None,
 ) -> Tensor:
     """Record an activation function spelled out, such as ``x * (1 + tanh(x))``: all goes to x.
 
@@ -165,7 +163,6 @@ def function_of_same(
         AutogradKernel(run),
         (direct,),
         output,
-        native=native,
         rule=watch.module_rule() or _ACTIVATION,
         flow=flows.keep,
         mark=of_direct.but(
@@ -182,16 +179,14 @@ def scaled_by_constant(
     x: Tensor,
     by: Any,
     output: Tensor,
-    native: Tensor | None,
 ) -> Tensor:
     """Record ``x`` scaled by a constant, a parameter or a statistic of itself."""
     constant = by if isinstance(by, Tensor) and by.dim() > 0 else None
     return watch.tape.record(
         function,
-        AutogradKernel(torch.mul, any_precision=True),
+        AutogradKernel(torch.mul),
         (x,),
         output,
-        native=native,
         rule=watch.module_rule() or _SCALE,
         flow=flows.keep if constant is None else flows.masked,
         mark=mark.but(

@@ -66,8 +66,8 @@ def _subtracted(watch: Interception, function: Function, u: Any, v: Any, alpha: 
     of_u = watch.tape.mark(u) if isinstance(u, Tensor) else None
     of_v = watch.tape.mark(v) if isinstance(v, Tensor) else None
     if of_u is not None and of_v is not None and is_statistic_of(of_v, of_u):
-        output, native = watch.made(torch.sub, u, v, alpha=alpha)
-        return scaled_by_constant(watch, function, of_u, u, 1.0, output, native)
+        output = watch.made(torch.sub, u, v, alpha=alpha)
+        return scaled_by_constant(watch, function, of_u, u, 1.0, output)
     return _summed(watch, function, u, _times(watch, v, -alpha))
 
 
@@ -82,7 +82,7 @@ def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
         if constant == 0:  # Captum's and others' way to copy
             return _copied(watch, x, mark)
         constant = torch.full((), constant, dtype=x.dtype, device=x.device)
-    output, native = watch.made(torch.add, x, constant)
+    output = watch.made(torch.add, x, constant)
     if constant.dtype == torch.bool or not constant.is_floating_point():
         constant = constant.to(x.dtype)
     # No value of its own for every token, but one for every output, or for each of Q, K and V.
@@ -98,10 +98,9 @@ def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
     _require_examples(watch, mark)
     return watch.tape.record(
         function,
-        AutogradKernel(torch.add, any_precision=True),
+        AutogradKernel(torch.add),
         (x,),
         output,
-        native=native,
         rule=watch.module_rule() or _BIAS if takes_nothing else watch.rule_for(torch.add),
         flow=flows.keep,
         mark=mark,
@@ -127,9 +126,9 @@ def _require_examples(watch: Interception, mark: Mark) -> None:
 def _skip_add(
     watch: Interception, function: Function, u: Tensor, of_u: Mark, v: Tensor, of_v: Mark
 ) -> Tensor:
-    output, native = watch.made(torch.add, u, v)
+    output = watch.made(torch.add, u, v)
     if is_function_of_same(of_u, of_v):
-        return function_of_same(watch, function, torch.add, u, of_u, v, of_v, output, native)
+        return function_of_same(watch, function, torch.add, u, of_u, v, of_v, output)
     examples = broadcast_examples(of_u.examples, u.shape, output.shape)
     if not examples.known:
         examples = broadcast_examples(of_v.examples, v.shape, output.shape)
@@ -152,7 +151,7 @@ def _skip_add(
         through_attention = (0.0, 1.0) if tensor is u else (1.0, 0.0)
         branch_attentions = branch.attentions & ~skipped.attentions
         if attends:
-            watch.tape.streams.append(Stream(watch.tape.anchor(tensor), branch_attentions))
+            watch.tape.streams.append(Stream(tensor, branch_attentions))
         # What the branch is made of ends here: the stream stays what it was.
         mark = mark.but(
             events=skipped.events,
@@ -178,10 +177,9 @@ def _skip_add(
     _require_examples(watch, mark)
     output = watch.tape.record(
         function,
-        AutogradKernel(torch.add, any_precision=True),
+        AutogradKernel(torch.add),
         (u, v),
         output,
-        native=native,
         rule=watch.rule_for(torch.add),
         flow=flows.skip_add,
         mark=mark,
