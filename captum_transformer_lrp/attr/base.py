@@ -69,6 +69,7 @@ class RecordedAttribution(Attribution):
     """
 
     preset: Preset | None = None
+    propagates_relevance: bool = False
     needs_attention: bool = True
     keeps_readout: bool = False
     keeps_streams: bool = False
@@ -91,6 +92,11 @@ class RecordedAttribution(Attribution):
                 "dtype must be torch.float32, torch.float64, torch.bfloat16 or None, found "
                 f"{dtype!r}"
             )
+        if epsilon is not None and not self.propagates_relevance:
+            raise TypeError(
+                f"found epsilon={epsilon!r}, but {type(self).__name__} propagates no relevance "
+                "that it could be for: leave it out"
+            )
         self._dtype = dtype
         self._epsilon = checked_epsilon(epsilon, stabilizer)
         self._function_rules, self._class_rules = rule_overrides(rules)
@@ -108,7 +114,7 @@ class RecordedAttribution(Attribution):
         """What is computed in, unless the model is more precise."""
         if self._dtype is not None:
             return self._dtype
-        as_printed = Phase.RELEVANCE in self.phases and is_ill_conditioned(self.preset)
+        as_printed = self.propagates_relevance and is_ill_conditioned(self.preset)
         return torch.float64 if as_printed and not self.epsilon else torch.float32
 
     def has_convergence_delta(self) -> bool:
@@ -179,6 +185,7 @@ class RecordedAttribution(Attribution):
                 chosen = [
                     predicted(recording.output) if target is None else target for target in of_some
                 ]
+                chosen = recording.asked(chosen)
                 recording.targets = [seed(recording.output, target) for target in chosen]
                 found = []
                 for start in recording.targets:

@@ -45,6 +45,7 @@ class PartialLRP(SingleAttentionAttribution):
         [torch.Size([1, 2])]
     """
 
+    propagates_relevance = True
     phases = frozenset({Phase.RELEVANCE, Phase.ROLLOUT})
 
     def __init__(

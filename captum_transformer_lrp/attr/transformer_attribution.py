@@ -22,6 +22,7 @@ from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.checkpoints import Log
+from captum_transformer_lrp.engine.checks import check_finite_output
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -85,6 +86,8 @@ class TransformerAttribution(RolloutAttribution):
         >>> attributions.shape
         torch.Size([2, 3, 160, 160])
     """
+
+    propagates_relevance = True
 
     def __init__(
         self,
@@ -156,6 +159,7 @@ class TransformerAttribution(RolloutAttribution):
         with self._recorded(inputs, additional_forward_args, keeps_books=True) as recording:
             tape = recording.tape
             target = predicted(recording.output) if target is None else target
+            check_finite_output(recording.output)
             start = seed(recording.output, target)
             attributions = self._rolled_out(
                 recording, start, inputs, start_layer, granularity, row_normalize, keep_identity

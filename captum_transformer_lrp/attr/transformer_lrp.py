@@ -69,7 +69,7 @@ class TransformerLRP(RecordedAttribution):
     """
 
     needs_attention = False
-
+    propagates_relevance = True
     phases = frozenset({Phase.RELEVANCE, Phase.ROLLOUT})
 
     def __init__(

@@ -81,14 +81,18 @@ def check_output(
             f"the model returned shape {tuple(output.shape)} for {inputs[0].shape[0]} examples; "
             "its first dimension must be the batch"
         )
-    if not bool(output.isfinite().all()):
-        raise ExplanationError("the model's output contains NaN or infinite values")
     for place, found in enumerate(leaves):
         if not found:
             raise ExplanationError(
                 f"input {place} is an integer tensor that no embedding looked up: pass it in "
                 "additional_forward_args instead"
             )
+
+
+def check_finite_output(output: Tensor) -> None:
+    """Raise for NaN and infinity."""
+    if not bool(output.isfinite().all()):
+        raise ExplanationError("the model's output contains NaN or infinite values")
 
 
 def check_attention(tape: Tape) -> None:

@@ -305,6 +305,11 @@ class Interception(TorchFunctionMode):
             self.given = torch.float64
         return given.to(self._dtype) if given.element_size() < self._dtype.itemsize else given
 
+    def loses_precision(self, source: Tensor, result: Tensor) -> bool:
+        """Whether a cast leaves less than the tape's precision."""
+        smaller = result.is_floating_point() and result.element_size() < source.element_size()
+        return smaller and result.element_size() < self._dtype.itemsize
+
     def raised_constant(self, tensor: Tensor) -> Tensor:
         """A constant of the model, in the precision of the tape."""
         return raised(tensor, self._dtype)

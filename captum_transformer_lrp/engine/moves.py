@@ -206,8 +206,8 @@ def cast(watch: Interception, function: Function, args: Args, kwargs: Kwargs) ->
         with torch.no_grad():
             return function(*args, **kwargs)
     result = function(*args, **kwargs)
-    if result.is_floating_point() and result.element_size() < source.element_size():
-        # The tape never loses precision: that the model does is a matter of its speed.
+    if watch.loses_precision(source, result):
+        # That the model does is a matter of its speed.
         result = source.to(result.device)
     if result.requires_grad and result is not source:
         watch.tape.marks[result] = mark

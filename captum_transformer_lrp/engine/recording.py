@@ -15,6 +15,7 @@ from captum_transformer_lrp.engine.arguments import Function
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.checks import (
     check_attention,
+    check_finite_output,
     check_inputs,
     check_model,
     check_output,
@@ -69,6 +70,30 @@ class Recording:
     targets: list[Tensor] = field(default_factory=list)
     ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
     together: dict[int, Any] = field(default_factory=dict)
+
+    def asked(self, targets: Sequence[Any]) -> list[Any]:
+        """Keep of the output only the positions that targets name, if they are few.
+
+        Args:
+            targets: as in Captum, for an output (N, …, C).
+
+        Returns:
+            The same targets, as they are called in :attr:`output` from now on.
+
+        Raises:
+            ExplanationError: for NaN or infinity in what is left of the output.
+        """
+        sizes = self.output.shape[1:]
+        positions = _positions(targets, sizes)
+        wanted = sorted({one for of_target in positions or () for one in of_target})
+        if self.log is None and wanted and 2 * len(wanted) <= sizes[:-1].numel():
+            part = self.tape.at_positions(self.output, wanted)
+            if part is not None:
+                self.output = part
+                place = {one: number for number, one in enumerate(wanted)}
+                targets = [_renamed(target, sizes, place) for target in targets]
+        check_finite_output(self.output)
+        return list(targets)
 
     @property
     def all_leaves(self) -> list[Tensor]:
@@ -132,6 +157,39 @@ class Recording:
                 of_input = [at_tokens(value, places, shape) for value, places in pairs]
             found.append(torch.stack(of_input).sum(0))
         return found
+
+
+def _positions(targets: Sequence[Any], sizes: torch.Size) -> list[list[tuple[int, ...]]] | None:
+    """For each target the positions of an output (N, *sizes) that it names.
+
+    None if any is not named by a tuple of indices, or there are none but of classes.
+    """
+    found = []
+    for target in targets:
+        entries = target if isinstance(target, list) else [target]
+        if len(sizes) < 2 or not all(_is_index(one, sizes) for one in entries):
+            return None
+        found.append([_position(one, sizes) for one in entries])
+    return found
+
+
+def _position(entry: tuple[int, ...], sizes: torch.Size) -> tuple[int, ...]:
+    return tuple(n % size for n, size in zip(entry[:-1], sizes[:-1], strict=True))
+
+
+def _is_index(entry: Any, sizes: torch.Size) -> bool:
+    return (
+        isinstance(entry, tuple)
+        and len(entry) == len(sizes)
+        and all(isinstance(n, int) and -m <= n < m for n, m in zip(entry, sizes, strict=True))
+    )
+
+
+def _renamed(target: Any, sizes: torch.Size, place: Mapping[tuple[int, ...], int]) -> Any:
+    """A target of an output (N, *sizes) in one that has the positions of ``place`` alone."""
+    if isinstance(target, list):
+        return [_renamed(one, sizes, place) for one in target]
+    return place[_position(target, sizes)], target[-1]
 
 
 @contextlib.contextmanager

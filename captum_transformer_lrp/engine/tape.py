@@ -382,6 +382,38 @@ class Tape:
         self.marks[switched] = mark
         return switched
 
+    def at_positions(self, output: Tensor, positions: Sequence[tuple[int, ...]]) -> Tensor | None:
+        """The part of a linear layer's output that was made at some positions.
+
+        What goes backward from there touches nothing else of the output, which for a language model
+        has a row of its whole vocabulary for each token.
+
+        Args:
+            output: (N, …, C), on the tape.
+            positions: indices of the axes between the first and the last.
+
+        Returns:
+            (N, positions, C), on the tape; None unless ``output`` is a linear layer's, examples
+            first, whose inputs were kept.
+        """
+        node = output.grad_fn
+        step = getattr(node, "step", None)
+        if node is None or not isinstance(step, Step) or self.keeps_books:
+            return None
+        examples = step.mark.examples
+        in_front = examples.count == 1 or (examples.axis == 0 and examples.index is None)
+        is_whole = output.shape[0] == examples.count
+        if not (step.kernel.by_row and step.keeps is Keeps.VALUES and in_front and is_whole):
+            return None
+        value, x, *others = node.saved_tensors  # type: ignore[attr-defined]
+        if value.shape != output.shape:
+            return None
+        places = (slice(None), *torch.tensor(positions, device=x.device).unbind(1))
+        with torch.enable_grad():
+            part: Tensor = _Switch.apply(step, None, value[places], x[places], *others)
+        self.marks[part] = step.mark
+        return part
+
     def backward(
         self,
         phase: Phase,

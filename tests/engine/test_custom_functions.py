@@ -179,7 +179,9 @@ class AttendsWithoutDerivative(Model):
 def test_an_attention_that_no_gradient_arrives_at_moves_no_mass() -> None:
     torch.manual_seed(0)
     method = TransformerAttribution(AttendsWithoutDerivative(torch.relu).double().eval())
-    row = method.attribute(tokens(), 1, granularity="token")
+    assert not method.attribute(tokens(), 1, granularity="token").any()
+    whole = {"granularity": "token", "keep_identity": True}
+    row = method.attribute(tokens(), 1, **whole)
     assert torch.allclose(row, torch.tensor([1.0, 0, 0, 0, 0]).double(), atol=1e-12)
-    together = method.attribute_targets(tokens(), [1, 2], granularity="token")
+    together = method.attribute_targets(tokens(), [1, 2], **whole)
     assert torch.equal(row, together[0])

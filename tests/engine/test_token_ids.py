@@ -100,7 +100,7 @@ def test_what_embeddings_get_is_their_token_s(prepare: Callable[[Tensor], Tensor
 def test_an_id_that_the_model_overwrites_gets_nothing() -> None:
     torch.manual_seed(0)
     model = Model(masked).double().eval()
-    found = TransformerAttribution(model).attribute(IDS, 1)
+    found = TransformerAttribution(model).attribute(IDS, 1, keep_identity=True)
     assert isinstance(found, Tensor)
     assert not found[IDS == 7].any()
     assert (found[IDS != 7] > 0).all()

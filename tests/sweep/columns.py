@@ -61,6 +61,7 @@ def _explain(case: Case, method: TransformerAttribution, plain: Tensor, result: 
         _is_map_of(one, value) for one, value in zip(maps, _tuple(case.inputs), strict=True)
     )
     result.batch = _batch_difference(case, method, maps)
+    result.classes = _class_difference(case, method, explanation.output, maps)
     with method._recorded(case.inputs, arguments) as recording:
         start = seed(recording.output, case.target)
         result.gradient = _gradient_difference(case, recording, start)
@@ -112,6 +113,27 @@ def _batch_difference(case: Case, method: TransformerAttribution, maps: Iterable
         _difference([one[place : place + 1] for one in maps], alone(place))
         for place in range(count)
     )
+
+
+def _class_difference(
+    case: Case, method: TransformerAttribution, output: Tensor, maps: Iterable[Tensor]
+) -> float | None:
+    """Between the maps of two classes, the largest; None for models with one output."""
+    other = _other_target(case.target, output.shape[-1])
+    if output.dim() == 1 or other is None:
+        return None
+    found = method.attribute(case.inputs, other, case.additional_forward_args)
+    return _difference(list(_tuple(found)), list(maps))
+
+
+def _other_target(target: Any, classes: int) -> Any:
+    if classes < 2:
+        return None
+    if isinstance(target, tuple):
+        return (*target[:-1], _other_target(target[-1], classes))
+    if isinstance(target, list):
+        return [_other_target(one, classes) for one in target]
+    return (target + 1) % classes
 
 
 def _gradient_difference(case: Case, recording: Recording, start: Tensor) -> float:

@@ -12,6 +12,9 @@ Verdict = Literal["passed", "failed", "refused", "not built"]
 TOLERANCES = {"output": 1e-5, "gradient": 1e-4, "relevance": 1e-6, "batch": 1e-6}
 """Largest relative deviations with which a model passes; ``relevance`` is \\|Σ R − 1\\|."""
 
+DIFFERENT = 1e-3
+"""The maps of two classes differ by more than this, relative to the largest entry."""
+
 
 @dataclass
 class Result:
@@ -36,6 +39,8 @@ class Result:
             every axis of them.
         batch: largest difference between any example's maps in the batch and by itself, relative
             to their largest entry.
+        classes: largest difference between the maps of two classes, relative to the largest entry;
+            None for a model with one output.
         readout: which tokens the model reads its answer from, as the rollout phase finds them.
         softmax_attention: whether softmax attention was observed without the library.
         propagates: for a model without softmax attention the same as ``relevance``, by
@@ -60,6 +65,7 @@ class Result:
     finite: bool | None = None
     shape: bool | None = None
     batch: float | None = None
+    classes: float | None = None
     readout: str = ""
     softmax_attention: bool | None = None
     propagates: float | str | None = None
@@ -73,6 +79,8 @@ class Result:
             for column, most in TOLERANCES.items()
             if not ((value := getattr(self, column)) is not None and value <= most)
         ]
+        if self.classes is not None and not self.classes > DIFFERENT:
+            wrong.append(f"classes {self.classes:.1e}")
         wrong += [f"not {name}" for name in ("finite", "shape") if not getattr(self, name)]
         self.verdict = "failed" if wrong else "passed"
         self.reason = ", ".join(wrong)
