@@ -147,8 +147,8 @@ class TransformerAttribution(RolloutAttribution):
             'blocks.0.attn'
             >>> round(explanation.total.item(), 6)
             1.0
-            >>> sorted(explanation.absorbed)
-            ['cls_token', 'pos_embed']
+            >>> sorted(explanation.absorbed)  # by attentions, what ε takes
+            ['blocks.0.attn', 'blocks.1.attn', 'cls_token', 'pos_embed']
         """
         views.check_granularity(granularity)
         if self.checkpointing:

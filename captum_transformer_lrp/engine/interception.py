@@ -306,9 +306,12 @@ class Interception(TorchFunctionMode):
         return given.to(self._dtype) if given.element_size() < self._dtype.itemsize else given
 
     def loses_precision(self, source: Tensor, result: Tensor) -> bool:
-        """Whether a cast leaves less than the tape's precision."""
+        """Whether a cast is to less than what is computed in.
+
+        Where that is half precision, the model's own casts to it are made as they are.
+        """
         smaller = result.is_floating_point() and result.element_size() < source.element_size()
-        return smaller and result.element_size() < self._dtype.itemsize
+        return smaller and (self._dtype.itemsize > 2 or result.element_size() < 2)
 
     def raised_constant(self, tensor: Tensor) -> Tensor:
         """A constant of the model, in the precision of the tape."""

@@ -272,7 +272,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
 }
 
 
-DEFAULT_EPSILON = 0.3
+DEFAULT_EPSILON = 1.0
 """ε of eq. 2 where nothing else is asked for: docs/epsilon.md has the measurements."""
 
 

@@ -78,8 +78,8 @@ def transformer_rules(
         >>> images = torch.randn(1, 3, 160, 160)
         >>> with transformer_rules(preset="paper") as propagation:
         ...     attributions = LRP(model).attribute(images, target=3)
-        >>> sorted(propagation.absorbed)
-        ['cls_token', 'pos_embed']
+        >>> sorted(propagation.absorbed)  # by attentions, what ε takes
+        ['blocks.0.attn', 'blocks.1.attn', 'cls_token', 'pos_embed']
     """
     from captum_transformer_lrp.engine.stock import StockLRP
 

@@ -97,7 +97,7 @@ def test_architectures_are_found_by_a_pattern(run: Callable[..., Result]) -> Non
 def test_an_architecture_is_checked_by_explaining_it(run: Callable[..., Result]) -> None:
     (checked,) = json.loads(run("models", "test_vit", "--check", "--json").stdout)["checked"]
     assert checked["explained"]
-    assert checked["total_relevance"] == pytest.approx(1, abs=1e-6)
+    assert checked["total_relevance"] == pytest.approx(1, abs=1e-4)
 
 
 def test_an_architecture_without_attention_is_said_to_have_none(

@@ -4,10 +4,8 @@ The models were trained for this, by ``python -m tests.digits.train``: a plain V
 its answer from the class token, a ViT that reads the mean of its tokens, and a Swin.  A digit
 counts as found if more of its class's map lies inside its own box than inside the other digit's.
 
-What was expected was written down before anything was measured: 90 % of digits found with the
-plain ViT, and with the other two no more than 5 points fewer than with it.  For the other two it
-holds if each pooled token is explained by itself, and not if all are explained together;
-docs/rollout.md has the numbers, and why.
+A model that pools its tokens is explained as well as one with a class token: 90 % of the digits
+found with the plain ViT, and with the other two no more than 2 points fewer, in one pass.
 """
 
 from __future__ import annotations
@@ -27,7 +25,6 @@ from tests.digits.train import exact_match
 
 COUNT = 200
 POOLED = ("mean_pooled_vit", "swin")
-EACH = partial(TransformerAttribution, pooled="each")
 
 Method = Callable[[nn.Module], RolloutAttribution]
 
@@ -93,29 +90,18 @@ def test_the_plain_vit_finds_the_digits(found: dict[str, Found]) -> None:
 
 
 @pytest.mark.parametrize("name", POOLED)
-def test_by_each_pooled_token_the_others_find_them_as_well(
-    name: str, found: dict[str, Found], pictures: Pictures
-) -> None:
-    """On the first 20 pictures, a tenth of those of the next test."""
-    assert explained(EACH, name, pictures.first(20)).rate >= found["vit"].rate - 0.05
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", POOLED)
-def test_by_each_pooled_token_the_others_find_them_as_well_on_all_pictures(
-    name: str, found: dict[str, Found], pictures: Pictures
-) -> None:
-    by_each = explained(EACH, name, pictures)
-    assert by_each.rate >= found["vit"].rate - 0.05
-    assert by_each.share > found[name].share + 0.05
+def test_pooled_tokens_are_no_obstacle(name: str, found: dict[str, Found]) -> None:
+    assert found[name].rate >= found["vit"].rate - 0.02
+    assert found[name].share > 0.6
 
 
 @pytest.mark.parametrize("name", POOLED)
-def test_together_the_others_find_them_more_often_than_by_chance(
-    name: str, found: dict[str, Found]
-) -> None:
-    """Chance is 50 % ± 3 for the 350 digits and more that each model recognises."""
-    assert found[name].rate > 0.65
+def test_eq_2_as_printed_finds_fewer(name: str, pictures: Pictures) -> None:
+    """Its denominators pass through zero; on the first 50 pictures."""
+    some = pictures.first(50)
+    default = explained(TransformerAttribution, name, some)
+    printed = explained(partial(TransformerAttribution, epsilon=0), name, some)
+    assert printed.rate < default.rate - 0.05
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -130,14 +116,14 @@ def test_checkpoints_are_small() -> None:
 
 
 def table() -> str:
-    """The rows of the table in docs/rollout.md; takes some minutes."""
+    """The rows of the table in docs/epsilon.md; takes some minutes."""
     pictures = draw(COUNT, torch.Generator().manual_seed(3), held_out=True)
     rows = []
     for name in MODELS:
         cells = [name, f"{exact_match(trained(name)):.1%}"]
-        for method in (EACH, TransformerAttribution, AttentionRollout):
-            by_method = explained(method, name, pictures)
-            cells += [f"{by_method.rate:.1%}", f"{by_method.share:.2f}"]
+        for epsilon in (0, 0.01, 0.03, 0.1, 0.3, 1):
+            one = explained(partial(TransformerAttribution, epsilon=epsilon), name, pictures)
+            cells.append(f"{one.rate:.1%} ({one.share:.2f})")
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
