@@ -54,9 +54,7 @@ def collect(benchmark: str, folder: Path) -> Path:
         found = [
             one.methods[f"transformer_attribution:epsilon={epsilon}"] for one in records.values()
         ]
-        halves = {
-            half: OF_BENCHMARK[benchmark](found[places]) for half, places in HALVES.items()
-        }
+        halves = {half: OF_BENCHMARK[benchmark](found[places]) for half, places in HALVES.items()}
         both = {**halves, "all": OF_BENCHMARK[benchmark](found)}
         lines.append(f'"{epsilon}": {json.dumps(both)}')
     file = HERE / "epsilon" / f"{benchmark}.json"

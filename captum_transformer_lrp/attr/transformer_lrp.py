@@ -18,9 +18,9 @@ from captum_transformer_lrp.engine.tape import Phase
 from captum_transformer_lrp.rules import Preset
 from captum_transformer_lrp.rules import preset as named_preset
 from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.presets import Start
 from captum_transformer_lrp.rules.registry import Target
 
-Start: TypeAlias = Literal["one_hot", "logit"]
 Contrast: TypeAlias = Literal["clrp", "sglrp"]
 
 
@@ -41,7 +41,10 @@ class TransformerLRP(RecordedAttribution):
             ``((0 - mean) / std, (1 - mean) / std)``; None takes each example's smallest and
             largest value, as the paper's published code does.
         start: what relevance starts from: ``"one_hot"``, the paper's, whose attributions sum to 1,
-            or ``"logit"``, the target's logit, as in :class:`captum.attr.LRP`.
+            or ``"logit"``, the target's logit, as in :class:`captum.attr.LRP`.  None is what suits
+            the preset: the logit for ``"epsilon"``, ``"attnlrp"``, ``"cp_lrp"`` and
+            ``"libra"``, so that what speaks against a class is negative whatever sign the logit
+            has; 1 for the others.
         contrast: None, or a contrastive seed: ``"clrp"`` subtracts the explanation of all other
             classes with equal weights and keeps what is positive; ``"sglrp"`` weighs the classes
             by the gradient of the target's softmax probability.
@@ -78,7 +81,7 @@ class TransformerLRP(RecordedAttribution):
         *,
         preset: str | Preset = "paper",
         input_range: tuple[float | Tensor, float | Tensor] | None = None,
-        start: Start = "one_hot",
+        start: Start | None = None,
         contrast: Contrast | None = None,
         rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
         stabilizer: Stabilizer | None = None,
@@ -98,11 +101,11 @@ class TransformerLRP(RecordedAttribution):
         if input_range is not None:
             chosen = chosen.with_input_range(*input_range)
         self.preset: Preset = chosen
-        if start not in get_args(Start):
-            raise ValueError(f"start must be one of {get_args(Start)}, found {start!r}")
+        if start not in (None, *get_args(Start)):
+            raise ValueError(f"start must be None or one of {get_args(Start)}, found {start!r}")
         if contrast is not None and contrast not in get_args(Contrast):
             raise ValueError(f"contrast must be None or one of {get_args(Contrast)}: {contrast!r}")
-        self.start = start
+        self.start: Start = chosen.start if start is None else start
         self.contrast = contrast
 
     @captum_method

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,8 @@ from captum_transformer_lrp.rules.weighted import (
     PositiveRule,
 )
 
+Start: TypeAlias = Literal["one_hot", "logit"]
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -74,6 +76,9 @@ class Preset:
         pixels: for the first layer, if that reads pixels; None for the rule of linear layers.
         epsilon: ε of eq. 2, for the rules that have none of their own; None for that of the
             method that uses the preset.
+        start: what relevance starts from, ``"one_hot"`` or ``"logit"``.  The rules of the ε kind
+            give a product the sign that it has beside the output's.  From 1 all signs would turn
+            around where the target's logit is negative.
         overrides: rules that go before all of these, by PyTorch function, by module class or by
             the name of a module, whose calls are then explained as one operation.
 
@@ -108,6 +113,7 @@ class Preset:
     pooling: Rule | None = None
     pixels: Rule | None = field(default_factory=BoundedRule)
     epsilon: float | None = None
+    start: Start = "one_hot"
     overrides: Mapping[Target, PropagationRule] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -207,6 +213,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         skip_add=EpsilonAddRule(1e-6),
         matmul=MatmulRule(),
         pixels=None,
+        start="logit",
     ),
     "gamma": lambda: Preset(
         "gamma",
@@ -235,6 +242,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         pooling=PoolingRule(),
         pixels=None,
         epsilon=0.0,
+        start="logit",
     ),
     # With γ for images: the middle one of the values that the authors' example for ViT tries.
     "attnlrp_gamma": lambda: preset("attnlrp").but(
@@ -242,6 +250,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         source="Achtibat et al. 2024, with γ on linear layers",
         linear=GammaRule(0.05),
         pixels=GammaRule(0.25),
+        start="one_hot",
     ),
     "cp_lrp": lambda: Preset(
         "cp_lrp",
@@ -255,6 +264,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         pooling=PoolingRule(),
         pixels=None,
         epsilon=0.0,
+        start="logit",
     ),
     "libra": lambda: Preset(
         "libra",
@@ -268,6 +278,7 @@ _PRESETS: dict[str, Callable[[], Preset]] = {
         pooling=PoolingRule(),
         pixels=None,
         epsilon=0.0,
+        start="logit",
     ),
 }
 

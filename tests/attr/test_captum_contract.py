@@ -141,7 +141,7 @@ def test_options_must_be_known(vit_case: Any, name: str) -> None:
         (AttentionRollout, {"discard_ratio": -0.1}, "discard_ratio must be at least 0"),
         (PartialLRP, {"preset": "lpr"}, "there is no preset 'lpr'"),
         (TransformerLRP, {"preset": "lpr"}, "there is no preset 'lpr'"),
-        (TransformerLRP, {"start": "logits"}, "start must be one of"),
+        (TransformerLRP, {"start": "logits"}, "start must be None or one of"),
         (TransformerLRP, {"contrast": "slrp"}, "contrast must be None or one of"),
         (TransformerAttribution, {"head_weighting": "mean"}, "head_weighting must be one of"),
         (TransformerAttribution, {"layers": []}, "layers must name at least one attention"),
@@ -320,7 +320,7 @@ def test_contrasts_are_differences_of_seeds(case: Any) -> None:
     The paper's rules are not: eq. 9-10 divide by sums of relevance.
     """
     classes = range(case.logits().shape[1])
-    plain = TransformerLRP(case.model, preset="epsilon").attribute_targets(
+    plain = TransformerLRP(case.model, preset="epsilon", start="one_hot").attribute_targets(
         case.inputs, list(classes), case.kwargs
     )
 

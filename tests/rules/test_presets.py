@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+import timm
 import torch
 from captum.attr import LRP
 from torch import Tensor, nn
@@ -135,3 +137,37 @@ def test_a_bias_added_by_itself_takes_what_that_of_a_linear_layer_takes() -> Non
         for value in (True, False)
     )
     assert torch.allclose(fused, spelled, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "name", ["epsilon", "gamma", "attnlrp", "attnlrp_gamma", "cp_lrp", "libra"]
+)
+def test_what_speaks_against_a_class_is_negative_whatever_the_logit(name: str) -> None:
+    """A constant taken from all logits changes their signs, but nothing that tells classes apart."""
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=5).double().eval()
+    x = torch.randn(2, 3, 160, 160).double()
+    maps = []
+    for shift in (0.0, 3.0, -3.0):
+        shifted = copy.deepcopy(model)
+        shifted.head.bias.data -= shift
+        maps.append(TransformerLRP(shifted, preset=name).attribute(x, 1))
+    for one in maps[1:]:
+        assert float(torch.corrcoef(torch.stack([maps[0].flatten(), one.flatten()]))[0, 1]) > 0.9
+
+
+def test_the_paper_s_rules_start_from_one() -> None:
+    assert [preset(name).start for name in ("paper", "lrp", "alpha_beta")] == ["one_hot"] * 3
+    assert TransformerLRP(nn.Identity(), preset="attnlrp").start == "logit"
+    assert TransformerLRP(nn.Identity(), preset="attnlrp", start="one_hot").start == "one_hot"
+
+
+@pytest.mark.parametrize("name", ["epsilon", "attnlrp", "cp_lrp", "libra"])
+def test_a_logit_near_zero_does_not_explode(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=5).eval()
+    x = torch.randn(1, 3, 160, 160)
+    usual = TransformerLRP(model, preset=name).attribute(x, 1).abs().max()
+    with torch.no_grad():
+        model.head.bias[1] -= model(x)[0, 1] - 1e-7
+    assert float(TransformerLRP(model, preset=name).attribute(x, 1).abs().max()) < 10 * float(usual)
