@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 
 from captum_transformer_lrp.cli.errors import UsageError
-from captum_transformer_lrp.visualization.labels import printable
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.benchmarks.results import Result
@@ -79,6 +78,8 @@ def report(result: Result, folder: Path, quiet: bool) -> None:
 
     if environment_rank():
         return
+    from captum_transformer_lrp.visualization.labels import printable
+
     for identifier, reason in result.skipped:
         typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
     if quiet:

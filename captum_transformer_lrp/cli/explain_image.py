@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import each_of, finish
@@ -34,6 +33,9 @@ from captum_transformer_lrp.cli.options import (
 )
 from captum_transformer_lrp.cli.predictions import print_predictions
 from captum_transformer_lrp.cli.subjects import ExplainedImage, Request, explain_image_by
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def explain_image(

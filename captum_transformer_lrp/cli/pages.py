@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from captum_transformer_lrp.cli.predictions import Prediction
 from captum_transformer_lrp.cli.subjects import ExplainedImage, ExplainedText
-from captum_transformer_lrp.visualization import Picture, Section, class_grid, method_class_grid
-from captum_transformer_lrp.visualization.labels import percent
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.visualization import Section
 
 HOW_TO_READ = (
     "Each picture and each text below is explained once per class: bright pixels and coloured "
@@ -20,6 +22,13 @@ HOW_TO_READ = (
 
 def image_section(title: str, found: ExplainedImage, *, text: str = "") -> Section:
     """A photo: one row of overlays by a single method, a grid by several."""
+    from captum_transformer_lrp.visualization import (
+        Picture,
+        Section,
+        class_grid,
+        method_class_grid,
+    )
+
     maps = found.labelled()
     if len(maps) == 1:
         (of_class,) = maps.values()
@@ -46,6 +55,8 @@ def image_section(title: str, found: ExplainedImage, *, text: str = "") -> Secti
 
 def text_section(title: str, found: ExplainedText, *, text: str = "") -> Section:
     """A text, coloured for each class by each method."""
+    from captum_transformer_lrp.visualization import Section
+
     return Section(
         title, text or f"Explained for: {listed(found.explained)}.", texts=found.labelled()
     )
@@ -57,4 +68,6 @@ def listed(explained: Sequence[Prediction]) -> str:
     >>> listed([Prediction(0, "cat", 0.75), Prediction(1, "dog", 0.25)])
     'cat (75.0 %), dog (25.0 %)'
     """
+    from captum_transformer_lrp.visualization.labels import percent
+
     return ", ".join(f"{each.name} ({percent(each.probability)})" for each in explained)

@@ -6,17 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from captum_transformer_lrp.cli.errors import UsageError, warn
 from captum_transformer_lrp.cli.methods import class_labels, explain_by, method_label
 from captum_transformer_lrp.cli.predictions import Prediction, choose, predict
-from captum_transformer_lrp.visualization import TextExplanation, words_from_pieces
 
 if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
     from captum_transformer_lrp.models import ImageModel, TextModel
+    from captum_transformer_lrp.visualization import TextExplanation
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ def explain_text_by(
     Raises:
         UsageError: where the text is empty.
     """
+    from captum_transformer_lrp.visualization import TextExplanation, words_from_pieces
+
     if not text.strip():
         raise UsageError("found an empty text, expected at least one word")
     encoding = loaded.tokenizer(text, return_tensors="pt", truncation=True)

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -14,13 +11,6 @@ from typer.testing import Result
 
 from captum_transformer_lrp.attr.comparison import METHODS
 
-# The name by which the program is called is part of the name of the variable below.
-CALL = """
-import sys
-from captum_transformer_lrp.cli import main
-sys.argv = ["captum-transformer-lrp"]
-main()
-"""
 COMMANDS = (
     ["explain", "image"],
     ["explain", "text"],
@@ -107,20 +97,3 @@ def test_an_architecture_without_attention_is_said_to_have_none(
     assert result.exit_code == 1
     (checked,) = json.loads(result.stdout)["checked"]
     assert "no softmax attention" in checked["error"]
-
-
-def test_the_shell_completes_methods() -> None:
-    line = "captum-transformer-lrp explain text good --method attention_r"
-    found = subprocess.run(
-        [sys.executable, "-c", CALL],
-        env={
-            **os.environ,
-            "_CAPTUM_TRANSFORMER_LRP_COMPLETE": "complete_bash",
-            "COMP_WORDS": line,
-            "COMP_CWORD": "5",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.stdout.split() == ["attention_rollout"], found.stderr
