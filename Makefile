@@ -23,7 +23,7 @@ install: $(INSTALLED) ## the virtual environment with the package and its tools
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 found: run 'make PYTHON=/path/to/python3'." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs,test,dev]'
 	@touch $@
 
 demo: $(INSTALLED) ## explain the bundled pictures and a sentence; writes $(DEMO)/report.html
@@ -36,7 +36,9 @@ slow: $(INSTALLED) ## the sweeps that take minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 docs: $(INSTALLED) ## the documentation, the tutorials and the API reference as HTML, in site/
-	$(BIN)/python docs/build.py --output site
+	# -W: a dead link, or a page that no other leads to, is an error.
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . site
+	@echo "open site/index.html"
 
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -50,5 +52,5 @@ types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
 
 clean: ## remove what the other targets made, the virtual environment included
-	rm -rf $(VENV) $(DEMO) site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) site jupyter_execute build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
