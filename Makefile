@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # One thread per test worker: the models are small, and threads that compete make them slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test slow docs lint format types clean
+.PHONY: help install demo test slow docs lint format types dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,7 +23,7 @@ install: $(INSTALLED) ## the virtual environment with the package and its tools
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 found: run 'make PYTHON=/path/to/python3'." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs,test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED) ## explain the bundled pictures and a sentence; writes $(DEMO)/report.html
@@ -50,6 +50,11 @@ format: $(INSTALLED) ## let ruff fix what it can
 
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
+
+dist: $(INSTALLED) ## the wheel and the source archive, checked, in dist/
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
 
 clean: ## remove what the other targets made, the virtual environment included
 	rm -rf $(VENV) $(DEMO) site jupyter_execute build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

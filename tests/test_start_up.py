@@ -120,3 +120,28 @@ def test_the_names_that_completion_shows_are_those_that_exist() -> None:
     assert tuple(comparison.METHODS) == names.METHODS
     assert set(names.OF_THE_PAPER) == set(comparison.OF_THE_PAPER)
     assert timm_architectures() == sorted(timm.list_models())
+
+
+def test_the_command_line_without_its_extra_says_what_to_install() -> None:
+    code = """
+import sys
+sys.modules["typer"] = None  # as if it were not installed
+from captum_transformer_lrp.cli import main
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "error: the command line needs typer: run pip install 'captum-transformer-lrp[cli]'"
+    ]
+
+
+def test_pictures_need_no_package_of_the_command_line() -> None:
+    code = """
+import sys
+sys.modules["typer"] = sys.modules["rich"] = None
+import captum_transformer_lrp.visualization
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "captum_transformer_lrp"
@@ -65,6 +68,33 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -
     assert any(name.endswith(".html.jinja") for name in found)
     assets = {Path(name).name for name in found if f"{PACKAGE}/examples/assets/" in name}
     assert {"scene_classifier.safetensors", "tokenizer.json", "elephant-zebra.mask.png"} <= assets
+
+
+def test_the_wheel_is_small_and_an_index_would_take_it(wheel: Path) -> None:
+    assert wheel.stat().st_size < 8_000_000
+    pytest.importorskip("twine")
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_core_installs_what_it_imports_and_extras_the_rest(wheel: Path) -> None:
+    (metadata,) = importlib.metadata.distributions(path=[str(wheel)])
+    needed = [Requirement(one) for one in metadata.requires or []]
+    core = {one.name for one in needed if one.marker is None}
+    assert {"captum", "torch", "transformers", "timm", "matplotlib"} <= core
+    assert not core & {"typer", "rich", "h5py", "scikit-learn", "sphinx", "pytest"}
+    extras = {"cli", "benchmarks", "docs", "test", "dev"}
+    assert set(metadata.metadata.get_all("Provides-Extra", [])) == extras
+
+
+def test_the_citation_and_the_changelog_know_the_version(wheel: Path) -> None:
+    (metadata,) = importlib.metadata.distributions(path=[str(wheel)])
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == metadata.version
+    assert citation["preferred-citation"]["year"] == 2021
+    dated = f"## [{metadata.version}] - {citation['date-released']}"
+    assert dated in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
 def test_the_demo_works_where_the_checkout_is_not(scripts: Path, tmp_path: Path) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from rich.console import Group
-from rich.text import Text
 
 from captum_transformer_lrp.visualization.colors import Scale
 from captum_transformer_lrp.visualization.labels import percent, printable, text_width, wrap
 from captum_transformer_lrp.visualization.page import render
 from captum_transformer_lrp.visualization.words import Word
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 _SIZE = 12.0
 _LINE_POINTS = 1.9 * _SIZE
@@ -77,6 +78,8 @@ def text_html(
 def text_terminal(explanations: Sequence[TextExplanation]) -> Group:
     """The same for a terminal: a rich renderable, to be given to `rich.print`.
 
+    Rich comes with the extra `cli`.
+
     Example:
         >>> from rich.console import Console
         >>> words = [Word("[red]good", 0.9), Word("film", 0.1, before=" ")]
@@ -84,6 +87,9 @@ def text_terminal(explanations: Sequence[TextExplanation]) -> Group:
         positive
         [red]good film
     """
+    from rich.console import Group
+    from rich.text import Text
+
     lines = []
     for explanation in explanations:
         lines.append(Text(printable(explanation.title), style="bold"))
