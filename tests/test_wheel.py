@@ -121,4 +121,5 @@ def test_the_demo_works_where_the_checkout_is_not(scripts: Path, tmp_path: Path)
     assert demo.returncode == 0, demo.stderr
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "elephant" in page
-    assert len(list((tmp_path / "out").glob("picture-*.png"))) > 5
+    assert len(list((tmp_path / "out").glob("*.png"))) > 5
+    assert (tmp_path / "out" / "one-picture-two-classes-every-method.png").is_file()

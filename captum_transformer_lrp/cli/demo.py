@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -90,9 +91,10 @@ def demo(
             ]  # fmt: skip
         if checkpoint is not None:
             sections.append(_cat(checkpoint))
-        for number, section in enumerate(sections, start=1):
+        for section in sections:
+            name = "-".join(re.findall(r"\w+", section.title.lower()))
             for picture in section.pictures:
-                picture.figure.savefig(output / f"picture-{number:02}.png", dpi=150)
+                picture.figure.savefig(output / f"{name}.png", dpi=150)
         page = report_html(sections, title="What the models look at", introduction=INTRODUCTION)
         report = output / "report.html"
         report.write_text(page, encoding="utf-8")

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 HOW_TO_READ = (
     "Each picture and each text below is explained once per class: bright pixels and coloured "
-    "words are those by which the model recognises that class. Colours reach to the largest value "
-    "of each map, so a class that the model hardly believes in has bright pixels, too: look at its "
-    "probability first. Methods with values below zero are drawn in two colours, against and for; "
-    "a map that is zero everywhere leaves the picture dark."
+    "words are those by which the model recognises that class. Each map uses all colours, so a "
+    "class that the model hardly believes in has bright pixels, too: look at its probability "
+    "first. Methods with values below zero are drawn in two colours, against and for, on a picture "
+    "that shows through where values are near zero."
 )
 
 
@@ -38,8 +38,8 @@ def image_section(title: str, found: ExplainedImage, *, text: str = "") -> Secti
             list(of_class),
             [each.probability for each in found.explained],
             image_title="what the model sees",
-            columns=2,  # on a phone, more would make the titles too small to read
-            panel_inches=1.6,
+            columns=3,  # two classes side by side; more could not be read on a phone
+            panel_inches=1.3,
         )
     else:
         figure = method_class_grid(

@@ -40,14 +40,19 @@ class TextExplanation:
 
     @property
     def title(self) -> str:
-        """The class name with its probability.
+        """The class name with its probability, and whether no word is relevant.
 
         >>> TextExplanation("positive", [], 0.987).title
         'positive, 98.7 %'
+        >>> TextExplanation("positive", [Word("film", 0.0)]).title
+        'positive, zero everywhere'
         """
-        if self.probability is None:
-            return self.class_name
-        return f"{self.class_name}, {percent(self.probability)}"
+        parts = [self.class_name]
+        if self.probability is not None:
+            parts.append(percent(self.probability))
+        if self.words and not any(word.attribution for word in self.words):
+            parts.append("zero everywhere")
+        return ", ".join(parts)
 
     @property
     def scale(self) -> Scale:
