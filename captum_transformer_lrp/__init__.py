@@ -34,8 +34,8 @@ __all__ = [
 if TYPE_CHECKING:
     from captum_transformer_lrp.api import *
 else:
-    _MODULES = ("attr", "benchmarks", "engine", "errors", "examples", "models", "rules",
-                "visualization")  # fmt: skip
+    _MODULES = ("attr", "benchmarks", "engine", "errors", "examples", "models", "photos",
+                "rules", "visualization")  # fmt: skip
 
     def __getattr__(name: str) -> object:
         """A public name or a part of the package, imported when it is first used (PEP 562).

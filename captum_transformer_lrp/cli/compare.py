@@ -81,7 +81,9 @@ def compare_image(
         loaded = load_image_model(model, checkpoint=checkpoint)
         with progress_bar("methods", len(methods)) as advance:
             found = explain_image_by(loaded, picture, request, advance)
-        figure = method_class_grid(found.labelled(), found.photo, image_title="what the model sees")
+        figure = method_class_grid(
+            found.drawn_maps(), found.drawn_photo(), image_title=found.photo_title()
+        )
         figure.savefig(output, dpi=150)
         _tell(found, {"image": str(photo)}, model, methods, output, as_json)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -128,7 +129,7 @@ def _beside_integrated_gradients(scene: Scene, found: ExplainedImage) -> Section
     from captum_transformer_lrp.visualization import Section, Table
 
     maps = {method: found.maps[method] for method in BESIDE}
-    both = ExplainedImage(found.photo, found.predictions, found.explained, maps)
+    both = replace(found, maps=maps)
     section = image_section("Beside IntegratedGradients", both)
     table = Table(
         "Share of the map inside the object that was asked for, and inside the other one; – is a "

@@ -29,22 +29,20 @@ def image_section(title: str, found: ExplainedImage, *, text: str = "") -> Secti
         method_class_grid,
     )
 
-    maps = found.labelled()
+    maps, photo, title_of_photo = found.drawn_maps(), found.drawn_photo(), found.photo_title()
     if len(maps) == 1:
         (of_class,) = maps.values()
         figure = class_grid(
-            found.photo,
+            photo,
             list(of_class.values()),
             list(of_class),
             [each.probability for each in found.explained],
-            image_title="what the model sees",
+            image_title=title_of_photo,
             columns=3,  # two classes side by side; more could not be read on a phone
             panel_inches=1.3,
         )
     else:
-        figure = method_class_grid(
-            maps, found.photo, image_title="what the model sees", panel_inches=1.3
-        )
+        figure = method_class_grid(maps, photo, image_title=title_of_photo, panel_inches=1.3)
     classes = listed(found.explained)
     alt = (
         f"{title}: the picture, then where each class is seen, lit up. "

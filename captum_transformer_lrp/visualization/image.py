@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 
 from captum_transformer_lrp.visualization.arrays import (
     ArrayLike,
@@ -74,6 +76,71 @@ def blend(
         most, grey = min(1.0, 1.5 * opacity), (1 - 0.6 * opacity) * grey
     share = most * colors[..., 3:]
     return np.clip((1 - share) * grey + share * colors[..., :3], 0, 1)
+
+
+def overlay(
+    image: ImageLike,
+    attribution: ArrayLike,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    opacity: float = 0.6,
+) -> npt.NDArray[np.uint8]:
+    """One photo under its relevance map, at the photo's own size, as an array to show or to save.
+
+    It stands where pytorch-grad-cam's `show_cam_on_image` stands. The map may be of any size; it
+    is enlarged to the photo.
+
+    Args:
+        image: a photo of any size, else as `overlay_image` takes it.
+        attribution: (H, W), (C, H, W) or (1, C, H, W); channels are added up.
+        box: the part of the photo that the map is of, as (left, top, right, bottom) in pixels,
+            where the model was given a crop; `captum_transformer_lrp.photos.seen_part` finds it.
+            The whole photo by default.
+        opacity: as in `blend`.
+
+    Returns:
+        (H, W, 3), uint8, red, green, blue.
+
+    Example:
+        >>> overlay(np.zeros((480, 640, 3), dtype=np.uint8), np.random.rand(14, 14)).shape
+        (480, 640, 3)
+    """
+    photo = to_rgb(image)
+    relevance = on_photo(attribution, (photo.shape[1], photo.shape[0]), box)
+    return np.round(255 * blend(photo, relevance, opacity=opacity)).astype(np.uint8)
+
+
+def on_photo(
+    attribution: ArrayLike,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> FloatArray:
+    """A map enlarged to a photo, zero where the model saw nothing of it.
+
+    Args:
+        attribution: as `overlay` takes it.
+        size: the photo's width and height.
+        box: as `overlay` takes it.
+
+    Returns:
+        (height, width). Values between those of the map are interpolated; none is larger.
+
+    Example:
+        >>> on_photo(np.ones((2, 2)), (6, 2), (2, 0, 4, 2))
+        array([[0., 0., 1., 1., 0., 0.],
+               [0., 0., 1., 1., 0., 0.]])
+    """
+    left, top, right, bottom = (round(side) for side in box or (0, 0, *size))
+    if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
+        raise ValueError(
+            f"found box={box}, expected (left, top, right, bottom) within a photo of "
+            f"{size[0]}x{size[1]} pixels"
+        )
+    relevance = Image.fromarray(to_map(attribution).astype(np.float32))
+    placed = np.zeros((size[1], size[0]))
+    enlarged = relevance.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    placed[top:bottom, left:right] = np.asarray(enlarged)
+    return placed
 
 
 def overlay_image(

@@ -16,6 +16,8 @@ from captum_transformer_lrp.visualization import (
     blend,
     class_grid,
     method_class_grid,
+    on_photo,
+    overlay,
     overlay_image,
 )
 from captum_transformer_lrp.visualization.colors import Scale
@@ -208,3 +210,35 @@ def test_each_map_needs_its_name(photo: np.ndarray) -> None:
 def test_methods_must_explain_the_same_classes(photo: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"'b' explains \['dog'\], expected \['cat'\]"):
         method_class_grid({"a": {"cat": np.eye(32)}, "b": {"dog": np.eye(32)}}, photo)
+
+
+def test_an_overlay_has_the_size_of_the_photo_and_the_map_in_its_place() -> None:
+    photo = np.full((30, 60, 3), 128, dtype=np.uint8)
+    values = np.zeros((4, 4))
+    values[0, 0] = 1.0
+    drawn = overlay(photo, values, box=(20, 0, 40, 20))
+    assert drawn.shape == photo.shape
+    assert drawn.dtype == np.uint8
+    brightest = np.unravel_index(drawn.sum(-1, dtype=int).argmax(), drawn.shape[:2])
+    assert 0 <= brightest[0] < 5
+    assert 20 <= brightest[1] < 25
+    # Nothing is said of what the model did not see.
+    np.testing.assert_array_equal(drawn[:, :20], np.broadcast_to(drawn[29, 59], (30, 20, 3)))
+
+
+def test_an_overlay_of_the_photo_s_own_size_is_what_blend_draws(photo: np.ndarray) -> None:
+    values = np.random.default_rng(1).normal(size=(32, 32))
+    np.testing.assert_allclose(overlay(photo, values) / 255, blend(photo, values), atol=0.003)
+
+
+def test_a_map_on_a_photo_exceeds_nothing_that_the_map_has() -> None:
+    values = np.random.default_rng(0).random((7, 7))
+    placed = on_photo(values, (101, 57))
+    assert placed.shape == (57, 101)
+    assert placed.min() >= values.min() - 1e-6
+    assert placed.max() <= values.max() + 1e-6
+
+
+def test_a_box_outside_of_the_photo_is_refused() -> None:
+    with pytest.raises(ValueError, match="within a photo of 60x30 pixels"):
+        on_photo(np.eye(4), (60, 30), (0, 0, 80, 30))
