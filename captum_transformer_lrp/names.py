@@ -51,3 +51,6 @@ METHODS: Final = (
     "lime",
 )
 """What `attr.comparison.METHODS` knows, which a test compares."""
+
+ALIASES: Final = {"rollout": "attention_rollout"}
+"""What people call a method, and its name here."""

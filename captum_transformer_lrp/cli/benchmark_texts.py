@@ -78,7 +78,7 @@ def rationale_command(
     model: TextModelName,
     data: Corpus,
     split: Split = "test",
-    methods: Methods = "paper",
+    methods: Methods = ["paper"],  # noqa: B006 - typer copies it
     top_k: Annotated[
         str, typer.Option(help="How many tokens to select: FIRST:LAST:STEP, or 10,20,50.")
     ] = "10:80:10",
@@ -172,7 +172,7 @@ def text_perturbation_command(
     model: TextModelName,
     data: Corpus,
     split: Split = "test",
-    methods: Methods = "paper,random",
+    methods: Methods = ["paper", "random"],  # noqa: B006
     bins: Annotated[
         str, typer.Option(help="Shares of the tokens in per cent, with commas between them.")
     ] = "1,5,10,20,50",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 import typer
 
 from captum_transformer_lrp.cli.errors import UsageError
-from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, METHODS
+from captum_transformer_lrp.names import ALIASES, BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, METHODS
 
 if TYPE_CHECKING:
     import torch
@@ -21,15 +21,23 @@ DEFAULT_IMAGE_MODEL = "deit_tiny_patch16_224"
 
 
 def check_methods(methods: str | Sequence[str] | None) -> str | Sequence[str] | None:
-    """Refuse a method that does not exist, and say which do."""
-    for name in [methods] if isinstance(methods, str) else methods or ():
-        if name not in METHODS:
-            nearest = difflib.get_close_matches(name, METHODS, n=1)
-            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-            raise typer.BadParameter(
-                f"there is no method {name!r}{hint}; there are {', '.join(METHODS)}"
-            )
-    return methods
+    """The methods by their names here; one that does not exist is refused, and those that do named.
+
+    >>> check_methods("rollout")
+    'attention_rollout'
+    """
+    if methods is None:
+        return None
+    if not isinstance(methods, str):
+        return [str(check_methods(name)) for name in methods]
+    name = ALIASES.get(methods, methods)
+    if name not in METHODS:
+        nearest = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise typer.BadParameter(
+            f"there is no method {name!r}{hint}; there are {', '.join(METHODS)}"
+        )
+    return name
 
 
 def complete_method(incomplete: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from typer.testing import Result
@@ -97,3 +98,23 @@ def test_an_architecture_without_attention_is_said_to_have_none(
     assert result.exit_code == 1
     (checked,) = json.loads(result.stdout)["checked"]
     assert "no softmax attention" in checked["error"]
+
+
+@pytest.mark.parametrize(
+    "command", ["explain image", "explain text", "compare image", "report", "benchmark rationale"]
+)
+def test_a_method_is_given_by_the_same_option_everywhere(
+    run: Callable[..., Result], command: str
+) -> None:
+    assert "--method" in run(*command.split(), "--help").stdout
+
+
+def test_rollout_is_attention_rollout(run: Callable[..., Result]) -> None:
+    result = run("explain", "text", "a witty film", "--method", "rollout", "--json")
+    assert json.loads(result.stdout)["method"] == "attention_rollout"
+
+
+def test_the_exit_codes_are_in_one_table() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "command_line.md"
+    codes = re.findall(r"^\| (\d+) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert codes == ["0", "1", "2", "130"]
