@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # One thread per test worker: the models are small, and threads that compete make them slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test slow docs lint format types dist clean
+.PHONY: help install demo test slow oldest docs lint format types dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -34,6 +34,16 @@ test: $(INSTALLED) ## the tests that take seconds
 
 slow: $(INSTALLED) ## the sweeps that take minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+# A pin for each lower bound of the package itself; the tools of the tests are the newest that fit.
+OLDEST := build/oldest
+PINS = $$(sed -n '/^install_requires/,/^$$/s/^    \([A-Za-z]*\)>=\(.*\)/\1==\2/p' setup.cfg)
+oldest: ## the tests that take seconds, with the oldest versions that setup.cfg allows (not on 3.13)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(PINS)
+	# The sweep builds every architecture of the newest timm and transformers.
+	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --ignore=tests/sweep \
+		--ignore=tests/test_sweep.py $(ARGS)
 
 docs: $(INSTALLED) ## the documentation, the tutorials and the API reference as HTML, in site/
 	# -W: a dead link, or a page that no other leads to, is an error.
