@@ -12,7 +12,7 @@ INSTALLED := $(VENV)/.installed
 # One thread per test worker: the models are small, and threads that compete make them slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help install demo test slow docs lint format types clean
+.PHONY: help install demo test slow oldest docs lint format types dist clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -23,7 +23,7 @@ install: $(INSTALLED) ## the virtual environment with the package and its tools
 $(INSTALLED): setup.cfg pyproject.toml
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 found: run 'make PYTHON=/path/to/python3'." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED) ## explain the bundled pictures and a sentence; writes $(DEMO)/report.html
@@ -35,8 +35,20 @@ test: $(INSTALLED) ## the tests that take seconds
 slow: $(INSTALLED) ## the sweeps that take minutes
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
 
+# A pin for each lower bound of the package itself; the tools of the tests are the newest that fit.
+OLDEST := build/oldest
+PINS = $$(sed -n '/^install_requires/,/^$$/s/^    \([A-Za-z]*\)>=\(.*\)/\1==\2/p' setup.cfg)
+oldest: ## the tests that take seconds, with the oldest versions that setup.cfg allows (not on 3.13)
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(PINS)
+	# The sweep builds every architecture of the newest timm and transformers.
+	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --ignore=tests/sweep \
+		--ignore=tests/test_sweep.py $(ARGS)
+
 docs: $(INSTALLED) ## the documentation, the tutorials and the API reference as HTML, in site/
-	$(BIN)/python docs/build.py --output site
+	# -W: a dead link, or a page that no other leads to, is an error.
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs -d build/doctrees . site
+	@echo "open site/index.html"
 
 lint: $(INSTALLED) ## ruff: rules and formatting
 	$(BIN)/ruff check .
@@ -49,6 +61,11 @@ format: $(INSTALLED) ## let ruff fix what it can
 types: $(INSTALLED) ## mypy
 	$(BIN)/mypy
 
+dist: $(INSTALLED) ## the wheel and the source archive, checked, in dist/
+	rm -rf build dist
+	$(BIN)/python -m build --outdir dist
+	$(BIN)/twine check --strict dist/*
+
 clean: ## remove what the other targets made, the virtual environment included
-	rm -rf $(VENV) $(DEMO) site build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(DEMO) site jupyter_execute build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,27 +6,7 @@ After Chefer, Gur and Wolf, *Transformer Interpretability Beyond Attention Visua
 CVPR 2021.
 """
 
-from captum_transformer_lrp.attr.attcat import AttCat
-from captum_transformer_lrp.attr.attention_flow import AttentionFlow
-from captum_transformer_lrp.attr.attention_gradcam import AttentionGradCam
-from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
-from captum_transformer_lrp.attr.bi_attention import BiAttention
-from captum_transformer_lrp.attr.comparison import compare
-from captum_transformer_lrp.attr.continuation import explain_continuation
-from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
-from captum_transformer_lrp.attr.generic_attention import GenericAttention
-from captum_transformer_lrp.attr.legrad import LeGrad
-from captum_transformer_lrp.attr.libra_gradient import LibraGradient
-from captum_transformer_lrp.attr.norm_rollout import NormRollout
-from captum_transformer_lrp.attr.partial_lrp import PartialLRP
-from captum_transformer_lrp.attr.raw_attention import RawAttention
-from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
-from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
-from captum_transformer_lrp.errors import (
-    ExplanationError,
-    NoAttentionError,
-    UnsupportedOperationError,
-)
+from typing import TYPE_CHECKING
 
 __all__ = [
     "AttCat",
@@ -50,3 +30,26 @@ __all__ = [
     "compare",
     "explain_continuation",
 ]
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.api import *
+else:
+    _MODULES = ("attr", "benchmarks", "engine", "errors", "examples", "models", "photos",
+                "rules", "visualization")  # fmt: skip
+
+    def __getattr__(name: str) -> object:
+        """A public name or a part of the package, imported when it is first used (PEP 562).
+
+        PyTorch takes seconds to import: the command line must print its help without it.
+        """
+        from importlib import import_module
+
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.api"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__, *_MODULES})

@@ -15,18 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from captum_transformer_lrp.errors import ExplanationError
-
-BUNDLED_IMAGE_MODEL = "bundled/scenes"
-"""The name of the bundled scene classifier, `examples.scene_classifier`."""
-
-BUNDLED_TEXT_MODEL = "bundled/sentiment"
-"""The name of the bundled sentiment classifier, `examples.sentiment_classifier`."""
+from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL
 
 
 class ModelLoadError(ExplanationError):
@@ -112,6 +106,9 @@ def load_image_model(name: str, *, checkpoint: str | Path | None = None) -> Imag
         if "architecture" in config:  # the way timm saves a model
             return _load_timm(f"local-dir:{path}", checkpoint, name)
         return _load_hugging_face_image(name, checkpoint)
+
+    import timm
+
     if timm.is_model(name.split(".")[0]) or name.startswith(("hf-hub:", "hf_hub:", "timm/")):
         prefixed = f"hf-hub:{name}" if name.startswith("timm/") else name
         return _load_timm(prefixed, checkpoint, name)
@@ -191,6 +188,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise ModelLoadError(f"found no checkpoint at {path}")
+
+    import timm
+
     try:
         state = timm.models.load_state_dict(str(path), weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes happen to mean
@@ -288,6 +288,7 @@ def _bundled_image_model(checkpoint: str | Path | None) -> ImageModel:
 
 
 def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> ImageModel:
+    import timm
     from timm.data import create_transform, resolve_model_data_config
 
     state = None if checkpoint is None else read_checkpoint(checkpoint)
@@ -310,6 +311,8 @@ def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> Imag
 
 def _head(timm_name: str, state: Mapping[str, Tensor] | None) -> dict[str, int]:
     """The number of classes that a checkpoint was trained for, as an argument of `create_model`."""
+    import timm
+
     config = timm.get_pretrained_cfg(timm_name, allow_unregistered=True)
     classifier = getattr(config, "classifier", None)
     if state is None or not isinstance(classifier, str):

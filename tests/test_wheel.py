@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+import yaml
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "captum_transformer_lrp"
@@ -67,6 +70,33 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -
     assert {"scene_classifier.safetensors", "tokenizer.json", "elephant-zebra.mask.png"} <= assets
 
 
+def test_the_wheel_is_small_and_an_index_would_take_it(wheel: Path) -> None:
+    assert wheel.stat().st_size < 8_000_000
+    pytest.importorskip("twine")
+    check = [sys.executable, "-m", "twine", "check", "--strict", str(wheel)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_core_installs_what_it_imports_and_extras_the_rest(wheel: Path) -> None:
+    (metadata,) = importlib.metadata.distributions(path=[str(wheel)])
+    needed = [Requirement(one) for one in metadata.requires or []]
+    core = {one.name for one in needed if one.marker is None}
+    assert {"captum", "torch", "transformers", "timm", "matplotlib"} <= core
+    assert not core & {"typer", "rich", "h5py", "scikit-learn", "sphinx", "pytest"}
+    extras = {"cli", "benchmarks", "docs", "test", "dev"}
+    assert set(metadata.metadata.get_all("Provides-Extra", [])) == extras
+
+
+def test_the_citation_and_the_changelog_know_the_version(wheel: Path) -> None:
+    (metadata,) = importlib.metadata.distributions(path=[str(wheel)])
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == metadata.version
+    assert citation["preferred-citation"]["year"] == 2021
+    dated = f"## [{metadata.version}] - {citation['date-released']}"
+    assert dated in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
 def test_the_demo_works_where_the_checkout_is_not(scripts: Path, tmp_path: Path) -> None:
     # No folder of the checkout on the path, no hub, and no bytecode of this run.
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -91,4 +121,5 @@ def test_the_demo_works_where_the_checkout_is_not(scripts: Path, tmp_path: Path)
     assert demo.returncode == 0, demo.stderr
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert "elephant" in page
-    assert len(list((tmp_path / "out").glob("picture-*.png"))) > 5
+    assert len(list((tmp_path / "out").glob("*.png"))) > 5
+    assert (tmp_path / "out" / "one-picture-two-classes-every-method.png").is_file()

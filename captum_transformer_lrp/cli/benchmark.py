@@ -63,7 +63,7 @@ def perturbation_command(
     model: ImageModelName,
     data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
     checkpoint: Checkpoint = None,
-    methods: Methods = "paper",
+    methods: Methods = ["paper"],  # noqa: B006 - typer copies it
     ablations: Ablations = False,
     explain: Annotated[
         list[Explain] | None,
@@ -120,7 +120,7 @@ def segmentation_command(
         ),
     ],
     checkpoint: Checkpoint = None,
-    methods: Methods = "paper",
+    methods: Methods = ["paper"],  # noqa: B006 - typer copies it
     ablations: Ablations = False,
     explain: Annotated[
         Explain | None,
@@ -161,7 +161,7 @@ def grid_pointing_command(
     model: ImageModelName,
     data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
     checkpoint: Checkpoint = None,
-    methods: Methods = "paper",
+    methods: Methods = ["paper"],  # noqa: B006 - typer copies it
     ablations: Ablations = False,
     grid: Annotated[int, typer.Option(min=2, help="Photos along each side.")] = 2,
     confidence: Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -10,16 +11,20 @@ import typer
 from rich.console import Console
 
 from captum_transformer_lrp.cli.errors import UsageError
-from captum_transformer_lrp.visualization.labels import printable
+from captum_transformer_lrp.names import ALIASES
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.benchmarks.results import Result
 
 Methods: TypeAlias = Annotated[
-    str,
+    list[str],
     typer.Option(
-        help="Names with commas between them. 'paper' and 'ablations' stand for several; options "
-        "follow a colon: transformer_attribution:start_layer=1. A wrong name lists all."
+        "--method",
+        "--methods",
+        metavar="NAME",
+        help="What explains; may be given several times, or with commas. 'paper' and 'ablations' "
+        "stand for several; options follow a colon: transformer_attribution:start_layer=1. A wrong "
+        "name lists all.",
     ),
 ]
 Ablations: TypeAlias = Annotated[
@@ -55,13 +60,15 @@ class Explain(str, Enum):
     TARGET = "target"
 
 
-def method_names(methods: str, ablations: bool) -> list[str]:
-    """What `--methods` and `--ablations` stand for.
+def method_names(methods: Sequence[str], ablations: bool) -> list[str]:
+    """What `--method` and `--ablations` stand for.
 
-    >>> method_names("random, paper", True)
-    ['random', 'paper', 'ablations']
+    >>> method_names(["random, paper", "rollout:start_layer=1"], True)
+    ['random', 'paper', 'attention_rollout:start_layer=1', 'ablations']
     """
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    given = [one.strip() for several in methods for one in several.split(",") if one.strip()]
+    parts = [one.partition(":") for one in given]
+    names = [ALIASES.get(name, name) + colon + rest for name, colon, rest in parts]
     return [*names, "ablations"] if ablations and "ablations" not in names else names
 
 
@@ -79,6 +86,8 @@ def report(result: Result, folder: Path, quiet: bool) -> None:
 
     if environment_rank():
         return
+    from captum_transformer_lrp.visualization.labels import printable
+
     for identifier, reason in result.skipped:
         typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
     if quiet:

@@ -28,7 +28,6 @@ from captum_transformer_lrp.cli.benchmark_options import (
 )
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.options import Device, TextModelName, to_device
-from captum_transformer_lrp.visualization.labels import printable
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.benchmarks.rationale_training import (
@@ -79,7 +78,7 @@ def rationale_command(
     model: TextModelName,
     data: Corpus,
     split: Split = "test",
-    methods: Methods = "paper",
+    methods: Methods = ["paper"],  # noqa: B006 - typer copies it
     top_k: Annotated[
         str, typer.Option(help="How many tokens to select: FIRST:LAST:STEP, or 10,20,50.")
     ] = "10:80:10",
@@ -173,7 +172,7 @@ def text_perturbation_command(
     model: TextModelName,
     data: Corpus,
     split: Split = "test",
-    methods: Methods = "paper,random",
+    methods: Methods = ["paper", "random"],  # noqa: B006
     bins: Annotated[
         str, typer.Option(help="Shares of the tokens in per cent, with commas between them.")
     ] = "1,5,10,20,50",
@@ -283,6 +282,7 @@ def _train(
     quiet: bool,
 ) -> TrainingResult:
     from captum_transformer_lrp.benchmarks.rationale_training import fine_tune
+    from captum_transformer_lrp.visualization.labels import printable
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--train runs in one process: train first, then use torchrun")

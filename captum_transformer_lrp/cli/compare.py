@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
-from torch import Tensor
 
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
@@ -45,8 +43,10 @@ from captum_transformer_lrp.cli.subjects import (
     explain_text_by,
     relevant_words,
 )
-from captum_transformer_lrp.models import BUNDLED_TEXT_MODEL
-from captum_transformer_lrp.visualization import method_class_grid, report_html
+from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def compare_image(
@@ -76,11 +76,14 @@ def compare_image(
         picture = read_photo(photo)
 
         from captum_transformer_lrp.models import load_image_model
+        from captum_transformer_lrp.visualization import method_class_grid
 
         loaded = load_image_model(model, checkpoint=checkpoint)
         with progress_bar("methods", len(methods)) as advance:
             found = explain_image_by(loaded, picture, request, advance)
-        figure = method_class_grid(found.labelled(), found.photo, image_title="what the model sees")
+        figure = method_class_grid(
+            found.drawn_maps(), found.drawn_photo(), image_title=found.photo_title()
+        )
         figure.savefig(output, dpi=150)
         _tell(found, {"image": str(photo)}, model, methods, output, as_json)
 
@@ -114,6 +117,7 @@ def compare_text(
         request = Request(methods, target, top_k, to_device(device), special_tokens)
 
         from captum_transformer_lrp.models import load_text_model
+        from captum_transformer_lrp.visualization import report_html
 
         loaded = load_text_model(model)
         with progress_bar("methods", len(methods)) as advance:
@@ -162,5 +166,7 @@ def _correlations(found: ExplainedImage) -> dict[str, dict[str, float | None]]:
 
 def _correlation(one: Tensor, other: Tensor) -> float | None:
     """Pearson's, over pixels; none where a map is constant."""
+    import torch
+
     value = float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1])
     return None if math.isnan(value) else value

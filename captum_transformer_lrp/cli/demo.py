@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from PIL import Image
-from torch import Tensor
 
-from captum_transformer_lrp.attr.comparison import OF_THE_PAPER
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.files import check_output_folder
@@ -23,25 +23,18 @@ from captum_transformer_lrp.cli.subjects import (
     explain_image_by,
     explain_text_by,
 )
-from captum_transformer_lrp.models import (
-    BUNDLED_IMAGE_MODEL,
-    BUNDLED_TEXT_MODEL,
-    load_image_model,
-    load_text_model,
-)
-from captum_transformer_lrp.visualization import Section, Table, report_html
+from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, OF_THE_PAPER
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from captum_transformer_lrp.examples import Scene
+    from captum_transformer_lrp.visualization import Section
 
 SCENE = "elephant-zebra"
 SENTENCE = "A gorgeous, witty film, though the ending is a little dull."
 CAT_CLASSES = ("tabby", "Egyptian cat", "golden retriever")
-OURS = (
-    DEFAULT_METHOD,
-    *(name for name in OF_THE_PAPER if name != DEFAULT_METHOD),
-    "attention_flow",
-)
+OURS = (*OF_THE_PAPER, "attention_flow")
 CAPTUMS = ("saliency", "input_x_gradient", "integrated_gradients", "occlusion")
 BESIDE = (DEFAULT_METHOD, "integrated_gradients")
 
@@ -82,6 +75,7 @@ def demo(
         check_output_folder(output)
 
         from captum_transformer_lrp import examples
+        from captum_transformer_lrp.visualization import report_html
 
         scenes = {scene.name: scene for scene in examples.scenes()}
         _write_scenes(list(scenes.values()), output / "scenes")
@@ -98,9 +92,10 @@ def demo(
             ]  # fmt: skip
         if checkpoint is not None:
             sections.append(_cat(checkpoint))
-        for number, section in enumerate(sections, start=1):
+        for section in sections:
+            name = "-".join(re.findall(r"\w+", section.title.lower()))
             for picture in section.pictures:
-                picture.figure.savefig(output / f"picture-{number:02}.png", dpi=150)
+                picture.figure.savefig(output / f"{name}.png", dpi=150)
         page = report_html(sections, title="What the models look at", introduction=INTRODUCTION)
         report = output / "report.html"
         report.write_text(page, encoding="utf-8")
@@ -120,6 +115,8 @@ def _write_scenes(scenes: Sequence[Scene], folder: Path) -> None:
 
 def _explained(scene: Scene, methods: Sequence[str], advance: Callable[[], None]) -> ExplainedImage:
     """A scene, explained for the classes that are in it."""
+    from captum_transformer_lrp.models import load_image_model
+
     return explain_image_by(
         load_image_model(BUNDLED_IMAGE_MODEL),
         Image.fromarray(scene.image),
@@ -129,8 +126,10 @@ def _explained(scene: Scene, methods: Sequence[str], advance: Callable[[], None]
 
 
 def _beside_integrated_gradients(scene: Scene, found: ExplainedImage) -> Section:
+    from captum_transformer_lrp.visualization import Section, Table
+
     maps = {method: found.maps[method] for method in BESIDE}
-    both = ExplainedImage(found.photo, found.predictions, found.explained, maps)
+    both = replace(found, maps=maps)
     section = image_section("Beside IntegratedGradients", both)
     table = Table(
         "Share of the map inside the object that was asked for, and inside the other one; – is a "
@@ -162,6 +161,8 @@ def _scene(scene: Scene, advance: Callable[[], None]) -> Section:
 
 
 def _sentence(advance: Callable[[], None]) -> Section:
+    from captum_transformer_lrp.models import load_text_model
+
     loaded = load_text_model(BUNDLED_TEXT_MODEL)
     request = Request((*OURS, *CAPTUMS), top_k=len(loaded.class_names))
     found = explain_text_by(loaded, SENTENCE, request, advance)
@@ -173,6 +174,8 @@ def _cat(checkpoint: Path) -> Section:
     if find_spec("skimage") is None:
         raise UsageError("--checkpoint needs scikit-image's photo: pip install scikit-image")
     from skimage.data import chelsea
+
+    from captum_transformer_lrp.models import load_image_model
 
     loaded = load_image_model("deit_tiny_patch16_224", checkpoint=checkpoint)
     request = Request([DEFAULT_METHOD], CAT_CLASSES)

@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
-from transformers.utils import logging as transformers_logging
-
-from captum_transformer_lrp.visualization.labels import printable
 
 FAILED, MISUSED = 1, 2
 """Exit codes: something could not be done, and the command line must be changed."""
@@ -30,8 +27,8 @@ def clear_errors() -> Iterator[None]:
     # Retries of downloads and bars for what takes a second would bury that sentence; what Captum
     # warns of (hooks that it removes again) is nothing that a user of commands can change.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=UserWarning, module="captum")
@@ -52,6 +49,8 @@ def one_sentence(error: Exception) -> str:
     >>> one_sentence(ValueError("a\n  b"))
     'a b'
     """
+    from captum_transformer_lrp.visualization.labels import printable
+
     return printable(" ".join(str(error).split())) or type(error).__name__
 
 

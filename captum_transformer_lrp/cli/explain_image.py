@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import each_of, finish
@@ -34,6 +33,9 @@ from captum_transformer_lrp.cli.options import (
 )
 from captum_transformer_lrp.cli.predictions import print_predictions
 from captum_transformer_lrp.cli.subjects import ExplainedImage, Request, explain_image_by
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def explain_image(
@@ -87,7 +89,7 @@ def explain_image(
 
         def explained(file: Path, figure: Path) -> tuple[ExplainedImage, dict[str, Any]]:
             found = explain_image_by(loaded, read_photo(file), request)
-            _figure(found, method).savefig(figure, dpi=150)
+            _figure(found).savefig(figure, dpi=150)
             result = {
                 "image": str(file),
                 "model": model,
@@ -115,13 +117,15 @@ def explain_image(
         finish(results, failed, folder, as_json)
 
 
-def _figure(found: ExplainedImage, method: str) -> Figure:
+def _figure(found: ExplainedImage) -> Figure:
     from captum_transformer_lrp.visualization import class_grid
 
+    (maps,) = found.drawn_maps().values()
     return class_grid(
-        found.photo,
-        list(found.maps[method].values()),
-        list(found.maps[method]),
+        found.drawn_photo(),
+        list(maps.values()),
+        list(maps),
         [each.probability for each in found.explained],
-        image_title="what the model sees",
+        image_title=found.photo_title(),
+        panel_inches=3.2,
     )

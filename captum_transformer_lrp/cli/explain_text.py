@@ -34,8 +34,7 @@ from captum_transformer_lrp.cli.options import (
 )
 from captum_transformer_lrp.cli.predictions import print_predictions
 from captum_transformer_lrp.cli.subjects import ExplainedText, Request, explain_text_by
-from captum_transformer_lrp.models import BUNDLED_TEXT_MODEL
-from captum_transformer_lrp.visualization import text_html, text_terminal
+from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
 
 
 def explain_text(
@@ -96,6 +95,7 @@ def explain_text(
         request = Request([method], target, top_k, to_device(device), special_tokens)
 
         from captum_transformer_lrp.models import load_text_model
+        from captum_transformer_lrp.visualization import text_html, text_terminal
 
         loaded = load_text_model(model)
 

@@ -3,28 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
-
-from captum_transformer_lrp.attr.comparison import METHODS, OF_THE_PAPER, compare
 from captum_transformer_lrp.cli.predictions import Prediction
+from captum_transformer_lrp.names import OF_THE_PAPER
 
-DEFAULT_METHOD = "transformer_attribution"
-DEFAULT_COMPARISON = (
-    DEFAULT_METHOD,
-    *(name for name in OF_THE_PAPER if name != DEFAULT_METHOD),
-    "integrated_gradients",
-)
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
-
-def method_names() -> list[str]:
-    """What `--method` takes.
-
-    >>> method_names()[0]
-    'transformer_attribution'
-    """
-    return list(METHODS)
+DEFAULT_METHOD = OF_THE_PAPER[0]
+DEFAULT_COMPARISON = (*OF_THE_PAPER, "integrated_gradients")
 
 
 def method_label(name: str) -> str:
@@ -63,6 +51,8 @@ def explain_by(
     Returns:
         (1, H, W) for images, (1, S) for tokens, on the CPU.
     """
+    from captum_transformer_lrp.attr.comparison import compare
+
     targets: dict[str, Any] = {
         label: each.index for label, each in zip(class_labels(explained), explained, strict=True)
     }

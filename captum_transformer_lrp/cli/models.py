@@ -6,7 +6,6 @@ import json
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -20,8 +19,7 @@ from captum_transformer_lrp.cli.errors import (
     clear_errors,
     one_sentence,
 )
-from captum_transformer_lrp.cli.methods import method_names
-from captum_transformer_lrp.models import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL
+from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, METHODS
 
 _LIBRARIES = ("captum-transformer-lrp", "torch", "captum", "timm", "transformers", "torchvision")
 _BUNDLED = {
@@ -99,6 +97,7 @@ def models(
 def _checked(name: str, advance: Any) -> dict[str, Any]:
     """Whether an architecture can be explained, with random weights, and Σ R for one image."""
     import timm
+    import torch
 
     from captum_transformer_lrp import TransformerAttribution
 
@@ -132,6 +131,7 @@ def _print_checked(checked: list[dict[str, Any]]) -> None:
 
 def _print_installed(as_json: bool) -> None:
     import timm
+    import torch
 
     libraries = {name: _version(name) for name in _LIBRARIES}
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
@@ -140,7 +140,7 @@ def _print_installed(as_json: bool) -> None:
         "devices": devices,
         "bundled": _BUNDLED,
         "timm_architectures": len(timm.list_models()),
-        "methods": method_names(),
+        "methods": list(METHODS),
     }
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -158,7 +158,7 @@ def _print_installed(as_json: bool) -> None:
     names.add_row("a folder", "that save_pretrained wrote")
     console.print(names)
     console.print(f"Devices: {', '.join(devices)}")
-    console.print(f"Methods: {', '.join(method_names())}")
+    console.print(f"Methods: {', '.join(METHODS)}")
 
 
 def _version(library: str) -> str | None:

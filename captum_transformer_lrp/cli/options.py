@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
-import torch
 import typer
 
 from captum_transformer_lrp.cli.errors import UsageError
-from captum_transformer_lrp.cli.methods import method_names
-from captum_transformer_lrp.models import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL
+from captum_transformer_lrp.names import ALIASES, BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, METHODS
+
+if TYPE_CHECKING:
+    import torch
 
 DEFAULT_IMAGE_MODEL = "deit_tiny_patch16_224"
 
 
 def check_methods(methods: str | Sequence[str] | None) -> str | Sequence[str] | None:
-    """Refuse a method that does not exist, and say which do."""
-    for name in [methods] if isinstance(methods, str) else methods or ():
-        if name not in method_names():
-            nearest = difflib.get_close_matches(name, method_names(), n=1)
-            hint = f" (did you mean {nearest[0]}?)" if nearest else ""
-            raise typer.BadParameter(
-                f"there is no method {name!r}{hint}; there are {', '.join(method_names())}"
-            )
-    return methods
+    """The methods by their names here; one that does not exist is refused, and those that do named.
+
+    >>> check_methods("rollout")
+    'attention_rollout'
+    """
+    if methods is None:
+        return None
+    if not isinstance(methods, str):
+        return [str(check_methods(name)) for name in methods]
+    name = ALIASES.get(methods, methods)
+    if name not in METHODS:
+        nearest = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+        raise typer.BadParameter(
+            f"there is no method {name!r}{hint}; there are {', '.join(METHODS)}"
+        )
+    return name
 
 
 def complete_method(incomplete: str) -> list[str]:
@@ -35,7 +46,7 @@ def complete_method(incomplete: str) -> list[str]:
     >>> complete_method("attention_r")
     ['attention_rollout']
     """
-    return [name for name in method_names() if name.startswith(incomplete)]
+    return [name for name in METHODS if name.startswith(incomplete)]
 
 
 def complete_image_model(incomplete: str) -> list[str]:
@@ -44,10 +55,26 @@ def complete_image_model(incomplete: str) -> list[str]:
     >>> complete_image_model("bund")
     ['bundled/scenes']
     """
-    import timm
-
-    names = [BUNDLED_IMAGE_MODEL, *timm.list_models()]
+    names = [BUNDLED_IMAGE_MODEL, *timm_architectures()]
     return [name for name in names if name.startswith(incomplete)]
+
+
+def timm_architectures() -> list[str]:
+    """What `timm.list_models` lists, read from timm's files: importing it takes seconds.
+
+    >>> "deit_tiny_patch16_224" in timm_architectures()
+    True
+    """
+    timm = find_spec("timm")
+    folders = [] if timm is None else timm.submodule_search_locations or []
+    return sorted(
+        name
+        for folder in folders
+        for file in Path(folder, "models").glob("*.py")
+        for name in re.findall(
+            r"^@register_model\ndef (\w+)", file.read_text(encoding="utf-8"), re.MULTILINE
+        )
+    )
 
 
 def complete_text_model(incomplete: str) -> list[str]:
@@ -127,6 +154,8 @@ def to_device(name: str) -> torch.device:
     >>> to_device("cpu")
     device(type='cpu')
     """
+    import torch
+
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

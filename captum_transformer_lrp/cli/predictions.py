@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor, nn
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.targets import resolve_target
-from captum_transformer_lrp.visualization.labels import percent, printable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,12 @@ def predict(
     class_names: Sequence[str],
 ) -> list[Prediction]:
     """The classes of the only example in a batch, the most probable first."""
+    import torch
+
     with torch.no_grad():
         output = model(inputs, **keywords)
     logits: Tensor = getattr(output, "logits", output)
-    if not isinstance(logits, Tensor):
+    if not isinstance(logits, torch.Tensor):
         logits = logits[0]
     if logits.shape != (1, len(class_names)):
         raise ValueError(
@@ -79,6 +81,8 @@ def print_predictions(
     console: Console, predictions: Sequence[Prediction], explained: Sequence[Prediction]
 ) -> None:
     """A table of the most probable classes and of those that are explained."""
+    from captum_transformer_lrp.visualization.labels import percent, printable
+
     table = Table("class", "index", "probability", "explained")
     for column in (1, 2):
         table.columns[column].justify = "right"

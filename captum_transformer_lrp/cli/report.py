@@ -37,11 +37,11 @@ from captum_transformer_lrp.cli.options import (
 )
 from captum_transformer_lrp.cli.pages import HOW_TO_READ, image_section, text_section
 from captum_transformer_lrp.cli.subjects import Request, explain_image_by, explain_text_by
-from captum_transformer_lrp.models import BUNDLED_TEXT_MODEL
-from captum_transformer_lrp.visualization import Section, Table, report_html
+from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.models import ImageModel, TextModel
+    from captum_transformer_lrp.visualization import Section
 
 _LONGEST_TITLE = 60
 
@@ -110,6 +110,8 @@ def report(
         sections, failed = each_of(everything, explainers.section, "explaining")
         if failed:
             sections.append(_failures(failed))
+        from captum_transformer_lrp.visualization import report_html
+
         page = report_html(sections, title=title, introduction=HOW_TO_READ, lang=lang)
         output.write_text(page, encoding="utf-8")
         if as_json:
@@ -169,5 +171,7 @@ def _shortened(text: str) -> str:
 
 
 def _failures(failed: list[dict[str, Any]]) -> Section:
+    from captum_transformer_lrp.visualization import Section, Table
+
     rows = [[each["input"], each["error"]] for each in failed]
     return Section("Not explained", tables=[Table("", ["input", "why"], rows)])

@@ -6,17 +6,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from PIL import Image
-from torch import Tensor
-
 from captum_transformer_lrp.cli.errors import UsageError, warn
 from captum_transformer_lrp.cli.methods import class_labels, explain_by, method_label
 from captum_transformer_lrp.cli.predictions import Prediction, choose, predict
-from captum_transformer_lrp.visualization import TextExplanation, words_from_pieces
 
 if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
     from captum_transformer_lrp.models import ImageModel, TextModel
+    from captum_transformer_lrp.photos import Box
+    from captum_transformer_lrp.visualization import TextExplanation
+    from captum_transformer_lrp.visualization.arrays import FloatArray
+
+_SHOWN_PIXELS = 800
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,45 @@ class ExplainedImage:
     """An image with its maps.
 
     Args:
-        photo: what the model saw, (3, H, W), 0 to 1.
+        photo: the whole photo, at most as large as figures show it.
+        box: the part of it that the model saw, as (left, top, right, bottom).
         predictions: all classes, the most probable first.
         explained: the classes that are explained.
         maps: by method's name and class's label, (1, H, W).
     """
 
-    photo: Tensor
+    photo: Image.Image
+    box: Box
     predictions: list[Prediction]
     explained: list[Prediction]
     maps: dict[str, dict[str, Tensor]]
 
-    def labelled(self) -> dict[str, dict[str, Tensor]]:
-        """The maps under names for a reader."""
-        return {method_label(method): of_class for method, of_class in self.maps.items()}
+    def drawn_photo(self) -> Image.Image:
+        """The photo, dark where the model did not see it."""
+        from PIL import Image
+
+        dark = self.photo.point(lambda value: value * 0.35)
+        seen = Image.new("L", self.photo.size, 0)
+        left, top, right, bottom = (round(side) for side in self.box)
+        seen.paste(255, (left, top, right, bottom))
+        return Image.composite(self.photo, dark, seen)
+
+    def photo_title(self) -> str:
+        """What stands above the photo."""
+        area = (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+        seen = area / (self.photo.width * self.photo.height)
+        return "photo" if seen > 0.98 else "photo (dark: not seen)"
+
+    def drawn_maps(self) -> dict[str, dict[str, FloatArray]]:
+        """The maps at the photo's size, under names for a reader."""
+        from captum_transformer_lrp.visualization import on_photo
+
+        return {
+            method_label(method): {
+                label: on_photo(one, self.photo.size, self.box) for label, one in of_class.items()
+            }
+            for method, of_class in self.maps.items()
+        }
 
 
 @dataclass(frozen=True)
@@ -87,12 +116,22 @@ def explain_image_by(
     on_progress: Callable[[], None] = lambda: None,
 ) -> ExplainedImage:
     """Explain one photo."""
+    from torchvision.transforms.functional import to_pil_image
+
+    from captum_transformer_lrp.photos import seen_part
+
     model = loaded.model.to(request.device)
     pixels = loaded.preprocess(photo).to(request.device)
     predictions = predict(model, pixels[None], {}, loaded.class_names)
     explained = choose(predictions, request.targets, request.top_k, loaded.class_names)
     maps = explain_by(request.methods, model, pixels[None], explained, {}, on_progress)
-    return ExplainedImage(loaded.visible(pixels).cpu(), predictions, explained, maps)
+    shown = photo.copy()
+    shown.thumbnail((_SHOWN_PIXELS, _SHOWN_PIXELS))
+    box = seen_part(lambda picture: loaded.visible(loaded.preprocess(picture)), shown.size)
+    if box is None:  # not a crop of the photo: show what the model is given
+        shown = to_pil_image(loaded.visible(pixels).cpu())
+        box = (0, 0, *shown.size)
+    return ExplainedImage(shown, box, predictions, explained, maps)
 
 
 def explain_text_by(
@@ -106,6 +145,8 @@ def explain_text_by(
     Raises:
         UsageError: where the text is empty.
     """
+    from captum_transformer_lrp.visualization import TextExplanation, words_from_pieces
+
     if not text.strip():
         raise UsageError("found an empty text, expected at least one word")
     encoding = loaded.tokenizer(text, return_tensors="pt", truncation=True)

@@ -9,6 +9,8 @@ from captum_transformer_lrp.visualization.image import (
     blend,
     class_grid,
     method_class_grid,
+    on_photo,
+    overlay,
     overlay_image,
 )
 from captum_transformer_lrp.visualization.matrices import token_matrix
@@ -33,6 +35,8 @@ __all__ = [
     "class_grid",
     "from_record",
     "method_class_grid",
+    "on_photo",
+    "overlay",
     "overlay_image",
     "report_html",
     "text_figure",

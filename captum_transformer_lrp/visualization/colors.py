@@ -1,7 +1,8 @@
 """Colour scales: perceptually uniform, safe for colour-blind readers, the same everywhere.
 
 On photos, irrelevant is dark and relevant is bright, so that the object looks lit up; on text,
-irrelevant is the white of the page. Signed attributions get a diverging map centred at zero.
+irrelevant is the white of the page. Signed attributions get a colour for each sign: on photos they
+are transparent near zero and opaque where they are large.
 """
 
 from __future__ import annotations
@@ -11,16 +12,23 @@ from dataclasses import dataclass
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex
+from matplotlib.colors import Colormap, LinearSegmentedColormap, to_hex, to_rgb
 
 from captum_transformer_lrp.visualization.arrays import FloatArray
 
 # Okabe and Ito's orange and sky blue. Both are light enough for black letters (contrast above 8:1).
 _NEGATIVE, _POSITIVE = "#56b4e9", "#e69f00"
 # An odd number of colours has white at its very centre.
+_SIGNED_BAR = LinearSegmentedColormap.from_list(
+    "relevance_signed", [_NEGATIVE, "#808080", _POSITIVE], N=257
+)
 _TEXT = LinearSegmentedColormap.from_list(
     "relevance_text", [_NEGATIVE, "#ffffff", _POSITIVE], N=257
 )
+
+
+PERCENTILE = 99
+"""Where the colours of photos end: few extreme pixels would leave the rest of a map pale."""
 
 
 @dataclass(frozen=True)
@@ -38,22 +46,25 @@ class Scale:
     signed: bool
 
     @classmethod
-    def of(cls, arrays: Iterable[FloatArray]) -> Scale:
-        """The scale that spans all values of some maps.
+    def of(cls, arrays: Iterable[FloatArray], percentile: float = 100) -> Scale:
+        """The scale that spans the values of some maps, but for those beyond a percentile of sizes.
 
-        Non-negative maps span their minimum to their maximum; signed ones are centred at zero.
+        Non-negative maps begin at their minimum; signed ones are centred at zero. Where the
+        percentile is as low as the rest, the maximum is taken: few values are not zero.
 
         >>> Scale.of([np.array([0.0, 2.0]), np.array([1.0])])
         Scale(low=0.0, high=2.0, signed=False)
         >>> Scale.of([np.array([-1.0, 2.0])])
         Scale(low=-2.0, high=2.0, signed=True)
+        >>> Scale.of([np.array([0.0, 1.0, 2.0, 900.0])], percentile=50)
+        Scale(low=0.0, high=1.5, signed=False)
         """
         values = np.concatenate([array.ravel() for array in arrays])
-        low, high = float(values.min()), float(values.max())
-        if low >= 0:
-            return cls(low, high, signed=False)
-        limit = max(-low, high)
-        return cls(-limit, limit, signed=True)
+        low, sizes = float(values.min()), np.abs(values)
+        limit = float(np.percentile(sizes, percentile))
+        if limit <= max(low, 0.0):
+            limit = float(sizes.max())
+        return cls(-limit, limit, signed=True) if low < 0 else cls(low, limit, signed=False)
 
     @classmethod
     def from_zero(cls, values: FloatArray) -> Scale:
@@ -76,8 +87,27 @@ class Scale:
 
     @property
     def image_colors(self) -> Colormap:
-        """The colour map for overlays on photos."""
+        """The colour map of matrices, where nothing lies beneath."""
         return mpl.colormaps["managua_r" if self.signed else "inferno"]
+
+    @property
+    def overlay_bar(self) -> Colormap:
+        """How the colours of `overlay_colors` look on a grey photo."""
+        return _SIGNED_BAR if self.signed else mpl.colormaps["inferno"]
+
+    def overlay_colors(self, values: FloatArray) -> FloatArray:
+        """The colours of a map that is laid over a photo: red, green, blue and opacity, 0 to 1.
+
+        >>> Scale(-1.0, 1.0, signed=True).overlay_colors(np.array([-1.0, 0.0, 0.5]))[:, 3]
+        array([1. , 0. , 0.5])
+        """
+        position = self.position(values)
+        if not self.signed:
+            # A map that is zero everywhere leaves the photo as it is.
+            return np.asarray(mpl.colormaps["inferno"](position)) * [1, 1, 1, self.high > 0]
+        of_sign = np.where(values[..., None] < 0, to_rgb(_NEGATIVE), to_rgb(_POSITIVE))
+        opacity = np.abs(2 * position - 1) if self.high > self.low else np.zeros_like(position)
+        return np.concatenate([of_sign, opacity[..., None]], axis=-1)
 
     def text_color(self, value: float) -> str:
         """The background of a word, as `#rrggbb`.

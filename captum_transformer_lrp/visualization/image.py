@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from PIL import Image
 
 from captum_transformer_lrp.visualization.arrays import (
     ArrayLike,
@@ -18,16 +20,19 @@ from captum_transformer_lrp.visualization.arrays import (
     to_map,
     to_rgb,
 )
-from captum_transformer_lrp.visualization.colors import Scale
+from captum_transformer_lrp.visualization.colors import PERCENTILE, Scale
 from captum_transformer_lrp.visualization.labels import percent, wrap
 
-_Panel: TypeAlias = tuple[FloatArray, list[str]]
+_Panel: TypeAlias = tuple[FloatArray, list[str], str]
+"""Pixels, the lines of the title, and what stands across the picture."""
 
 PANEL_INCHES = 2.4
 _TITLE_SIZE = 10.0
 _LINE_INCHES = 1.3 * _TITLE_SIZE / 72
 # Space around the figure, between panels, for row labels, and for the colour bar with its words.
 _MARGIN, _GAP, _LABEL_INCHES, _COLOR_BAR_INCHES = 0.12, 0.1, 0.42, 1.05
+_CAPTION_SIZE = 7.5
+_NOTE_BOX = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 2}
 # How the eye weighs red, green and blue (ITU-R BT.601): the photo under an overlay is grey, so that
 # its own colours are not taken for relevance.
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -41,8 +46,10 @@ def blend(
     Args:
         image: what `overlay_image` takes.
         attribution: (H, W), (C, H, W) or (1, C, H, W); channels are added up.
-        opacity: how much of the map is seen, 0 (the photo alone) to 1 (the map alone).
-        scale: the values at the ends of the colour map; the map's own ones by default.
+        opacity: how much of the map is seen, 0 (the photo alone) to 1 (the map alone). A map with
+            both signs is transparent where it is near zero, and its opacity grows with its size.
+        scale: the values at the ends of the colour map; by default, those of the map up to the
+            99th percentile of its sizes.
 
     Raises:
         ValueError: where the map and the photo have different sizes, or contain NaN.
@@ -59,10 +66,81 @@ def blend(
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"found opacity={opacity}, expected a number between 0 and 1")
-    scale = scale or Scale.of([relevance])
+    scale = scale or _scale([relevance])
     grey = (photo @ np.asarray(_LUMINANCE))[..., None]
-    colors = scale.image_colors(scale.position(relevance))[..., :3]
-    return np.clip((1 - opacity) * grey + opacity * colors, 0, 1)
+    colors = scale.overlay_colors(relevance)
+    most = opacity
+    if scale.signed:
+        # They hide the photo only where they are large, so they may hide more of it there; on a
+        # photo that is somewhat darker, both colours are seen.
+        most, grey = min(1.0, 1.5 * opacity), (1 - 0.6 * opacity) * grey
+    share = most * colors[..., 3:]
+    return np.clip((1 - share) * grey + share * colors[..., :3], 0, 1)
+
+
+def overlay(
+    image: ImageLike,
+    attribution: ArrayLike,
+    *,
+    box: tuple[float, float, float, float] | None = None,
+    opacity: float = 0.6,
+) -> npt.NDArray[np.uint8]:
+    """One photo under its relevance map, at the photo's own size, as an array to show or to save.
+
+    It stands where pytorch-grad-cam's `show_cam_on_image` stands. The map may be of any size; it
+    is enlarged to the photo.
+
+    Args:
+        image: a photo of any size, else as `overlay_image` takes it.
+        attribution: (H, W), (C, H, W) or (1, C, H, W); channels are added up.
+        box: the part of the photo that the map is of, as (left, top, right, bottom) in pixels,
+            where the model was given a crop; `captum_transformer_lrp.photos.seen_part` finds it.
+            The whole photo by default.
+        opacity: as in `blend`.
+
+    Returns:
+        (H, W, 3), uint8, red, green, blue.
+
+    Example:
+        >>> overlay(np.zeros((480, 640, 3), dtype=np.uint8), np.random.rand(14, 14)).shape
+        (480, 640, 3)
+    """
+    photo = to_rgb(image)
+    relevance = on_photo(attribution, (photo.shape[1], photo.shape[0]), box)
+    return np.round(255 * blend(photo, relevance, opacity=opacity)).astype(np.uint8)
+
+
+def on_photo(
+    attribution: ArrayLike,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+) -> FloatArray:
+    """A map enlarged to a photo, zero where the model saw nothing of it.
+
+    Args:
+        attribution: as `overlay` takes it.
+        size: the photo's width and height.
+        box: as `overlay` takes it.
+
+    Returns:
+        (height, width). Values between those of the map are interpolated; none is larger.
+
+    Example:
+        >>> on_photo(np.ones((2, 2)), (6, 2), (2, 0, 4, 2))
+        array([[0., 0., 1., 1., 0., 0.],
+               [0., 0., 1., 1., 0., 0.]])
+    """
+    left, top, right, bottom = (round(side) for side in box or (0, 0, *size))
+    if not (0 <= left < right <= size[0] and 0 <= top < bottom <= size[1]):
+        raise ValueError(
+            f"found box={box}, expected (left, top, right, bottom) within a photo of "
+            f"{size[0]}x{size[1]} pixels"
+        )
+    relevance = Image.fromarray(to_map(attribution).astype(np.float32))
+    placed = np.zeros((size[1], size[0]))
+    enlarged = relevance.resize((right - left, bottom - top), Image.Resampling.BILINEAR)
+    placed[top:bottom, left:right] = np.asarray(enlarged)
+    return placed
 
 
 def overlay_image(
@@ -85,9 +163,11 @@ def overlay_image(
         >>> [axes.get_title() for axes in figure.axes]
         ['identity', '']
     """
-    scale = Scale.of([to_map(attribution)])
-    panel = blend(image, attribution, opacity=opacity, scale=scale)
-    return _draw([[(panel, [title] if title else [])]], [], {0: scale}, shared=True)
+    relevance = to_map(attribution)
+    scale = _scale([relevance])
+    panel = blend(image, relevance, opacity=opacity, scale=scale)
+    rows = [[(panel, [title] if title else [], _note(relevance))]]
+    return _draw(rows, [], {0: scale}, shared=True)
 
 
 def class_grid(
@@ -142,10 +222,10 @@ def class_grid(
         chances = [percent(probability) for probability in probabilities]
     maps = [to_map(attribution) for attribution in attributions]
     scales = _scales(maps, shared_scale)
-    panels: list[_Panel] = [(to_rgb(image), [image_title])]
+    panels: list[_Panel] = [(to_rgb(image), [image_title], "")]
     for relevance, scale, name, chance in zip(maps, scales, names, chances, strict=True):
         overlay = blend(image, relevance, opacity=opacity, scale=scale)
-        panels.append((overlay, [name, chance] if chance else [name]))
+        panels.append((overlay, [name, chance] if chance else [name], _note(relevance)))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     return _draw(rows, [], {0: scales[0]}, shared=shared_scale, panel_inches=panel_inches)
 
@@ -192,16 +272,16 @@ def method_class_grid(
     scales = [_scales(row, shared=False) for row in arrays]
     rows = [
         [
-            (to_rgb(image), [image_title]),
+            (to_rgb(image), [image_title], ""),
             *(
-                (blend(image, relevance, opacity=opacity, scale=scale), [name])
+                (blend(image, relevance, opacity=opacity, scale=scale), [name], _note(relevance))
                 for relevance, scale, name in zip(row, of_row, classes, strict=True)
             ),
         ]
         for row, of_row in zip(arrays, scales, strict=True)
     ]
     # The column's name stands once, above the first row.
-    rows[1:] = [[(panel, []) for panel, _ in row] for row in rows[1:]]
+    rows[1:] = [[(panel, [], note) for panel, _, note in row] for row in rows[1:]]
     # A colour bar beside the first row of each kind.
     signed = [of_row[0].signed for of_row in scales]
     bars = {signed.index(kind): scales[signed.index(kind)][0] for kind in set(signed)}
@@ -210,16 +290,22 @@ def method_class_grid(
 
 def _scales(maps: Sequence[FloatArray], shared: bool) -> list[Scale]:
     """One scale per map: all diverge from zero as soon as one map is signed."""
-    together = Scale.of(maps)
-    return [together if shared else _like(relevance, [together]) for relevance in maps]
+    together = _scale(maps)
+    if shared:
+        return [together] * len(maps)
+    own = [_scale([relevance]) for relevance in maps]
+    if together.signed:
+        own = [Scale(-scale.high, scale.high, signed=True) for scale in own]
+    return own
 
 
-def _like(relevance: FloatArray, scales: Sequence[Scale]) -> Scale:
-    """The scale of one map, signed if those beside it are."""
-    if not scales[0].signed:
-        return Scale.of([relevance])
-    limit = float(np.abs(relevance).max()) or 1.0  # a map of zeros is neutral
-    return Scale(-limit, limit, signed=True)
+def _scale(maps: Sequence[FloatArray]) -> Scale:
+    return Scale.of(maps, PERCENTILE)
+
+
+def _note(relevance: FloatArray) -> str:
+    """What a reader must be told who sees a photo without colours."""
+    return "" if relevance.any() else "zero everywhere"
 
 
 def _size(array: FloatArray) -> str:
@@ -242,28 +328,48 @@ def _draw(
     panel_width = max(panel_inches * min(1.0, pixels_wide / pixels_high), panel_inches / 3)
     panel_height = panel_width * pixels_high / pixels_wide
     left = _MARGIN + (_LABEL_INCHES if labels else 0)
-    titles = [[_title(lines, 72 * panel_width) for _, lines in row] for row in rows]
+    titles = [[_title(lines, 72 * panel_width) for _, lines, _ in row] for row in rows]
     title_heights = [
         _LINE_INCHES * (max(title.count("\n") + 1 if title else 0 for title in row)) + _GAP
         for row in titles
     ]
     columns = max(len(row) for row in rows)
     width = left + columns * (panel_width + _GAP) + _COLOR_BAR_INCHES
-    height = sum(title_heights) + len(rows) * panel_height + 2 * _MARGIN
+    caption = wrap(
+        f"Colours end at the {PERCENTILE}th percentile of {'all maps' if shared else 'each map'}.",
+        72 * (width - left - _MARGIN),
+        _CAPTION_SIZE,
+    )
+    caption_height = 1.3 * _CAPTION_SIZE / 72 * len(caption) + _GAP / 2
+    height = sum(title_heights) + len(rows) * panel_height + 2 * _MARGIN + caption_height
     figure = Figure(figsize=(width, height))
+    figure.text(
+        left / width, _MARGIN / height, "\n".join(caption), fontsize=_CAPTION_SIZE, color="#444444"
+    )
 
     top = height - _MARGIN
     x_bar = left + columns * (panel_width + _GAP)
     places: dict[int, tuple[float, float, float, float]] = {}
     for index, row in enumerate(rows):
         top -= title_heights[index] + panel_height
-        for column, (panel, _) in enumerate(row):
+        for column, (panel, _, note) in enumerate(row):
             x = left + column * (panel_width + _GAP)
             box = (x / width, top / height, panel_width / width, panel_height / height)
             axes = figure.add_axes(box)
             axes.imshow(panel, interpolation="bicubic", aspect="auto")
             axes.set_xticks([])
             axes.set_yticks([])
+            axes.text(
+                0.5,
+                0.5,
+                note,
+                transform=axes.transAxes,
+                ha="center",
+                va="center",
+                fontsize=_CAPTION_SIZE,
+                color="white",
+                bbox=_NOTE_BOX if note else None,
+            )
             title = titles[index][column]
             axes.set_title(title, fontsize=_TITLE_SIZE, pad=4, parse_math=False)
             if labels and not column:
@@ -284,14 +390,20 @@ def _title(parts: Sequence[str], width: float) -> str:
 
 def _color_bar(figure: Figure, axes: Axes, scale: Scale, *, in_units: bool) -> None:
     """A bar in the attribution's units, or, where each map has its own scale, in words."""
-    limits = (scale.low, scale.high) if in_units else (0.0, 1.0)
-    bar = figure.colorbar(ScalarMappable(Normalize(*limits), scale.image_colors), cax=axes)
+    # The power of ten stands in the label: above the bar it would touch titles.
+    power = int(np.floor(np.log10(scale.high))) if in_units else 0
+    power = 0 if -2 <= power <= 3 else power
+    limits = (scale.low / 10.0**power, scale.high / 10.0**power) if in_units else (0.0, 1.0)
+    bar = figure.colorbar(ScalarMappable(Normalize(*limits), scale.overlay_bar), cax=axes)
     axes.tick_params(labelsize=_TITLE_SIZE - 1.5)
     if in_units:
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 3))
-        axes.yaxis.get_offset_text().set_fontsize(_TITLE_SIZE - 1.5)
-        bar.set_label("relevance", fontsize=_TITLE_SIZE - 1)
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
+        unit = f", in units of 1e{power}" if power else ""
+        bar.set_label(f"relevance{unit}", fontsize=_TITLE_SIZE - 1)
         return
     words = ["against", "neutral", "for"] if scale.signed else ["least", "most"]
     bar.set_ticks(list(np.linspace(0, 1, len(words))), labels=words)
+    # Words at the ends stay beside the bar, so that those of two bars do not touch.
+    axes.get_yticklabels()[0].set_verticalalignment("bottom")
+    axes.get_yticklabels()[-1].set_verticalalignment("top")
     bar.set_label("relevance", fontsize=_TITLE_SIZE - 1)

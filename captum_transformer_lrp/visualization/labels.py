@@ -81,6 +81,8 @@ def wrap(
         while not fits(rest) and len(rest) > 1:
             # At least one letter, however narrow the line, so that this ends.
             head = next((n for n in range(2, len(rest)) if not fits(rest[:n])), len(rest)) - 1
+            # Rather after an underscore than within a word.
+            head = rest.rfind("_", 1, head) + 1 or head
             lines.append(rest[:head])
             rest = rest[head:]
         line = rest

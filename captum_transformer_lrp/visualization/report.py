@@ -32,7 +32,7 @@ class Picture:
 
     @property
     def data_uri(self) -> str:
-        """The figure as WebP, a fifth of a PNG's size, inside a `data:` address."""
+        """The figure as WebP, a fifth of a PNG's size, inside the address itself."""
         file = io.BytesIO()
         self.figure.savefig(file, format="webp", dpi=200, pil_kwargs={"quality": 85})
         return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode("ascii")

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from rich.console import Group
-from rich.text import Text
 
 from captum_transformer_lrp.visualization.colors import Scale
 from captum_transformer_lrp.visualization.labels import percent, printable, text_width, wrap
 from captum_transformer_lrp.visualization.page import render
 from captum_transformer_lrp.visualization.words import Word
+
+if TYPE_CHECKING:
+    from rich.console import Group
 
 _SIZE = 12.0
 _LINE_POINTS = 1.9 * _SIZE
@@ -39,14 +40,19 @@ class TextExplanation:
 
     @property
     def title(self) -> str:
-        """The class name with its probability.
+        """The class name with its probability, and whether no word is relevant.
 
         >>> TextExplanation("positive", [], 0.987).title
         'positive, 98.7 %'
+        >>> TextExplanation("positive", [Word("film", 0.0)]).title
+        'positive, zero everywhere'
         """
-        if self.probability is None:
-            return self.class_name
-        return f"{self.class_name}, {percent(self.probability)}"
+        parts = [self.class_name]
+        if self.probability is not None:
+            parts.append(percent(self.probability))
+        if self.words and not any(word.attribution for word in self.words):
+            parts.append("zero everywhere")
+        return ", ".join(parts)
 
     @property
     def scale(self) -> Scale:
@@ -77,6 +83,8 @@ def text_html(
 def text_terminal(explanations: Sequence[TextExplanation]) -> Group:
     """The same for a terminal: a rich renderable, to be given to `rich.print`.
 
+    Rich comes with the extra `cli`.
+
     Example:
         >>> from rich.console import Console
         >>> words = [Word("[red]good", 0.9), Word("film", 0.1, before=" ")]
@@ -84,6 +92,9 @@ def text_terminal(explanations: Sequence[TextExplanation]) -> Group:
         positive
         [red]good film
     """
+    from rich.console import Group
+    from rich.text import Text
+
     lines = []
     for explanation in explanations:
         lines.append(Text(printable(explanation.title), style="bold"))

@@ -31,7 +31,7 @@ def demo(folder: Path) -> Result:
 
 def test_the_demo_writes_a_report_with_pictures_and_a_sentence(demo: Result, folder: Path) -> None:
     assert str(folder / "report.html") in demo.output.replace("\n", "")
-    pictures = sorted(folder.glob("picture-*.png"))
+    pictures = sorted(folder.glob("*.png"))
     assert pictures
     for picture in pictures:
         with Image.open(picture) as image:

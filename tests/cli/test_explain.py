@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from captum_transformer_lrp.cli import app
+from captum_transformer_lrp.cli.subjects import Request, explain_image_by
+from captum_transformer_lrp.models import load_image_model
 
 MODEL = "vit_tiny_patch16_224"
 
@@ -52,6 +54,22 @@ def test_the_figure_is_written_and_the_classes_are_printed(
     assert str(tmp_path / "out.png") in result.output.replace("\n", "")
     with Image.open(tmp_path / "out.png") as figure:
         assert figure.width > 2 * figure.height  # the photo and two overlays in a row
+
+
+def test_the_picture_is_the_whole_photo_dark_where_the_model_sees_nothing(folder: Path) -> None:
+    loaded = load_image_model(MODEL, checkpoint=folder / "w.safetensors")
+    photo = Image.new("RGB", (80, 60), "white")
+    found = explain_image_by(loaded, photo, Request(["attention_rollout"]))
+    assert found.photo.size == (80, 60)
+    drawn = np.asarray(found.drawn_photo())
+    assert drawn[30, 40].min() == 255
+    assert drawn[30, 2].max() < 128
+    (maps,) = found.drawn_maps().values()
+    (one,) = maps.values()
+    assert one.shape == (60, 80)
+    assert one[30, 40] > 0
+    assert one[30, 2] == 0
+    assert found.photo_title() == "photo (dark: not seen)"
 
 
 def test_json_is_all_that_is_printed(explain: Callable[..., Result]) -> None:

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from typer.testing import Result
 
 from captum_transformer_lrp.attr.comparison import METHODS
 
-# The name by which the program is called is part of the name of the variable below.
-CALL = """
-import sys
-from captum_transformer_lrp.cli import main
-sys.argv = ["captum-transformer-lrp"]
-main()
-"""
 COMMANDS = (
     ["explain", "image"],
     ["explain", "text"],
@@ -109,18 +100,21 @@ def test_an_architecture_without_attention_is_said_to_have_none(
     assert "no softmax attention" in checked["error"]
 
 
-def test_the_shell_completes_methods() -> None:
-    line = "captum-transformer-lrp explain text good --method attention_r"
-    found = subprocess.run(
-        [sys.executable, "-c", CALL],
-        env={
-            **os.environ,
-            "_CAPTUM_TRANSFORMER_LRP_COMPLETE": "complete_bash",
-            "COMP_WORDS": line,
-            "COMP_CWORD": "5",
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert found.stdout.split() == ["attention_rollout"], found.stderr
+@pytest.mark.parametrize(
+    "command", ["explain image", "explain text", "compare image", "report", "benchmark rationale"]
+)
+def test_a_method_is_given_by_the_same_option_everywhere(
+    run: Callable[..., Result], command: str
+) -> None:
+    assert "--method" in run(*command.split(), "--help").stdout
+
+
+def test_rollout_is_attention_rollout(run: Callable[..., Result]) -> None:
+    result = run("explain", "text", "a witty film", "--method", "rollout", "--json")
+    assert json.loads(result.stdout)["method"] == "attention_rollout"
+
+
+def test_the_exit_codes_are_in_one_table() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "command_line.md"
+    codes = re.findall(r"^\| (\d+) \|", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert codes == ["0", "1", "2", "130"]

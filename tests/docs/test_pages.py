@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
 import shlex
 import subprocess
-from html.parser import HTMLParser
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from typer.testing import CliRunner
@@ -158,57 +154,3 @@ def test_the_tests_that_the_readme_names_exist() -> None:
     assert named
     for path in named:
         assert (ROOT / path).is_file(), path
-
-
-class Links(HTMLParser):
-    """The addresses that a page leads to, and pictures without words."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[str] = []
-        self.silent = 0
-        self.feed(page)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        self.found += [v for k, v in attrs if k in ("href", "src") and v is not None]
-        self.silent += tag == "img" and not values.get("alt")
-
-
-@pytest.fixture(scope="module")
-def builder() -> ModuleType:
-    spec = spec_from_file_location("build", ROOT / "docs" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        pytest.skip(f"{error}: make install")
-    return module
-
-
-def test_the_site_s_links_lead_to_its_own_pages(builder: ModuleType, tmp_path: Path) -> None:
-    builder.build(tmp_path)
-    pages = sorted(tmp_path.rglob("*.html"))
-    assert {"index.html", "rules.html", "1_image_classifier.html"} <= {p.name for p in pages}
-    for page in pages:
-        links = Links(page.read_text(encoding="utf-8"))
-        assert not links.silent, page
-        for address in links.found:
-            if "://" in address or address.startswith(("#", "data:")):
-                continue
-            target = Path(os.path.normpath(page.parent / address.partition("#")[0]))
-            of_reference = target.relative_to(tmp_path).parts[0] == "api"
-            repository = target.name in ("CHANGELOG.html", "NOTICE.txt", "LICENSE", "figures.py")
-            assert of_reference or repository or target.exists(), f"{page.name}: {address}"
-
-
-@pytest.mark.slow
-def test_the_reference_documents_every_public_name(builder: ModuleType, tmp_path: Path) -> None:
-    import captum_transformer_lrp
-
-    builder.build_reference(tmp_path)
-    page = (tmp_path / "captum_transformer_lrp.html").read_text(encoding="utf-8")
-    for name in captum_transformer_lrp.__all__:
-        assert f'id="{name}"' in page, name

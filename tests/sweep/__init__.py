@@ -2,7 +2,7 @@
 
 ``python -m tests.sweep timm`` (or ``transformers``) builds each with random weights, checks what
 the library promises, writes a line of JSON for it under ``docs/sweep/``, and from these lines the
-table ``docs/sweep_timm.md`` and the page ``docs/models.md``.
+table ``docs/sweep_timm.md``, which is not committed, and the page ``docs/models.md``.
 
 ====================  =========================================================================
 ``cases``             what a suite hands over: a model with inputs, and what is known of it

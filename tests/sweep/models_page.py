@@ -100,8 +100,8 @@ def _suite(suite: str, found: list[Result]) -> list[str]:
     lines = [
         f"## {suite}",
         "",
-        f"Each model by itself: [sweep_{suite}.md](sweep_{suite}.md). How a model is loaded and "
-        "explained:",
+        f"Each model by itself: [the data](sweep/{suite}.jsonl), as a table among the pages that "
+        "`make docs` builds. How a model is loaded and explained:",
         "",
         *_uses(suite, found),
     ]

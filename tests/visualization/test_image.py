@@ -9,14 +9,18 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from captum_transformer_lrp.visualization import (
     blend,
     class_grid,
     method_class_grid,
+    on_photo,
+    overlay,
     overlay_image,
 )
+from captum_transformer_lrp.visualization.colors import Scale
 
 LONG_NAMES = [
     "axolotl, mud puppy, Ambystoma mexicanum, with a description that goes on for ever",
@@ -45,9 +49,13 @@ def assert_nothing_is_clipped(figure: Figure) -> None:
         assert box.x1 <= inside.x1, axes.get_title()
         assert box.y0 >= inside.y0, axes.get_title()
         assert box.y1 <= inside.y1, axes.get_title()
-    titles = [axes.title.get_window_extent() for axes in figure.axes if axes.get_title()]
-    for number, box in enumerate(titles):
-        assert not any(box.overlaps(other) for other in titles[:number])
+    texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    boxes = [text.get_window_extent() for text in texts]
+    for number, box in enumerate(boxes):
+        assert box.x0 >= inside.x0, texts[number]
+        assert box.x1 <= inside.x1, texts[number]
+        for other, text in zip(boxes[:number], texts, strict=False):
+            assert not box.overlaps(other), (texts[number], text)
 
 
 @pytest.mark.parametrize("columns", [2, 4, 9])
@@ -100,6 +108,58 @@ def test_zero_is_the_centre_of_a_signed_map() -> None:
     assert not np.allclose(colors[0], colors[2])
 
 
+def test_a_signed_map_is_transparent_near_zero_and_hides_the_photo_where_it_is_large(
+    photo: np.ndarray,
+) -> None:
+    values = np.zeros((32, 32))
+    values[0, :3] = [-1.0, 0.5, 1.0]
+    empty = blend(photo, np.zeros((32, 32)), scale=Scale(-1.0, 1.0, signed=True))
+    moved = np.abs(blend(photo, values) - empty).max(-1)
+    assert not moved[1:].any()
+    grey = np.full((32, 32, 3), 0.5)
+    (_, half, whole), *_ = np.abs(
+        blend(grey, values) - blend(grey, 0 * values, scale=Scale(-1.0, 1.0, signed=True))
+    ).max(-1)[:, :3]
+    assert half == pytest.approx(whole / 2)
+
+
+def test_one_extreme_pixel_does_not_take_the_colours_of_the_others(photo: np.ndarray) -> None:
+    values = np.random.default_rng(0).normal(size=(32, 32))
+    values[5, 5] = 3
+    extreme = values.copy()
+    extreme[5, 5] = 1e6
+    elsewhere = np.arange(32) != 5
+    difference = np.abs(blend(photo, values) - blend(photo, extreme))
+    assert difference[elsewhere].max() < 0.02
+    # Where few values are not zero, the percentile is, too; they must be seen nonetheless.
+    single = np.zeros((32, 32))
+    single[3, 3] = 2
+    assert blend(photo, single)[3, 3].sum() > 1.5
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_an_empty_map_says_so(photo: np.ndarray, signed: bool) -> None:
+    beside = np.random.default_rng(0).random((32, 32)) - signed
+    figure = class_grid(photo, [np.zeros((32, 32)), beside], ["none", "some"])
+    said = [[text.get_text() for text in axes.texts] for axes in figure.axes[:3]]
+    assert said == [[""], ["zero everywhere"], [""]]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_caption_says_where_the_colours_end(photo: np.ndarray, shared: bool) -> None:
+    figure = class_grid(photo, [photo[..., 0]], ["cat"], shared_scale=shared)
+    (caption,) = (" ".join(text.get_text().split()) for text in figure.texts)
+    which = "all maps" if shared else "each map"
+    assert caption == f"Colours end at the 99th percentile of {which}."
+
+
+def test_words_of_two_colour_bars_do_not_touch(photo: np.ndarray) -> None:
+    random = np.random.default_rng(0)
+    maps = {"signed": {"cat": random.normal(size=(32, 32))}, "not": {"cat": photo[..., 0]}}
+    for panel_inches in (1.3, 2.4):
+        assert_nothing_is_clipped(method_class_grid(maps, photo, panel_inches=panel_inches))
+
+
 def test_channels_are_added_up(photo: np.ndarray, relevance: torch.Tensor) -> None:
     np.testing.assert_array_equal(blend(photo, relevance), blend(photo, relevance[0].sum(0)))
 
@@ -150,3 +210,35 @@ def test_each_map_needs_its_name(photo: np.ndarray) -> None:
 def test_methods_must_explain_the_same_classes(photo: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"'b' explains \['dog'\], expected \['cat'\]"):
         method_class_grid({"a": {"cat": np.eye(32)}, "b": {"dog": np.eye(32)}}, photo)
+
+
+def test_an_overlay_has_the_size_of_the_photo_and_the_map_in_its_place() -> None:
+    photo = np.full((30, 60, 3), 128, dtype=np.uint8)
+    values = np.zeros((4, 4))
+    values[0, 0] = 1.0
+    drawn = overlay(photo, values, box=(20, 0, 40, 20))
+    assert drawn.shape == photo.shape
+    assert drawn.dtype == np.uint8
+    brightest = np.unravel_index(drawn.sum(-1, dtype=int).argmax(), drawn.shape[:2])
+    assert 0 <= brightest[0] < 5
+    assert 20 <= brightest[1] < 25
+    # Nothing is said of what the model did not see.
+    np.testing.assert_array_equal(drawn[:, :20], np.broadcast_to(drawn[29, 59], (30, 20, 3)))
+
+
+def test_an_overlay_of_the_photo_s_own_size_is_what_blend_draws(photo: np.ndarray) -> None:
+    values = np.random.default_rng(1).normal(size=(32, 32))
+    np.testing.assert_allclose(overlay(photo, values) / 255, blend(photo, values), atol=0.003)
+
+
+def test_a_map_on_a_photo_exceeds_nothing_that_the_map_has() -> None:
+    values = np.random.default_rng(0).random((7, 7))
+    placed = on_photo(values, (101, 57))
+    assert placed.shape == (57, 101)
+    assert placed.min() >= values.min() - 1e-6
+    assert placed.max() <= values.max() + 1e-6
+
+
+def test_a_box_outside_of_the_photo_is_refused() -> None:
+    with pytest.raises(ValueError, match="within a photo of 60x30 pixels"):
+        on_photo(np.eye(4), (60, 30), (0, 0, 80, 30))
