@@ -143,7 +143,7 @@ def test_a_bias_added_by_itself_takes_what_that_of_a_linear_layer_takes() -> Non
     "name", ["epsilon", "gamma", "attnlrp", "attnlrp_gamma", "cp_lrp", "libra"]
 )
 def test_what_speaks_against_a_class_is_negative_whatever_the_logit(name: str) -> None:
-    """A constant taken from all logits changes their signs, but nothing that tells classes apart."""
+    """A constant taken from all logits changes signs, but nothing that tells classes apart."""
     torch.manual_seed(0)
     model = timm.create_model("test_vit", num_classes=5).double().eval()
     x = torch.randn(2, 3, 160, 160).double()
