@@ -31,7 +31,7 @@ def examine(case: Case, result: Result) -> None:
             plain, result.softmax_attention = computes_softmax_attention(
                 lambda: find_logits(_called(case))
             )
-        method = TransformerAttribution(_explained(case))
+        method = TransformerAttribution(_explained(case), dtype=torch.float64)
         try:
             _explain(case, method, plain, result)
         except ExplanationError as error:
@@ -249,7 +249,7 @@ def _in_words(tokens: Tensor) -> str:
 
 def _propagates(case: Case) -> float | str:
     """What ``TransformerLRP`` loses on a model without softmax attention."""
-    method = TransformerLRP(_explained(case))
+    method = TransformerLRP(_explained(case), dtype=torch.float64)
     try:
         with method._recorded(
             case.inputs, case.additional_forward_args, keeps_books=True
