@@ -88,6 +88,7 @@ docs/troubleshooting
 :glob:
 
 docs/methods*
+docs/epsilon
 docs/how_it_works
 docs/r[!a]*
 docs/beyond_classification
