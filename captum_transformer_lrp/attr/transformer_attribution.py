@@ -148,7 +148,7 @@ class TransformerAttribution(RolloutAttribution):
             >>> round(explanation.total.item(), 6)
             1.0
             >>> sorted(explanation.absorbed)  # by attentions, what ε takes
-            ['blocks.0.attn', 'blocks.1.attn', 'cls_token', 'pos_embed']
+            ['blocks.0.attn', ..., 'cls_token', 'pos_embed']
         """
         views.check_granularity(granularity)
         if self.checkpointing:

@@ -25,7 +25,7 @@ class SkipAddRule(Rule):
             \frac{\Sigma R}{\Sigma R^u}
 
     Relevance is conserved, and each operand's sum lies between 0 and ΣR (Lemma 2).  The
-    denominator is kept away from zero by ε (:meth:`Call.away_from_zero`); eq. 9–10 gives back
+    denominator is kept away from zero by ε (:meth:`Call.share`); eq. 9–10 gives back
     what ε takes.  Where ``v`` is a constant or a parameter (a position embedding), its share is
     absorbed and reported.
     Entries that switch attention scores off (-inf, or less than -1e4) are masking, not evidence,
@@ -42,8 +42,7 @@ class SkipAddRule(Rule):
             output = output.masked_fill(output == -torch.inf, 0)
         u, v = u.expand_as(relevance), v.expand_as(relevance)
         size = u.abs().add_(v.abs())
-        denominator = call.away_from_zero(output, lambda: size)
-        share = call.divide(relevance, denominator, None if call.epsilon else size)
+        share = call.share(relevance, output, lambda: size, scale=size)
         parts = (u * share, v * share)
         total = call.examples.sum(relevance)
         sums = [call.examples.sum(part) for part in parts]
@@ -56,7 +55,7 @@ class SkipAddRule(Rule):
         if call.epsilon:
             call.absorb(lambda: (total * (1 - left / scale)).masked_fill(left >= scale, 0))
         return tuple(
-            sum_to_shape(part * call.examples.spread(factor, part.dim()), value.shape)
+            sum_to_shape(part.mul_(call.examples.spread(factor, part.dim())), value.shape)
             for part, factor, value in zip(parts, factors, call.inputs, strict=False)
         )
 
@@ -77,16 +76,14 @@ class MatmulRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance / 2, _denominator(call))
+        share = call.share(relevance, call.output, lambda: _sizes(call), operands=2)
         call.absorb(lambda: call.undivided(relevance, 2 * share))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
 
 
-def _denominator(call: Call) -> Tensor:
-    """What eq. 2 divides by for a product of two activations."""
-    return call.away_from_zero(
-        call.output, lambda: call.forward(*[value.abs() for value in call.inputs])
-    )
+def _sizes(call: Call) -> Tensor:
+    """Σ|u||v| of a product of two activations."""
+    return call.forward(*[value.abs() for value in call.inputs])
 
 
 class ProductRule(Rule):
@@ -113,7 +110,7 @@ class SolveRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance, call.away_from_zero(call.output, lambda: _solved_size(call)))
+        share = call.share(relevance, call.output, lambda: _solved_size(call))
         parts = [value * one for value, one in zip(call.inputs, call.vjp(share), strict=True)]
         sums = [call.examples.sum(part) for part in parts]
         scale = torch.stack([one.abs() for one in sums]).sum(0)
@@ -138,7 +135,8 @@ class UnnormalizedAddRule(Rule):
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
         u, v = call.inputs if call.constant is None else (call.inputs[0], call.constant)
-        return _shared(call, relevance, call.away_from_zero(call.output, lambda: u.abs() + v.abs()))
+        share = call.share(relevance, call.output, lambda: u.abs() + v.abs())
+        return _shared(call, relevance, share)
 
 
 class EpsilonAddRule(Rule):
@@ -153,12 +151,12 @@ class EpsilonAddRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        return _shared(call, relevance, with_sign(call.output, self.epsilon))
+        share = call.divide(relevance, with_sign(call.output, self.epsilon))
+        return _shared(call, relevance, share)
 
 
-def _shared(call: Call, relevance: Tensor, denominator: Tensor) -> tuple[Tensor, ...]:
-    """Each input's part of a sum, of which ``denominator`` is the whole."""
-    share = call.divide(relevance, denominator)
+def _shared(call: Call, relevance: Tensor, share: Tensor) -> tuple[Tensor, ...]:
+    """Each input's part of a sum; ``share`` is what a summand is multiplied by."""
     parts = [value.expand_as(relevance) * share for value in call.inputs]
     call.absorb(lambda: call.examples.sum(relevance - torch.stack(parts).sum(0)))
     return tuple(
@@ -174,7 +172,7 @@ class UnnormalizedMatmulRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance, _denominator(call))
+        share = call.share(relevance, call.output, lambda: _sizes(call))
         # Negative: relevance that comes from nowhere.
         call.absorb(lambda: call.examples.sum(relevance - 2 * share * call.output))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))

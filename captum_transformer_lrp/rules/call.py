@@ -121,7 +121,7 @@ class Call:
             of neither or of both.
         examples: where the examples of the batch lie in ``output``.
         stabilizer: divides safely; use :meth:`divide`.
-        epsilon: ε of eq. 2; use :meth:`away_from_zero`.
+        epsilon: ε of eq. 2; use :meth:`share`.
         keeps_books: whether somebody adds up absorbed relevance.
         absorb: reports relevance that goes no further (to a parameter, or 0/0), as a function that
             returns its sum for each example, shape ``(count,)``; it is called only if somebody
@@ -168,26 +168,38 @@ class Call:
             return numerator / denominator
         return self.stabilizer(numerator, denominator, scale)
 
-    def away_from_zero(self, total: Tensor, size: Callable[[], Tensor]) -> Tensor:
-        r"""A denominator of eq. 2 that summands of both signs cannot bring near zero.
+    def share(
+        self,
+        relevance: Tensor,
+        total: Tensor,
+        size: Callable[[], Tensor],
+        *,
+        scale: Tensor | None = None,
+        operands: int = 1,
+    ) -> Tensor:
+        r"""What eq. 2 multiplies each summand by, kept away from division by zero.
 
         Args:
-            total: :math:`y = \sum_i z_i`, what eq. 2 divides by.
-            size: returns :math:`s = \sum_i |z_i|`, a new tensor of the shape of ``total``; it is
-                not called where ε is 0.
+            relevance: R of the sum.
+            total: :math:`y = \sum_i z_i`, of the same shape.
+            size: returns :math:`s = \sum_i |z_i|` as a new tensor; it is called where ε is not 0.
+            scale: as in :meth:`divide`, for ε = 0.
+            operands: how many operands divide the relevance in equal parts (eq. 9, 10).
 
         Returns:
-            :math:`y + \varepsilon\,s\,\mathrm{sign}(y)`.  Its size is at least
-            :math:`\varepsilon s`, so that no share is larger than :math:`1/\varepsilon`.
+            :math:`R / (y + \varepsilon\,s\,\mathrm{sign}\,y)`, divided by ``operands``.  The
+            denominator is no smaller than :math:`\varepsilon s`, so that no summand gets more than
+            :math:`1/\varepsilon` of R.
 
         Example:
             >>> call = Call(torch.add, AutogradKernel(torch.add), (), torch.zeros(1), epsilon=0.5)
-            >>> call.away_from_zero(torch.tensor([1.0]), lambda: torch.tensor([9.0]))  # 5 - 4
-            tensor([5.5000])
+            >>> call.share(torch.tensor([11.0]), torch.tensor([1.0]), lambda: torch.tensor([9.0]))
+            tensor([2.])
         """
         if not self.epsilon:
-            return total
-        return size().mul_(self.epsilon).copysign_(total).add_(total)
+            return self.divide(relevance / operands if operands > 1 else relevance, total, scale)
+        floor = size().mul_(self.epsilon * operands).add_(torch.finfo(total.dtype).eps ** 2)
+        return relevance / floor.copysign_(total).add_(total, alpha=operands)
 
     def undivided(self, relevance: Tensor, share: Tensor) -> Tensor:
         """Relevance of outputs so close to 0 that ``share`` = relevance / output is stabilised.

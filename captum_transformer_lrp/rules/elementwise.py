@@ -58,13 +58,13 @@ class TaylorRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance / len(call.inputs), self.denominator(call))
+        share = self.share(call, relevance)
         call.absorb(lambda: call.undivided(relevance, share * len(call.inputs)))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
 
-    def denominator(self, call: Call) -> Tensor:
-        """What eq. 2 divides by, of the shape of the output."""
-        return call.output
+    def share(self, call: Call, relevance: Tensor) -> Tensor:
+        """What each summand is multiplied by, of the shape of the output."""
+        return call.divide(relevance / len(call.inputs), call.output)
 
 
 class PoolingRule(TaylorRule):
@@ -75,11 +75,11 @@ class PoolingRule(TaylorRule):
     of the relevance.  What ε takes else is absorbed and reported.
     """
 
-    def denominator(self, call: Call) -> Tensor:
+    def share(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`TaylorRule`."""
         if getattr(call.function, "__name__", "") not in _SUMS:
-            return call.output
-        return call.away_from_zero(call.output, lambda: cancelled(call))
+            return super().share(call, relevance)
+        return call.share(relevance, call.output, lambda: cancelled(call))
 
 
 def cancelled(call: Call) -> Tensor:
@@ -106,7 +106,6 @@ class AccumulationRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        denominator = call.away_from_zero(call.output, lambda: cancelled(call))
-        share = call.divide(relevance, denominator)
+        share = call.share(relevance, call.output, lambda: cancelled(call))
         call.absorb(lambda: call.undivided(relevance, share))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))

@@ -79,7 +79,7 @@ def transformer_rules(
         >>> with transformer_rules(preset="paper") as propagation:
         ...     attributions = LRP(model).attribute(images, target=3)
         >>> sorted(propagation.absorbed)  # by attentions, what ε takes
-        ['blocks.0.attn', 'blocks.1.attn', 'cls_token', 'pos_embed']
+        ['blocks.0.attn', ..., 'cls_token', 'pos_embed']
     """
     from captum_transformer_lrp.engine.stock import StockLRP
 
