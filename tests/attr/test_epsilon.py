@@ -304,7 +304,9 @@ def exact(deit: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_float32_is_float64(deit: nn.Module, photos: Tensor, exact: Any) -> None:
     targets, expected = exact
-    assert float(spread(maps_of(deit, photos, targets), expected).max()) <= 1e-4
+    found = spread(maps_of(deit, photos, targets), expected)
+    print(f"float32: median {found.median():.1e}, worst {found.max():.1e}")
+    assert float(found.max()) <= 1e-4
 
 
 @pytest.mark.slow
