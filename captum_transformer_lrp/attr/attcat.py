@@ -27,7 +27,8 @@ class AttCat(OneRecordingAttribution):
         \sum_b \Big(E_h E_q A^{(b)}_{h,q,i}\Big)
         \sum_d \frac{\partial y_t}{\partial h^{(b)}_{i,d}}\, h^{(b)}_{i,d}
 
-    Values are of either sign.  Padding takes no part in the mean over queries.
+    Values are of either sign and have no fixed sum.  Padding takes no part in the mean over
+    queries.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

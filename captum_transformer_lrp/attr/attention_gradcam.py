@@ -18,7 +18,8 @@ class AttentionGradCam(SingleAttentionAttribution):
     Head :math:`h` is weighted by the mean of its gradients along the row of the class token, and
     the map is :math:`(E_h\,\bar\nabla_h A_h)^+`.  The class token's own column takes no part in
     the mean, nor do tokens that the row cannot attend to: padding, and later tokens of a causal
-    model.  Under mean pooling the rows are averaged, each without its own column.
+    model.  Under mean pooling the rows are averaged, each without its own column.  Entries are not
+    negative and have no fixed sum.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

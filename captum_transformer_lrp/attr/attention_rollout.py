@@ -28,7 +28,9 @@ class AttentionRollout(RolloutAttribution):
         \qquad \text{(eq. 15, 16)}
 
     It is the same for every target.  With ``row_normalize=True`` in :meth:`attribute` the rows of
-    each factor sum to 1, as Abnar & Zuidema have it.
+    each factor sum to 1, as Abnar & Zuidema have it.  The map is the row of the product less I.
+    With B blocks and the mean over heads its entries sum to :math:`2^B - 1`, and to
+    :math:`1 - 2^{-B}` if rows are normalised.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

@@ -52,7 +52,8 @@ class BiAttention(TokenAttribution):
             \nabla A^{(B)}\big(\tfrac{k}{n-1} x\big)\Big)^+
 
     and the attribution is the row of :math:`F \odot (P - I)` that the model reads its answer from.
-    For token ids the way starts from embeddings of zero.
+    For token ids the way starts from embeddings of zero.  Entries are not negative and have no
+    fixed sum.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

@@ -21,7 +21,8 @@ class GenericAttention(RolloutAttribution):
     from :math:`R = I`: the rollout of :class:`TransformerAttribution` without relevance.  Where a
     decoder attends to an encoder the rollout goes on by :math:`\bar A` into the encoder, which is
     eq. 10 without its two normalisations (eq. 8, 9) and without the context
-    :math:`(\bar R^{ss})^\top` on its left.
+    :math:`(\bar R^{ss})^\top` on its left.  The map is the row of :math:`R - I`.  Its
+    entries are not negative; their sum is the mass that attentions have moved.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

@@ -38,7 +38,8 @@ class LeGrad(OneRecordingAttribution):
 
     is the value of every token as a key.  Maps are returned as they are; the paper scales them to
     0 to 1.  The values of a block are those of all its skip connections up to the next attention.
-    Padding takes part in no mean, and gets nothing.
+    Padding takes part in no mean, and gets nothing.  Entries are not negative and have no fixed
+    sum.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

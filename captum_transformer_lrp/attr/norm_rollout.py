@@ -51,7 +51,8 @@ class NormRollout(OneRecordingAttribution):
     The matrices are multiplied as in eq. 16; they hold the skip connection already.  LayerNorms
     count where the token stream itself goes through them, as in post-norm models like BERT.  In
     pre-norm models it does not, and the first three are the same.  It is the same for every target
-    that is read from the same tokens.
+    that is read from the same tokens.  The skip connection is part of each matrix, so there is no I
+    to leave out.  Entries of ``"alti"`` sum to 1; the others have no fixed sum.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

@@ -21,6 +21,9 @@ from captum_transformer_lrp.rules.registry import Target
 class PartialLRP(SingleAttentionAttribution):
     """Relevance at one attention, averaged over its heads; it is propagated no further.
 
+    Negative entries are cut off.  The others sum to the positive relevance of the row that the
+    model reads its answer from.
+
     Args:
         forward_func: as in :class:`TransformerAttribution`.
         layer: which attention, counted from the input as in a list; -1 is nearest the output.

@@ -12,8 +12,8 @@ from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 class RawAttention(SingleAttentionAttribution):
     """The attention map of one block, averaged over its heads.
 
-    It is the same for every target.  The default is the block nearest the output, the paper's
-    block 1.
+    It is the same for every target, and its entries sum to 1.  The default is the block nearest the
+    output, the paper's block 1.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

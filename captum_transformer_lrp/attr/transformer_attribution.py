@@ -44,7 +44,8 @@ class TransformerAttribution(RolloutAttribution):
 
     and the attribution is the row of :math:`C - I` that the model reads its answer from: that of
     [CLS], or the mean of all rows under mean pooling.  Subtracting I leaves out what no attention
-    has moved, which is the same for every target.
+    has moved, which is the same for every target.  Entries are not negative.  Their sum is the mass
+    that attentions have moved; it has no unit and differs between targets.
 
     The model is used as it is: any timm, Hugging Face or torchvision Transformer or one of your
     own, in eval mode.  It is watched for one forward pass and left as it was.

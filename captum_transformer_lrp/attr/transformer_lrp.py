@@ -28,7 +28,8 @@ class TransformerLRP(RecordedAttribution):
     r"""Relevance all the way to the pixels or the embeddings.
 
     It needs no attention map, so models with linear attention and without any attention can be
-    explained, too.
+    explained, too.  Entries are of either sign.  They and what is absorbed (by parameters and by ε)
+    sum to what relevance starts from, 1 or the logit.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.

@@ -37,6 +37,7 @@ from captum_transformer_lrp.rules import (
     preset,
     transformer_rules,
 )
+from captum_transformer_lrp.rules.binary import SolveRule
 from captum_transformer_lrp.rules.call import AutogradKernel, MatmulKernel
 
 METHODS = [TransformerAttribution, PartialLRP, TransformerLRP]
@@ -341,3 +342,37 @@ def test_a_half_precision_copy_has_the_same_map(
         native = rank_correlations(inside, expected)
         print(f"in bfloat16 throughout: median {native.median():.3f}, worst {native.min():.3f}")
         assert float(native.median()) >= 0.9
+
+
+@pytest.mark.parametrize("row_normalize", [False, True])
+def test_a_rollout_of_b_blocks_sums_to_what_its_docstring_says(
+    case: Any, row_normalize: bool
+) -> None:
+    found = AttentionRollout(case.model).attribute(
+        case.inputs, 1, case.kwargs, granularity="token", row_normalize=row_normalize
+    )
+    blocks = len(case.explain(1).attentions)
+    expected = 1 - 2.0**-blocks if row_normalize else 2.0**blocks - 1
+    assert torch.allclose(found.sum(1), torch.full((3,), expected).double())
+
+
+def test_a_solution_that_cancels_is_kept_from_zero() -> None:
+    """Y = A⁻¹ B for a triangular A, with s = |A⁻¹| |B|, example by example."""
+    torch.manual_seed(0)
+    A = torch.randn(2, 4, 4).double().tril() + 3 * torch.eye(4).double()
+    right = torch.randn(2, 4, 3).double()
+
+    def solve(matrix: Tensor, values: Tensor) -> Tensor:
+        return torch.linalg.solve_triangular(matrix, values, upper=False)
+
+    (of_matrix, of_right), _ = of(SolveRule(), solve, AutogradKernel(solve), (A, right), 0.5)
+    solved = torch.linalg.inv(A) @ right
+    share = 1 / (solved + 0.5 * solved.sign() * (torch.linalg.inv(A).abs() @ right.abs()))
+    # Eq. 2: x ⊙ (∂Y/∂x)ᵀ share, and then eq. 9 and 10 over both examples, which are one here.
+    pulled = torch.linalg.inv(A).mT @ share
+    parts = [A * (-pulled @ solved.mT).tril(), right * pulled]
+    sums = [part.sum() for part in parts]
+    total = torch.tensor(float(solved.numel()))
+    for found, part, one in zip((of_matrix, of_right), parts, sums, strict=True):
+        expected = part * total * one.sign() / (sums[0].abs() + sums[1].abs())
+        assert torch.allclose(found, expected)
