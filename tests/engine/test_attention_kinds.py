@@ -192,3 +192,17 @@ def test_a_class_token_added_to_a_projection_is_no_bias_in_a_batch_of_one() -> N
     assert torch.allclose(batch.relevances[0][:1], single.relevances[0], rtol=1e-9, atol=1e-12)
     for name, share in single.absorbed.items():
         assert torch.allclose(batch.absorbed[name][:1], share, rtol=1e-9, atol=1e-12)
+
+
+def gated_by_a_part_of_the_values(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """iFormer's: values and gate are two parts of one projection."""
+    values, gate = torch.cat([v, v.flip(-1)], -1).sigmoid().chunk(2, -1)
+    return ((q @ k.mT).softmax(-1) @ values) * gate
+
+
+def test_a_gate_beside_an_attention_takes_no_mass_from_it() -> None:
+    explanation = explained(made(gated_by_a_part_of_the_values))
+    (attention,) = explanation.attentions
+    expected = attention.weighted.reshape(2, TOKENS, TOKENS)[:, 0]
+    assert expected.any()
+    assert torch.allclose(by_token(explanation), expected, rtol=1e-9, atol=0)

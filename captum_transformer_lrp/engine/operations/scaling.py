@@ -119,17 +119,17 @@ def _complex_scaled(watch: Interception, function: Function, u: Any, v: Any) -> 
 
 
 def _gate_factors(of_u: Mark, of_v: Mark) -> tuple[float, float]:
-    """Mass of ``x * gate(x)`` stays with x.
+    """Of two factors the one that has been attended to takes the mass, as a gate chooses among it.
 
-    Of two branches the one around an attention takes it, as a gate chooses among what is attended
-    to; otherwise each takes half.
+    Else mass of ``x * gate(x)`` stays with x, and of two branches each takes half.
     """
-    if of_u.events != of_v.events:
+    shares = shares_by_attention(of_u, of_v)
+    if shares[0] == shares[1] and of_u.events != of_v.events:
         if of_u.events & ~of_v.events == 0:
             return 1.0, 0.0
         if of_v.events & ~of_u.events == 0:
             return 0.0, 1.0
-    return shares_by_attention(of_u, of_v)
+    return shares
 
 
 def shares_by_attention(of_u: Mark, of_v: Mark) -> tuple[float, float]:
