@@ -129,9 +129,7 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
     def of(method: Any, **options: Any) -> Run:
         return lambda: method.attribute(inputs, target=TARGET, **options)
 
-    single: dict[str, Any] = {"dtype": torch.float32}
     several = TransformerAttribution(model)
-    several_single = TransformerAttribution(model, **single)
     propagated = TransformerLRP(model, preset="epsilon")
     targets = [0, 1] * 5  # every model has two classes
     return {
@@ -142,27 +140,19 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
             IntegratedGradients(model), n_steps=50, internal_batch_size=max(8, len(inputs))
         ),
         "TransformerAttribution": of(TransformerAttribution(model)),
-        "TransformerAttribution, float32": of(TransformerAttribution(model, **single)),
+        "TransformerAttribution, epsilon=0": of(TransformerAttribution(model, epsilon=0)),
         "TransformerAttribution, ten targets": lambda: several.attribute_targets(inputs, targets),
-        "TransformerAttribution, ten targets, float32": lambda: several_single.attribute_targets(
-            inputs, targets
-        ),
         "TransformerAttribution, internal_batch_size=1": of(
             TransformerAttribution(model), internal_batch_size=1
         ),
         "TransformerAttribution, checkpointing": of(
             TransformerAttribution(model, checkpointing=True)
         ),
-        "TransformerAttribution, checkpointing, float32": of(
-            TransformerAttribution(model, checkpointing=True, **single)
-        ),
         "TransformerLRP, epsilon": of(TransformerLRP(model, preset="epsilon")),
         "TransformerLRP, epsilon, ten targets": lambda: propagated.attribute_targets(
             inputs, targets
         ),
-        "TransformerLRP, epsilon, float32": of(TransformerLRP(model, preset="epsilon", **single)),
         "PartialLRP": of(PartialLRP(model)),
-        "PartialLRP, float32": of(PartialLRP(model, **single)),
         "AttentionRollout": of(AttentionRollout(model)),
         "RawAttention": of(RawAttention(model)),
         "AttentionGradCam": of(AttentionGradCam(model)),
