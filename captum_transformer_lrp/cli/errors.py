@@ -31,7 +31,7 @@ def clear_errors() -> Iterator[None]:
     transformers_logging.set_verbosity_error()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="captum")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\.")
             warnings.showwarning = lambda message, *_, **__: warn(
                 f"note: {' '.join(str(message).split())}"
             )
