@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,7 +191,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ...
         captum_transformer_lrp.models.ModelLoadError: found no checkpoint at missing.safetensors
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ModelLoadError(f"found no checkpoint at {path}")
     try:
         if str(path).endswith(".safetensors"):
