@@ -10,7 +10,8 @@ import difflib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,16 +114,17 @@ def load_image_model(
         return _bundled_image_model(checkpoint)
     _refuse_bundled(name, "image", BUNDLED_IMAGE_MODEL)
     path = Path(name)
-    if path.is_dir():
-        config = _folder_config(path)
-        if "architecture" in config:  # the way timm saves a model
-            return _load_timm(f"local-dir:{path}", checkpoint, name)
-        return _load_hugging_face_image(name, checkpoint, trust_remote_code)
-    if timm.is_model(name.split(".")[0]) or name.startswith(("hf-hub:", "hf_hub:", "timm/")):
-        prefixed = f"hf-hub:{name}" if name.startswith("timm/") else name
-        return _load_timm(prefixed, checkpoint, name)
-    if "/" in name:
-        return _load_hugging_face_image(name, checkpoint, trust_remote_code)
+    with _loading("image", name):
+        if path.is_dir():
+            if "architecture" in _folder_config(path):  # the way timm saves a model
+                return _load_timm(f"local-dir:{path}", checkpoint, name)
+            return _load_hugging_face_image(name, checkpoint, trust_remote_code)
+        of_timm = name.startswith(("hf-hub:", "hf_hub:", "timm/"))
+        if of_timm or timm.is_model(name.split(".")[0]):
+            prefixed = f"hf-hub:{name}" if name.startswith("timm/") else name
+            return _load_timm(prefixed, checkpoint, name)
+        if "/" in name:
+            return _load_hugging_face_image(name, checkpoint, trust_remote_code)
     beginning = [known for known in timm.list_models() if name and known.startswith(name)]
     nearest = beginning[:3] or difflib.get_close_matches(name, timm.list_models(), n=3)
     raise ModelLoadError(
@@ -162,11 +164,23 @@ def load_text_model(name: str, *, trust_remote_code: bool = False) -> TextModel:
 
     if Path(name).is_dir():
         _folder_config(Path(name))
-    model = _load_hugging_face(
-        "text", AutoModelForSequenceClassification, name, None, trust_remote_code
-    )
-    tokenizer = _load_tokenizer(name, model, trust_remote_code)
-    return TextModel(name, model.eval(), tokenizer, _labels(model.config))
+    with _loading("text", name):
+        model = _load_hugging_face(
+            AutoModelForSequenceClassification, name, None, trust_remote_code
+        )
+        tokenizer = _load_tokenizer(name, model, trust_remote_code)
+        return TextModel(name, model.eval(), tokenizer, _labels(model.config))
+
+
+@contextmanager
+def _loading(kind: str, name: str) -> Iterator[None]:
+    """Name the model in whatever its files or the network raise, which cannot be foreseen."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise _cannot_load(kind, name, error) from error
 
 
 def _refuse_bundled(name: str, kind: str, expected: str) -> None:
@@ -327,10 +341,7 @@ def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> Imag
     elif timm_name.startswith("local-dir:"):
         # Not by timm itself, which draws a new head where the numbers of classes disagree.
         source, state = name, _folder_state(Path(name))
-    try:
-        model = timm.create_model(timm_name, pretrained=state is None, **head)
-    except Exception as error:  # a damaged folder raises whatever its bytes happen to mean
-        raise _cannot_load("image", name, error) from error
+    model = timm.create_model(timm_name, pretrained=state is None, **head)
     if state is not None and source is not None:
         load_weights(model, state, source)
     config = resolve_model_data_config(model)
@@ -374,13 +385,8 @@ def _load_hugging_face_image(
 ) -> ImageModel:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    try:
-        processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a damaged folder raises whatever its bytes happen to mean
-        raise _cannot_load("image", name, error) from error
-    model = _load_hugging_face(
-        "image", AutoModelForImageClassification, name, checkpoint, trust_remote_code
-    )
+    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    model = _load_hugging_face(AutoModelForImageClassification, name, checkpoint, trust_remote_code)
 
     def preprocess(photo: Image.Image) -> Tensor:
         return processor(images=photo, return_tensors="pt")["pixel_values"][0]
@@ -397,7 +403,7 @@ def _load_hugging_face_image(
 
 
 def _load_hugging_face(
-    kind: str, auto: Any, name: str, checkpoint: str | Path | None, trust_remote_code: bool
+    auto: Any, name: str, checkpoint: str | Path | None, trust_remote_code: bool
 ) -> Any:
     """A model in float32 all of whose weights were found; no other weights may be there."""
     from transformers import AutoConfig
@@ -408,35 +414,28 @@ def _load_hugging_face(
         "output_loading_info": True,
         "ignore_mismatched_sizes": True,
     }
-    try:
-        if checkpoint is None and not Path(name).is_dir():
-            model, misfits = auto.from_pretrained(
-                name, trust_remote_code=trust_remote_code, **options
+    if checkpoint is None and not Path(name).is_dir():
+        model, misfits = auto.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    else:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        state = _folder_state(Path(name)) if checkpoint is None else read_checkpoint(checkpoint)
+        with torch.device("meta"):  # for its names; nothing is allocated
+            blueprint = auto.from_config(
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code
             )
-        else:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-            state = _folder_state(Path(name)) if checkpoint is None else read_checkpoint(checkpoint)
-            with torch.device("meta"):  # for its names; nothing is allocated
-                blueprint = auto.from_config(
-                    config, dtype=torch.float32, trust_remote_code=trust_remote_code
-                )
-            expected = blueprint.state_dict()
-            _refuse_misfits(blueprint, source, mistyped=_mistyped(state, expected))
-            # Old files hold counters that are no weights. Under a name that transformers changes,
-            # integers that should be weights are then missing.
-            state = {
-                key: value
-                for key, value in state.items()
-                if value.is_floating_point() or key in expected
-            }
-            # Transformers itself must load it: names in files differ from names in modules.
-            model, misfits = type(blueprint).from_pretrained(
-                None, config=config, state_dict=state, **options
-            )
-    except ModelLoadError:
-        raise
-    except Exception as error:  # a damaged folder raises whatever its bytes happen to mean
-        raise _cannot_load(kind, name, error) from error
+        expected = blueprint.state_dict()
+        _refuse_misfits(blueprint, source, mistyped=_mistyped(state, expected))
+        # Old files hold counters that are no weights. Under a name that transformers changes,
+        # integers that should be weights are then missing.
+        state = {
+            key: value
+            for key, value in state.items()
+            if value.is_floating_point() or key in expected
+        }
+        # Transformers itself must load it: names in files differ from names in modules.
+        model, misfits = type(blueprint).from_pretrained(
+            None, config=config, state_dict=state, **options
+        )
     _refuse_misfits(
         model,
         source,

@@ -376,6 +376,44 @@ def test_code_in_a_model_folder_is_run_only_where_that_was_asked_for(
     assert sprung.exists()
 
 
+def test_a_pickle_in_a_model_folder_is_not_run(text_folder: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    folder = shutil.copytree(text_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save({"classifier.weight": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match=r"cannot read the checkpoint .*pytorch_model\.bin"):
+        load_text_model(str(folder))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": ["test_vit"]},
+        {"architecture": "no such model"},
+        {"architecture": "test_vit", "label_names": 5},
+        {"architecture": "test_vit", "num_classes": "many"},
+        {"architecture": "test_vit", "pretrained_cfg": {"input_size": "large"}},
+        {"architecture": "test_vit", "pretrained_cfg": {"mean": 5}},
+        {"model_type": "vit", "num_labels": "many"},
+        {"model_type": "vit", "hidden_size": -1},
+        {"model_type": "vit", "id2label": [1]},
+    ],
+)
+def test_a_damaged_configuration_is_named(
+    timm_folder: Path, hugging_face_folder: Path, tmp_path: Path, config: dict
+) -> None:
+    source = timm_folder if "architecture" in config else hugging_face_folder
+    folder = shutil.copytree(source, tmp_path / "model")
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(saved | config))
+    with pytest.raises(ModelLoadError, match=str(folder)):
+        load_image_model(str(folder))
+
+
 def test_a_class_without_a_name_is_told(text_folder: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(text_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())

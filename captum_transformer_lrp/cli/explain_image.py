@@ -93,7 +93,8 @@ def explain_image(
     with clear_errors():
         # Loading a model takes seconds; mistakes are told before.
         frames = to_frames(frame)
-        subjects = photos_in(gather(photos, IMAGE_SUFFIXES, "image"), frames)
+        files = gather(photos, IMAGE_SUFFIXES, "image")
+        subjects = photos_in(files, frames, max_pixels=max_pixels)
         inputs = [subject.path for subject in subjects]
         one_file = len(photos) == 1 and not photos[0].is_dir()
         single = one_file and (frames is None or len(frames) == 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -110,23 +111,26 @@ def _instead_of_a_file(path: Path) -> str | None:
     return kinds.get(stat.S_IFMT(mode), "a device")
 
 
-def photos_in(files: Sequence[Path], frames: Sequence[int] | None) -> list[Photo]:
+def photos_in(
+    files: Sequence[Path], frames: Sequence[int] | None, *, max_pixels: int = MAX_PIXELS
+) -> list[Photo]:
     """The pictures in some files.
 
     Args:
         files: image files; reading those that are damaged fails later, by name.
         frames: which pictures of each file; empty for all, None for the first.
+        max_pixels: the most pixels that are read.
     """
     if frames is None:
         return [Photo(file) for file in files]
     if frames:
         return [Photo(file, frame) for file in files for frame in frames]
-    return [photo for file in files for photo in _all_frames(file)]
+    return [photo for file in files for photo in _all_frames(file, max_pixels)]
 
 
-def _all_frames(file: Path) -> list[Photo]:
+def _all_frames(file: Path, max_pixels: int) -> list[Photo]:
     try:
-        with _opened(file, None) as image:
+        with _opened(file, max_pixels) as image:
             count = getattr(image, "n_frames", 1)
     except ValueError:
         count = 1
@@ -160,26 +164,31 @@ def read_photo(
         if not 0 <= (frame or 0) < count:
             raise ValueError(f"found frame {frame}, expected one of its {count}, 0 to {count - 1}")
         image.seek(frame or 0)
+        if image.width * image.height > max_pixels:  # a page of a TIFF has a size of its own
+            raise Image.DecompressionBombError
         return _rgb(ImageOps.exif_transpose(image), image)
 
 
 @contextmanager
-def _opened(path: Path, max_pixels: int | None) -> Iterator[Image.Image]:
+def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
     """An image file; whatever goes wrong with it is a ValueError that names it."""
     found = _instead_of_a_file(path)
     if found:
         raise ValueError(f"cannot read {path} as an image: it is {found}")
     Image.init()
     before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = None  # the limit is the caller's
+    # Pillow warns above its limit and refuses twice as much, in later pictures of a file, too.
+    Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
     try:
-        with Image.open(path, formats=[one for one in _FORMATS if one in Image.OPEN]) as image:
-            if max_pixels is not None and image.width * image.height > max_pixels:
-                raise ValueError(
-                    f"it has {image.width} × {image.height} pixels, expected at most {max_pixels} "
-                    "in all: make it smaller, or raise --max-pixels"
-                )
-            yield image
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=[one for one in _FORMATS if one in Image.OPEN]) as image:
+                yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"cannot read {path} as an image: it has more than {max_pixels} pixels: make it "
+            "smaller, or raise --max-pixels"
+        ) from error
     except Exception as error:  # a damaged file raises whatever its bytes happen to mean
         raise ValueError(f"cannot read {path} as an image ({one_sentence(error)})") from error
     finally:

@@ -114,7 +114,8 @@ def report(
         everything: list[Photo | Path | str] = []
         for file in files:
             text_file = has_suffix(file, TEXT_SUFFIXES)
-            everything += [file] if text_file else photos_in([file], to_frames(frame))
+            found = photos_in([file], to_frames(frame), max_pixels=max_pixels)
+            everything += [file] if text_file else found
         everything += texts
 
         from captum_transformer_lrp.models import load_image_model, load_text_model

@@ -203,15 +203,31 @@ def test_the_limit_on_pixels_can_be_raised(run: Callable[..., Result], tmp_path:
     command = ["explain", "image", "large.png", *SCENES]
     result = run(*command, "--max-pixels", "119999")
     assert result.exit_code == 1
-    assert "400 × 300 pixels, expected at most 119999 in all" in result.stderr
+    assert "more than 119999 pixels: make it smaller, or raise --max-pixels" in result.stderr
     assert run(*command, "--max-pixels", "120000").exit_code == 0
     # More than Pillow itself allows, and told by the header alone.
     header = bytearray((tmp_path / "large.png").read_bytes())
     header[16:24] = struct.pack(">II", 20_000, 20_000)
     header[29:33] = struct.pack(">I", zlib.crc32(header[12:29]))
     (tmp_path / "huge.png").write_bytes(header)
-    with pytest.raises(ValueError, match=r"20000 × 20000 pixels.*raise --max-pixels"):
+    with pytest.raises(ValueError, match=r"huge\.png .*more than 178956970 pixels"):
         read_photo(tmp_path / "huge.png")
+
+
+def test_the_limit_is_for_every_picture_of_a_file(tmp_path: Path) -> None:
+    small, large = Image.new("L", (10, 10)), Image.new("L", (400, 300))
+    small.save(tmp_path / "pages.tif", save_all=True, append_images=[large])
+    read_photo(tmp_path / "pages.tif", frame=0, max_pixels=1000)
+    with pytest.raises(ValueError, match="more than 1000 pixels"):
+        read_photo(tmp_path / "pages.tif", frame=1, max_pixels=1000)
+    # A picture of a GIF may say that it is larger than the whole.
+    small.save(tmp_path / "film.gif", save_all=True, append_images=[Image.new("L", (10, 10), 9)])
+    data = bytearray((tmp_path / "film.gif").read_bytes())
+    second = data.rindex(b"\x2c\x00\x00\x00\x00")
+    data[second + 5 : second + 9] = struct.pack("<HH", 60_000, 60_000)
+    (tmp_path / "film.gif").write_bytes(data)
+    with pytest.raises(ValueError, match=r"film\.gif .*more than 178956970 pixels"):
+        read_photo(tmp_path / "film.gif", frame=1)
 
 
 def test_no_other_program_reads_a_file(tmp_path: Path) -> None:
@@ -249,3 +265,59 @@ def test_control_characters_in_names_and_texts_are_shown_escaped(
     result = run("explain", "image", "names", *SCENES, "--output", "maps")
     assert result.exit_code == 0
     assert len(os.listdir(tmp_path / "maps")) == 3
+
+
+def _with_faults(whole: bytes) -> dict[str, bytes]:
+    """A file as it is, and damaged in every way that happens to files."""
+    half = len(whole) // 2
+    return {
+        "whole": whole,
+        "empty": b"",
+        "one byte": whole[:1],
+        "header only": whole[:32],
+        "half": whole[:half],
+        "without its end": whole[:-4],
+        "without its beginning": whole[4:],
+        "zeros in the middle": whole[:half] + bytes(16) + whole[half + 16 :],
+        "ones in the header": whole[:16] + b"\xff" * 8 + whole[24:],
+        "zeros in the header": whole[:16] + bytes(8) + whole[24:],
+        "text": b"not a photo",
+        "another program's": b"%!PS-Adobe-3.0 EPSF-3.0",
+        "more after the end": whole + b"\xff" * 64,
+    }
+
+
+def test_every_kind_of_file_with_every_fault_is_explained_or_named(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    scene = Image.fromarray(examples.scenes()[0].image)
+    deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
+    kinds = {"png": scene, "jpg": scene, "webp": scene, "bmp": scene, "gif": scene, "tif": scene}
+    files = {}
+    for suffix, image in {**kinds, "tiff": deep}.items():
+        file = io.BytesIO()
+        image.save(file, Image.registered_extensions()[f".{suffix}"])
+        for fault, data in _with_faults(file.getvalue()).items():
+            files[f"{fault}.{suffix}"] = data
+    (tmp_path / "files").mkdir()
+    for name, data in files.items():
+        (tmp_path / "files" / name).write_bytes(data)
+    command = ["explain", "image", "files", *SCENES, "--method", "attention_rollout"]
+    result = run(*command, "--top-k", "1", "--json", "--output", "out")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    printed = json.loads(result.stdout)
+    explained = {Path(one["image"]).name for one in printed["results"]}
+    refused = {Path(one["input"]).name for one in printed["failed"]}
+    assert explained | refused == set(files)
+    assert explained.isdisjoint(refused)
+    assert {f"whole.{suffix}" for suffix in (*kinds, "tiff")} <= explained
+    assert all(one["error"].startswith("cannot read files/") for one in printed["failed"])
+    assert len(os.listdir(tmp_path / "out")) == len(explained)
+
+
+def test_a_text_that_is_no_text_is_an_error_of_one_sentence(run: Callable[..., Result]) -> None:
+    # What the shell hands over for bytes that are no UTF-8.
+    result = run("explain", "text", "a good \udcff film")
+    assert result.exit_code in (0, 1)
+    assert result.exit_code == 0 or result.stderr.startswith("error: ")
