@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import progress_bar
-from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.files import MAX_PIXELS, Photo, check_given, read_photo
+from captum_transformer_lrp.cli.errors import clear_errors
+from captum_transformer_lrp.cli.files import MAX_PIXELS, Photo, check_given, check_text, read_photo
 from captum_transformer_lrp.cli.methods import DEFAULT_COMPARISON, class_labels
 from captum_transformer_lrp.cli.options import (
     DEFAULT_IMAGE_MODEL,
@@ -131,8 +131,7 @@ def compare_text(
     """
     with clear_errors():
         check_output(output, PAGE_SUFFIXES)
-        if not text.strip():
-            raise UsageError("found an empty text, expected at least one word")
+        check_text(text)
         methods = list(dict.fromkeys(method or DEFAULT_COMPARISON))
         request = Request(methods, target, top_k, to_device(device), special_tokens)
 

@@ -11,7 +11,13 @@ from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors, warn
-from captum_transformer_lrp.cli.files import TEXT_SUFFIXES, gather, has_suffix, read_text
+from captum_transformer_lrp.cli.files import (
+    TEXT_SUFFIXES,
+    check_text,
+    gather,
+    has_suffix,
+    read_text,
+)
 from captum_transformer_lrp.cli.methods import DEFAULT_METHOD
 from captum_transformer_lrp.cli.options import (
     Device,
@@ -87,8 +93,8 @@ def explain_text(
         # Loading a model takes seconds; mistakes are told before.
         if (text is None) == (not files):
             raise UsageError("expected a text or --file, one of the two")
-        if text is not None and not text.strip():
-            raise UsageError("found an empty text, expected at least one word")
+        if text is not None:
+            check_text(text)
         if text is not None and has_suffix(Path(text.strip()), TEXT_SUFFIXES):
             warn(f"note: {text} is explained as a text; --file {text} reads a file")
         paths = gather(files or (), TEXT_SUFFIXES, "text")

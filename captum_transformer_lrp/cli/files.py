@@ -215,6 +215,25 @@ def _rgb(image: Image.Image, source: Image.Image) -> Image.Image:
     return Image.fromarray((values / whole * 255).round().astype(np.uint8)).convert("RGB")
 
 
+def check_text(text: str) -> None:
+    r"""Refuse a text without words, and one whose bytes were no UTF-8: tokenizers take neither.
+
+    >>> check_text("na\udcefve")
+    Traceback (most recent call last):
+    ...
+    captum_transformer_lrp.cli.errors.UsageError: the text is not in UTF-8 at letter 3, ...
+    """
+    if not text.strip():
+        raise UsageError("found an empty text, expected at least one word")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the text is not in UTF-8 at letter {error.start + 1}, {text[error.start]}: "
+            "type it again, or save it in UTF-8 and give the file"
+        ) from error
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8.
 
