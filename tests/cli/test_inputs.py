@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import Result
 
 from captum_transformer_lrp import examples
-from captum_transformer_lrp.cli.files import read_photo
+from captum_transformer_lrp.cli.files import photos_in, read_photo
 
 SCENES = ("--model", "bundled/scenes")
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (16, 1))
@@ -81,14 +81,20 @@ def film(tmp_path: Path) -> Path:
     return tmp_path / "film.gif"
 
 
-@pytest.mark.parametrize("suffix", [".gif", ".tif"])
+def test_every_picture_of_a_tiff_is_read(film: Path) -> None:
+    photos = photos_in([film.with_suffix(".tif")], [])
+    assert [photo.frame for photo in photos] == [0, 1, 2]
+    for photo, scene in zip(photos, examples.scenes()[:3], strict=True):
+        np.testing.assert_array_equal(read_photo(photo.path, frame=photo.frame), scene.image)
+
+
 def test_frames_are_chosen_and_none_is_skipped_in_silence(
-    run: Callable[..., Result], film: Path, suffix: str
+    run: Callable[..., Result], film: Path
 ) -> None:
-    film = film.with_suffix(suffix)
     expected = [np.asarray(read_photo(film, frame=frame)) for frame in range(3)]
     assert not np.array_equal(expected[0], expected[2])
-    command = ["explain", "image", film.name, *SCENES, "--json"]
+    fast = ("--top-k", "1", "--method", "attention_rollout")
+    command = ["explain", "image", film.name, *SCENES, *fast, "--json"]
     first = run(*command)
     assert f"{film.name} holds 3 pictures, and the first is explained" in first.stderr
     printed = json.loads(run(*command, "--frame", "all", "--output", "all").stdout)["results"]
@@ -138,25 +144,41 @@ def test_a_photo_with_damaged_exif_is_named(tmp_path: Path) -> None:
         read_photo(tmp_path / "x.jpg")
 
 
+@pytest.fixture
+def failing_decoder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Exception], None]:
+    """Makes Pillow raise an error for the file called "a & b.png"."""
+    convert = Image.Image.convert
+
+    def break_with(error: Exception) -> None:
+        def fail(image: Image.Image, *arguments: object) -> Image.Image:
+            if "a & b" in str(getattr(image, "filename", "")):
+                raise error
+            return convert(image, *arguments)
+
+        monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda image: image)
+        monkeypatch.setattr(Image.Image, "convert", fail)
+
+    return break_with
+
+
 @pytest.mark.parametrize(
     "error", [struct.error("short"), MemoryError(), SyntaxError("x"), RecursionError(), KeyError(1)]
 )
-def test_whatever_a_decoder_raises_names_the_file_and_the_others_go_on(
+def test_whatever_a_decoder_raises_names_the_file(
+    failing_decoder: Callable[[Exception], None], mixed: Path, error: Exception
+) -> None:
+    failing_decoder(error)
+    with pytest.raises(ValueError, match=r"cannot read .*a & b\.png as an image \("):
+        read_photo(mixed / "a & b.png")
+
+
+def test_one_file_that_cannot_be_decoded_does_not_stop_the_others(
     run: Callable[..., Result],
+    failing_decoder: Callable[[Exception], None],
     mixed: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: Exception,
 ) -> None:
-    convert = Image.Image.convert
-
-    def fail(image: Image.Image, *arguments: object) -> Image.Image:
-        if "a & b" in str(getattr(image, "filename", "")):
-            raise error
-        return convert(image, *arguments)
-
-    monkeypatch.setattr("PIL.ImageOps.exif_transpose", lambda image: image)
-    monkeypatch.setattr(Image.Image, "convert", fail)
+    failing_decoder(MemoryError())
     result = run("explain", "image", mixed, *SCENES, "--output", tmp_path / "maps")
     assert result.exit_code == 1
     assert "a & b.png: cannot read" in result.stderr
@@ -287,6 +309,7 @@ def _with_faults(whole: bytes) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of Pillow, about damaged tags
 def test_every_kind_of_file_with_every_fault_is_read_or_named(tmp_path: Path) -> None:
     scene = Image.fromarray(examples.scenes()[0].image)
     deep = Image.fromarray(RAMP.astype(np.uint16) * 257)
@@ -305,8 +328,13 @@ def test_every_kind_of_file_with_every_fault_is_read_or_named(tmp_path: Path) ->
                 assert reason.startswith(f"cannot read {path} as an image")
 
 
-def test_a_text_that_is_no_text_is_an_error_of_one_sentence(run: Callable[..., Result]) -> None:
+@pytest.mark.parametrize(
+    "command", [["explain", "text"], ["compare", "text"], ["report", "--text"]]
+)
+def test_a_text_that_is_no_text_is_an_error_of_one_sentence(
+    run: Callable[..., Result], command: list[str]
+) -> None:
     # What the shell hands over for bytes that are no UTF-8.
-    result = run("explain", "text", "a good \udcff film")
-    assert result.exit_code in (0, 1)
-    assert result.exit_code == 0 or result.stderr.startswith("error: ")
+    result = run(*command, "a good \udcff film")
+    assert result.exit_code == 2
+    assert r"error: the text is not in UTF-8 at letter 8, \udcff: type it again" in result.stderr
