@@ -298,6 +298,17 @@ def test_the_averaged_weights_are_used_and_that_is_said(tmp_path: Path) -> None:
     assert state == {"weight": torch.ones(1)}
 
 
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_what_wrappers_put_before_names_is_taken_away(tmp_path: Path, prefix: str) -> None:
+    # As timm does, without importing it for the folders of others.
+    state = {f"{prefix}{name}": torch.ones(1) for name in ("weight", "my.module.bias")}
+    torch.save(state, tmp_path / "w.pth")
+    found = read_checkpoint(tmp_path / "w.pth")
+    assert list(found) == list(timm.models.clean_state_dict(state)) == ["weight", "my.module.bias"]
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
 def test_a_checkpoint_of_other_kinds_of_numbers_is_refused(dtype: torch.dtype) -> None:
     model = torch.nn.Linear(1, 1)
