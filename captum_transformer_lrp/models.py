@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import difflib
 import json
-import pickle
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
-from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_transformer_lrp.errors import ExplanationError
@@ -77,18 +81,21 @@ class TextModel:
     class_names: tuple[str, ...]
 
 
-def load_image_model(name: str, *, checkpoint: str | Path | None = None) -> ImageModel:
-    """Load an image classifier by a timm name, a hub name, or a folder that Hugging Face saved.
+def load_image_model(
+    name: str, *, checkpoint: str | Path | None = None, trust_remote_code: bool = False
+) -> ImageModel:
+    """Load an image classifier by a timm name, a hub name, or a folder that one of them saved.
 
     Args:
         name: `deit_tiny_patch16_224`, `google/vit-base-patch16-224`, `path/to/folder`, …, or
             `bundled/scenes`, which comes with this package.
         checkpoint: weights to use instead of downloaded ones: a safetensors file, or one that
             `torch.load(weights_only=True)` reads. The number of classes is taken from it.
+        trust_remote_code: whether Python code that comes with the model (`auto_map`) is run.
 
     Raises:
-        ModelLoadError: where the name is unknown, the network is missing, or the checkpoint is
-            damaged or fits another architecture.
+        ModelLoadError: where the name is unknown, the network is missing, or the weights are
+            damaged, incomplete or fit another architecture.
 
     Example:
         >>> load_image_model("deit_tiny_patch16_225", checkpoint="w.safetensors")
@@ -101,19 +108,20 @@ def load_image_model(name: str, *, checkpoint: str | Path | None = None) -> Imag
         return _bundled_image_model(checkpoint)
     _refuse_bundled(name, "image", BUNDLED_IMAGE_MODEL)
     path = Path(name)
-    if path.is_dir():
-        config = _folder_config(path)
-        if "architecture" in config:  # the way timm saves a model
-            return _load_timm(f"local-dir:{path}", checkpoint, name)
-        return _load_hugging_face_image(name, checkpoint)
+    with _loading("image", name):
+        if path.is_dir():
+            if "architecture" in _folder_config(path):  # the way timm saves a model
+                return _load_timm(f"local-dir:{path}", checkpoint, name)
+            return _load_hugging_face_image(name, checkpoint, trust_remote_code)
 
-    import timm
+        import timm
 
-    if timm.is_model(name.split(".")[0]) or name.startswith(("hf-hub:", "hf_hub:", "timm/")):
-        prefixed = f"hf-hub:{name}" if name.startswith("timm/") else name
-        return _load_timm(prefixed, checkpoint, name)
-    if "/" in name:
-        return _load_hugging_face_image(name, checkpoint)
+        of_timm = name.startswith(("hf-hub:", "hf_hub:", "timm/"))
+        if of_timm or timm.is_model(name.split(".")[0]):
+            prefixed = f"hf-hub:{name}" if name.startswith("timm/") else name
+            return _load_timm(prefixed, checkpoint, name)
+        if "/" in name:
+            return _load_hugging_face_image(name, checkpoint, trust_remote_code)
     beginning = [known for known in timm.list_models() if name and known.startswith(name)]
     nearest = beginning[:3] or difflib.get_close_matches(name, timm.list_models(), n=3)
     raise ModelLoadError(
@@ -122,7 +130,7 @@ def load_image_model(name: str, *, checkpoint: str | Path | None = None) -> Imag
     )
 
 
-def load_text_model(name: str) -> TextModel:
+def load_text_model(name: str, *, trust_remote_code: bool = False) -> TextModel:
     """Load a text classifier by a Hugging Face hub name or a folder.
 
     Half-precision weights are used in float32, in which relevance is computed.
@@ -130,9 +138,11 @@ def load_text_model(name: str) -> TextModel:
     Args:
         name: `distilbert-base-uncased-finetuned-sst-2-english`, `path/to/folder`, …, or
             `bundled/sentiment`, which comes with this package.
+        trust_remote_code: whether Python code that comes with the model (`auto_map`) is run.
 
     Raises:
-        ModelLoadError: where nothing is found by that name, or the folder is incomplete.
+        ModelLoadError: where nothing is found by that name, the weights do not fit, or there is no
+            tokenizer that can be read.
 
     Example:
         >>> load_text_model("no/such folder")
@@ -147,21 +157,27 @@ def load_text_model(name: str) -> TextModel:
         return TextModel(name, bundled, bundled_tokenizer, _labels(bundled.config))
     _refuse_bundled(name, "text", BUNDLED_TEXT_MODEL)
 
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     if Path(name).is_dir():
         _folder_config(Path(name))
-    try:
-        model = AutoModelForSequenceClassification.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except _LOADING_FAILURES as error:
-        raise _cannot_load("text", name, error) from error
-    if not tokenizer.is_fast:
-        raise ModelLoadError(
-            f"the tokenizer of {name!r} does not tell where its tokens stand in the text, expected "
-            "a fast one: save a tokenizer.json beside the model"
+    with _loading("text", name):
+        model = _load_hugging_face(
+            AutoModelForSequenceClassification, name, None, trust_remote_code
         )
-    return TextModel(name, model.float().eval(), tokenizer, _labels(model.config))
+        tokenizer = _load_tokenizer(name, model, trust_remote_code)
+        return TextModel(name, model.eval(), tokenizer, _labels(model.config))
+
+
+@contextmanager
+def _loading(kind: str, name: str) -> Iterator[None]:
+    """Name the model in whatever its files or the network raise, which cannot be foreseen."""
+    try:
+        yield
+    except ModelLoadError:
+        raise
+    except Exception as error:
+        raise _cannot_load(kind, name, error) from error
 
 
 def _refuse_bundled(name: str, kind: str, expected: str) -> None:
@@ -186,21 +202,42 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ...
         captum_transformer_lrp.models.ModelLoadError: found no checkpoint at missing.safetensors
     """
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ModelLoadError(f"found no checkpoint at {path}")
-
-    import timm
-
     try:
-        state = timm.models.load_state_dict(str(path), weights_only=True)
+        if str(path).endswith(".safetensors"):
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its bytes happen to mean
         raise ModelLoadError(
             f"cannot read the checkpoint {path}, expected safetensors or what torch.save writes "
             f"for a state dict ({_first_line(error)})"
         ) from error
+    state = _unwrapped(found, path)
     if not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelLoadError(f"{path} holds no state dict, expected names with tensors")
-    return dict(state)
+    # DistributedDataParallel and torch.compile put these before names, in either order.
+    return {
+        re.sub(r"^(_orig_mod\.)?(module\.)?(_orig_mod\.)?", "", name): value
+        for name, value in state.items()
+    }
+
+
+def _unwrapped(found: Any, path: str | Path) -> dict[str, Any]:
+    """The state dict in what a training script saved, the averaged weights first, as in timm."""
+    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        return {}
+    wrappers = ("state_dict_ema", "model_ema", "state_dict", "model")
+    inside = [key for key in wrappers if isinstance(found.get(key), dict)]
+    if not inside:
+        return found
+    if len(inside) > 1:
+        warnings.warn(
+            f"{path} holds weights under {', '.join(inside)}: those under {inside[0]} are used",
+            stacklevel=3,
+        )
+    return dict(found[inside[0]])
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
@@ -212,8 +249,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
         source: the file's name for the error message.
 
     Raises:
-        ModelLoadError: names what is missing, unexpected or of another shape. The model is then
-            as it was.
+        ModelLoadError: names what is missing, unexpected, of another shape, or of another kind of
+            numbers (integers, complex). The model is then as it was.
 
     Example:
         >>> import torch
@@ -234,16 +271,32 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
             for key, value in state.items()
             if key in expected and value.shape != expected[key].shape
         ],
+        mistyped=_mistyped(state, expected),
     )
     model.load_state_dict(state)
+
+
+def _mistyped(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """Where copying would round or drop parts of numbers; among floats, only digits are lost."""
+
+    def kind(tensor: Tensor) -> tuple[bool, bool]:
+        return tensor.is_floating_point(), tensor.is_complex()
+
+    return [
+        f"{key} is {str(value.dtype).removeprefix('torch.')}, expected "
+        f"{str(expected[key].dtype).removeprefix('torch.')}"
+        for key, value in state.items()
+        if key in expected and kind(value) != kind(expected[key])
+    ]
 
 
 def _refuse_misfits(
     model: nn.Module,
     source: str | Path,
-    missing: Iterable[str],
-    unexpected: Iterable[str],
-    misshapen: Iterable[tuple[str, Sequence[int], Sequence[int]]],
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+    misshapen: Iterable[tuple[str, Sequence[int], Sequence[int]]] = (),
+    mistyped: Sequence[str] = (),
 ) -> None:
     shapes = [
         f"{key} has shape {tuple(found)}, expected {tuple(wanted)}"
@@ -251,26 +304,17 @@ def _refuse_misfits(
     ]
     faults = [
         *_some("", shapes),
+        *_some("", list(mistyped)),
         *_some("missing: ", list(missing)),
         *_some("unexpected: ", list(unexpected)),
     ]
     if faults:
+        advice = "choose the architecture it was saved from"
+        if Path(source).is_dir():
+            advice = "save the whole model there again, with save_pretrained"
         raise ModelLoadError(
-            f"{source} does not fit the {type(model).__name__}: {'; '.join(faults)}; "
-            "choose the architecture it was saved from"
+            f"{source} does not fit the {type(model).__name__}: {'; '.join(faults)}; {advice}"
         )
-
-
-# What timm, transformers, safetensors and pickle raise for files that are missing or damaged, and
-# for a hub that cannot be reached.
-_LOADING_FAILURES = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
 
 
 def _bundled_image_model(checkpoint: str | Path | None) -> ImageModel:
@@ -291,13 +335,17 @@ def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> Imag
     import timm
     from timm.data import create_transform, resolve_model_data_config
 
-    state = None if checkpoint is None else read_checkpoint(checkpoint)
-    try:
-        model = timm.create_model(timm_name, pretrained=state is None, **_head(timm_name, state))
-    except _LOADING_FAILURES as error:
-        raise _cannot_load("image", name, error) from error
-    if state is not None and checkpoint is not None:
-        load_weights(model, state, checkpoint)
+    head: dict[str, int] = {}
+    source, state = checkpoint, None
+    if checkpoint is not None:
+        state = read_checkpoint(checkpoint)
+        head = _head(timm_name, state)
+    elif timm_name.startswith("local-dir:"):
+        # Not by timm itself, which draws a new head where the numbers of classes disagree.
+        source, state = name, _folder_state(Path(name))
+    model = timm.create_model(timm_name, pretrained=state is None, **head)
+    if state is not None and source is not None:
+        load_weights(model, state, source)
     config = resolve_model_data_config(model)
     return ImageModel(
         name=name,
@@ -336,35 +384,13 @@ def _timm_class_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(info.index_to_description(index) for index in range(count))
 
 
-def _load_hugging_face_image(name: str, checkpoint: str | Path | None) -> ImageModel:
-    from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+def _load_hugging_face_image(
+    name: str, checkpoint: str | Path | None, trust_remote_code: bool
+) -> ImageModel:
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-    state = None if checkpoint is None else read_checkpoint(checkpoint)
-    misfits: dict[str, Any] = {}
-    try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        if state is None:
-            model = AutoModelForImageClassification.from_pretrained(name)
-        else:
-            config = AutoConfig.from_pretrained(name)
-            architecture = type(AutoModelForImageClassification.from_config(config))
-            # Transformers itself must load it: names in files differ from names in modules.
-            model, misfits = architecture.from_pretrained(
-                None,
-                config=config,
-                state_dict=state,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except _LOADING_FAILURES as error:
-        raise _cannot_load("image", name, error) from error
-    _refuse_misfits(
-        model,
-        str(checkpoint),
-        sorted(misfits.get("missing_keys", ())),
-        sorted(misfits.get("unexpected_keys", ())),
-        sorted(misfits.get("mismatched_keys", ())),
-    )
+    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    model = _load_hugging_face(AutoModelForImageClassification, name, checkpoint, trust_remote_code)
 
     def preprocess(photo: Image.Image) -> Tensor:
         return processor(images=photo, return_tensors="pt")["pixel_values"][0]
@@ -372,7 +398,7 @@ def _load_hugging_face_image(name: str, checkpoint: str | Path | None) -> ImageM
     normalised = getattr(processor, "do_normalize", False)
     return ImageModel(
         name=name,
-        model=model.float().eval(),
+        model=model.eval(),
         preprocess=preprocess,
         class_names=_labels(model.config),
         mean=tuple(processor.image_mean) if normalised else (0.0, 0.0, 0.0),
@@ -380,8 +406,109 @@ def _load_hugging_face_image(name: str, checkpoint: str | Path | None) -> ImageM
     )
 
 
+def _load_hugging_face(
+    auto: Any, name: str, checkpoint: str | Path | None, trust_remote_code: bool
+) -> Any:
+    """A model in float32 all of whose weights were found; no other weights may be there."""
+    from transformers import AutoConfig
+
+    source = name if checkpoint is None else str(checkpoint)
+    options = {
+        "dtype": torch.float32,
+        "output_loading_info": True,
+        "ignore_mismatched_sizes": True,
+    }
+    if checkpoint is None and not Path(name).is_dir():
+        model, misfits = auto.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
+    else:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+        state = _folder_state(Path(name)) if checkpoint is None else read_checkpoint(checkpoint)
+        with torch.device("meta"):  # for its names; nothing is allocated
+            blueprint = auto.from_config(
+                config, dtype=torch.float32, trust_remote_code=trust_remote_code
+            )
+        expected = blueprint.state_dict()
+        _refuse_misfits(blueprint, source, mistyped=_mistyped(state, expected))
+        # Old files hold counters that are no weights. Under a name that transformers changes,
+        # integers that should be weights are then missing.
+        state = {
+            key: value
+            for key, value in state.items()
+            if value.is_floating_point() or key in expected
+        }
+        # Transformers itself must load it: names in files differ from names in modules.
+        model, misfits = type(blueprint).from_pretrained(
+            None, config=config, state_dict=state, **options
+        )
+    _refuse_misfits(
+        model,
+        source,
+        sorted(misfits["missing_keys"]),
+        sorted(misfits["unexpected_keys"]),
+        sorted(misfits["mismatched_keys"]),
+    )
+    return model
+
+
+def _load_tokenizer(name: str, model: Any, trust_remote_code: bool) -> Any:
+    from transformers import AutoTokenizer
+
+    advice = "save one that fits beside the model, with tokenizer.save_pretrained"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        vocabulary = tokenizer.get_vocab()
+        special = {*tokenizer.all_special_tokens}
+        fast, embeddings = tokenizer.is_fast, model.get_input_embeddings().num_embeddings
+    except Exception as error:  # a damaged folder raises whatever its bytes happen to mean
+        raise ModelLoadError(
+            f"cannot read the tokenizer of {name!r} ({_first_line(error)}): {advice}"
+        ) from error
+    if not fast:
+        raise ModelLoadError(
+            f"the tokenizer of {name!r} does not tell where its tokens stand in the text, expected "
+            "a fast one: save a tokenizer.json beside the model"
+        )
+    # Transformers makes an empty tokenizer where it finds none: every word is then unknown.
+    if special.issuperset(vocabulary):
+        raise ModelLoadError(f"found no tokenizer with words in {name!r}: {advice}")
+    largest = max(vocabulary.values())
+    if largest >= embeddings:
+        raise ModelLoadError(
+            f"the tokenizer of {name!r} makes tokens up to {largest}, but the model knows "
+            f"{embeddings}: {advice}"
+        )
+    return tokenizer
+
+
+def _folder_state(folder: Path) -> dict[str, Tensor]:
+    """All weights in a folder that transformers or timm saved, in one file or several."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return read_checkpoint(folder / name)
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            parts = _json_object(index).get("weight_map")
+            if not isinstance(parts, dict) or not parts:
+                raise ModelLoadError(f"{index} has no weight_map, expected names with files")
+            state: dict[str, Tensor] = {}
+            for part in sorted({str(part) for part in parts.values()}):
+                if Path(part).name != part:
+                    raise ModelLoadError(f"{index} names {part!r}, expected a file beside it")
+                state |= read_checkpoint(folder / part)
+            return state
+    raise ModelLoadError(
+        f"the folder {folder} holds no weights, expected model.safetensors or pytorch_model.bin"
+    )
+
+
 def _labels(config: Any) -> tuple[str, ...]:
-    return tuple(str(config.id2label[index]) for index in range(config.num_labels))
+    names = [config.id2label.get(index) for index in range(config.num_labels)]
+    if None in names:
+        raise ModelLoadError(
+            f"config.json names no class {names.index(None)}, expected id2label for all "
+            f"{len(names)} classes"
+        )
+    return tuple(str(name) for name in names)
 
 
 def _folder_config(folder: Path) -> dict[str, Any]:
@@ -390,17 +517,23 @@ def _folder_config(folder: Path) -> dict[str, Any]:
         raise ModelLoadError(
             f"the folder {folder} has no config.json, expected one that save_pretrained wrote"
         )
+    return _json_object(file)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{file} is not valid JSON ({_first_line(error)})") from error
-    if not isinstance(config, dict):
-        raise ModelLoadError(f"{file} holds a {type(config).__name__}, expected an object")
-    return config
+    if not isinstance(found, dict):
+        raise ModelLoadError(f"{file} holds a {type(found).__name__}, expected an object")
+    return found
 
 
 def _cannot_load(kind: str, name: str, error: Exception) -> ModelLoadError:
-    if Path(name).is_dir():
+    if "custom code" in str(error):
+        advice = "read it, and if you trust it, give --trust-remote-code (trust_remote_code=True)"
+    elif Path(name).is_dir():
         advice = "save the whole model there with save_pretrained"
     elif kind == "image":
         advice = (
@@ -413,7 +546,10 @@ def _cannot_load(kind: str, name: str, error: Exception) -> ModelLoadError:
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+    lines = str(error).strip().splitlines()
+    # The text of a KeyError is the key alone.
+    if not lines or not isinstance(error, OSError | ValueError | RuntimeError):
+        lines = [": ".join([type(error).__name__, *lines[:1]])]
     return lines[0].rstrip(". ")[:200]
 
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors.torch import save_file
-from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    AutoModelForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
 
+from captum_transformer_lrp import examples
 from captum_transformer_lrp.models import (
     ModelLoadError,
     load_image_model,
@@ -185,3 +195,239 @@ def test_a_bundled_name_that_is_no_image_model_is_not_looked_for_on_the_hub(name
 def test_the_bundled_image_model_is_no_text_model() -> None:
     with pytest.raises(ModelLoadError, match="is no bundled text model, expected 'bundled/sent"):
         load_text_model("bundled/scenes")
+
+
+State = dict[str, Tensor]
+FAULTS: dict[str, tuple[Callable[[State, str], object], str]] = {
+    "missing": (lambda state, key: state.pop(key), "missing: {key}"),
+    "extra": (lambda state, _: state.update(surplus=torch.ones(1)), "unexpected: surplus"),
+    "misshapen": (lambda state, key: state.update({key: torch.ones(3, 3)}), "{key} has shape"),
+    "integers": (
+        lambda state, key: state.update({key: state[key].to(torch.int32)}),
+        "{key} is int32, expected float32",
+    ),
+    "complex": (
+        lambda state, key: state.update({key: state[key].to(torch.complex64)}),
+        "{key} is complex64, expected float32",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def text_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    model, tokenizer = examples.sentiment_classifier()
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("timm")
+    model = timm.create_model("test_vit", num_classes=3)
+    timm.models.save_for_hf(model, folder, safe_serialization=True)
+    return folder
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fixture", "key"),
+    [
+        ("text_folder", "classifier.weight"),
+        ("hugging_face_folder", "classifier.weight"),
+        ("timm_folder", "head.weight"),
+    ],
+)
+def test_no_folder_is_loaded_with_other_weights_than_its_own(
+    request: pytest.FixtureRequest, tmp_path: Path, fixture: str, key: str, fault: str
+) -> None:
+    source = request.getfixturevalue(fixture)
+    load = load_text_model if fixture == "text_folder" else load_image_model
+    folder = shutil.copytree(source, tmp_path / "model")
+    load(str(folder))
+    state = load_file(folder / "model.safetensors")
+    spoil, message = FAULTS[fault]
+    spoil(state, key)
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelLoadError, match=message.format(key=key)) as refused:
+        load(str(folder))
+    assert "save the whole model there again" in str(refused.value)
+
+
+def test_a_head_of_another_size_than_the_folder_says_is_refused(
+    timm_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(timm_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["model_args"]["num_classes"] = 5
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelLoadError, match=r"head\.weight has shape \(3, \d+\), expected \(5, "):
+        load_image_model(str(folder))
+
+
+def test_weights_in_several_files_are_put_together(text_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(text_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    model = AutoModelForSequenceClassification.from_pretrained(text_folder)
+    model.save_pretrained(folder, max_shard_size="2MB")
+    assert not (folder / "model.safetensors").exists()
+    expected = load_text_model(str(text_folder)).model.state_dict()
+    loaded = load_text_model(str(folder)).model.state_dict()
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
+    index = folder / "model.safetensors.index.json"
+    for content, message in [
+        ({"weight_map": {"classifier.weight": "../elsewhere.safetensors"}}, "a file beside it"),
+        (
+            {"weight_map": {"classifier.weight": "gone.safetensors"}},
+            "found no checkpoint at .*gone",
+        ),
+        ({"weight_map": {}}, "has no weight_map"),
+        ([], "holds a list, expected an object"),
+    ]:
+        index.write_text(json.dumps(content))
+        with pytest.raises(ModelLoadError, match=message):
+            load_text_model(str(folder))
+
+
+def test_the_averaged_weights_are_used_and_that_is_said(tmp_path: Path) -> None:
+    plain, averaged = {"weight": torch.zeros(1)}, {"module.weight": torch.ones(1)}
+    torch.save({"state_dict": plain, "state_dict_ema": averaged}, tmp_path / "w.pth")
+    with pytest.warns(UserWarning, match=r"w\.pth holds .*: those under state_dict_ema are used"):
+        state = read_checkpoint(tmp_path / "w.pth")
+    assert state == {"weight": torch.ones(1)}
+
+
+@pytest.mark.parametrize(
+    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."]
+)
+def test_what_wrappers_put_before_names_is_taken_away(tmp_path: Path, prefix: str) -> None:
+    # As timm does, without importing it for the folders of others.
+    state = {f"{prefix}{name}": torch.ones(1) for name in ("weight", "my.module.bias")}
+    torch.save(state, tmp_path / "w.pth")
+    found = read_checkpoint(tmp_path / "w.pth")
+    assert list(found) == list(timm.models.clean_state_dict(state)) == ["weight", "my.module.bias"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
+def test_a_checkpoint_of_other_kinds_of_numbers_is_refused(dtype: torch.dtype) -> None:
+    model = torch.nn.Linear(1, 1)
+    state = {"weight": torch.ones(1, 1, dtype=dtype), "bias": torch.ones(1)}
+    with pytest.raises(ModelLoadError, match=r"weight is \w+, expected float32"):
+        load_weights(model, state, "w.pt")
+    load_weights(model, {"weight": torch.ones(1, 1).half(), "bias": torch.ones(1).double()}, "w")
+
+
+def _empty(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+
+
+def _foreign(folder: Path) -> None:
+    path = folder / "tokenizer.json"
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["captum"] = 10**6
+    path.write_text(json.dumps(tokenizer), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_empty, "found no tokenizer with words"),
+        (_foreign, "makes tokens up to 1000000, but the model knows"),
+        (lambda folder: (folder / "tokenizer.json").write_text("{"), "cannot read the tokenizer"),
+        (lambda folder: (folder / "tokenizer.json").write_text("[]"), "cannot read the tokenizer"),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+            "cannot read the tokenizer",
+        ),
+    ],
+)
+def test_a_folder_without_a_tokenizer_that_can_be_read_is_refused(
+    text_folder: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
+) -> None:
+    folder = shutil.copytree(text_folder, tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(ModelLoadError, match=message) as refused:
+        load_text_model(str(folder))
+    assert "tokenizer.save_pretrained" in str(refused.value)
+
+
+CODE = """
+from pathlib import Path
+from transformers import BertConfig, BertForSequenceClassification
+Path({sprung!r}).touch()
+class Config(BertConfig):
+    model_type = "of_a_stranger"
+class Model(BertForSequenceClassification):
+    config_class = Config
+"""
+
+
+def test_code_in_a_model_folder_is_run_only_where_that_was_asked_for(
+    text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = str(tmp_path / "cache")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", cache)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a question on standard input"))
+    folder = shutil.copytree(text_folder, tmp_path / "model")
+    sprung = tmp_path / "sprung"
+    (folder / "stranger.py").write_text(CODE.format(sprung=str(sprung)))
+    config = json.loads((folder / "config.json").read_text())
+    config["auto_map"] = {
+        "AutoConfig": "stranger.Config",
+        "AutoModelForSequenceClassification": "stranger.Model",
+    }
+    (folder / "config.json").write_text(json.dumps(config | {"model_type": "of_a_stranger"}))
+    with pytest.raises(ModelLoadError, match=r"custom code.* give --trust-remote-code"):
+        load_text_model(str(folder))
+    assert not sprung.exists()
+    assert load_text_model(str(folder), trust_remote_code=True).class_names
+    assert sprung.exists()
+
+
+def test_a_pickle_in_a_model_folder_is_not_run(text_folder: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "sprung",))
+
+    folder = shutil.copytree(text_folder, tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save({"classifier.weight": Trap()}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelLoadError, match=r"cannot read the checkpoint .*pytorch_model\.bin"):
+        load_text_model(str(folder))
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": ["test_vit"]},
+        {"architecture": "no such model"},
+        {"architecture": "test_vit", "label_names": 5},
+        {"architecture": "test_vit", "num_classes": "many"},
+        {"architecture": "test_vit", "pretrained_cfg": {"input_size": "large"}},
+        {"architecture": "test_vit", "pretrained_cfg": {"mean": 5}},
+        {"model_type": "vit", "num_labels": "many"},
+        {"model_type": "vit", "hidden_size": -1},
+        {"model_type": "vit", "id2label": [1]},
+    ],
+)
+def test_a_damaged_configuration_is_named(
+    timm_folder: Path, hugging_face_folder: Path, tmp_path: Path, config: dict
+) -> None:
+    source = timm_folder if "architecture" in config else hugging_face_folder
+    folder = shutil.copytree(source, tmp_path / "model")
+    saved = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(saved | config))
+    with pytest.raises(ModelLoadError, match=str(folder)):
+        load_image_model(str(folder))
+
+
+def test_a_class_without_a_name_is_told(text_folder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(text_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": {"0": "a", "7": "b"}}))
+    with pytest.raises(ModelLoadError, match="names no class 1, expected id2label for all 2"):
+        load_text_model(str(folder))

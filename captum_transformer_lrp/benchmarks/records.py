@@ -51,16 +51,31 @@ class Record:
 
     @classmethod
     def from_line(cls, line: str) -> Record:
-        """The inverse of :meth:`as_line`."""
+        """The inverse of :meth:`as_line`.
+
+        Raises:
+            TypeError: for a member of another type.
+            KeyError: for one that is missing.
+            ValueError: for what is no JSON.
+        """
         found = json.loads(line)
-        return cls(
-            index=int(found["index"]),
+        record = cls(
+            index=found["index"],
             identifier=found["id"],
             values=found.get("values", {}),
             methods=found.get("methods", {}),
             seconds=found.get("seconds", {}),
             skipped=found.get("skipped"),
         )
+        if not (
+            type(record.index) is int  # True is an integer, too
+            and isinstance(record.identifier, str)
+            and isinstance(record.skipped, str | None)
+            and all(isinstance(one, dict) for one in (record.values, record.methods))
+            and all(isinstance(one, dict) for one in (record.seconds, *record.methods.values()))
+        ):
+            raise TypeError("its members have other types than a record's")
+        return record
 
 
 class RecordFolder:
@@ -123,8 +138,13 @@ class RecordFolder:
             )
         try:
             found = json.loads(self.settings_file.read_text(encoding="utf-8"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BenchmarkError(f"{self.settings_file} is not valid JSON ({error})") from error
+        if not isinstance(found, dict):
+            raise BenchmarkError(
+                f"{self.settings_file} holds a {type(found).__name__}, expected an object: choose "
+                "another output folder"
+            )
         if found == self._settings:
             return
         names = sorted({*found, *self._settings})
@@ -155,9 +175,10 @@ class RecordFolder:
         """
         seen = bytearray(len(self._identifiers))
         for file in sorted(self.folder.glob("records-*.jsonl")):
-            with file.open(encoding="utf-8", newline="\n") as lines:
+            # As bytes, so that a line that is no UTF-8 is a damaged line.
+            with file.open("rb") as lines:
                 for number, line in enumerate(lines, start=1):
-                    if not line.endswith("\n"):
+                    if not line.endswith(b"\n"):
                         break
                     record = self._parsed(line, file, number)
                     if seen[record.index]:
@@ -168,12 +189,13 @@ class RecordFolder:
                     seen[record.index] = 1
                     yield record
 
-    def _parsed(self, line: str, file: Path, number: int) -> Record:
+    def _parsed(self, line: bytes, file: Path, number: int) -> Record:
         try:
-            record = Record.from_line(line)
+            record = Record.from_line(line.decode("utf-8"))
             if self._identifiers[record.index] != record.identifier or record.index < 0:
                 raise ValueError(f"example {record.index} is not {record.identifier!r}")
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            record.as_line()  # which no NaN survives
+        except Exception as error:  # a damaged line raises whatever its bytes happen to mean
             raise BenchmarkError(
                 f"{file}, line {number}, is damaged ({error}): remove the line, and the example "
                 "will be run again"

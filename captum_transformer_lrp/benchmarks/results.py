@@ -13,7 +13,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from captum_transformer_lrp.visualization.labels import printable
+from captum_transformer_lrp.printing import printable
 
 MODEL = "model"
 """The method of figures that are the model's own, such as its accuracy."""

@@ -24,7 +24,7 @@ from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableE
 from captum_transformer_lrp.benchmarks.records import Record, RecordFolder
 from captum_transformer_lrp.benchmarks.results import Result, Summary
 from captum_transformer_lrp.benchmarks.statistics import ExactMean
-from captum_transformer_lrp.visualization.labels import printable
+from captum_transformer_lrp.printing import printable
 
 Example = TypeVar("Example")
 

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from captum_transformer_lrp.cli.errors import EXPECTED_ERRORS, FAILED, one_sentence, warn
+from captum_transformer_lrp.cli.errors import FAILED, UsageError, one_sentence, warn
+from captum_transformer_lrp.printing import printable
 
 Input = TypeVar("Input")
 Result = TypeVar("Result")
@@ -45,7 +46,9 @@ def each_of(
         for one in inputs:
             try:
                 results.append(work(one))
-            except EXPECTED_ERRORS as error:
+            except UsageError:
+                raise
+            except Exception as error:  # what models and damaged files raise cannot be foreseen
                 failed.append({"input": str(one), "error": one_sentence(error)})
                 warn(f"failed: {one}: {one_sentence(error)}")
             advance()
@@ -56,6 +59,6 @@ def finish(results: Sequence[Any], failed: Sequence[Any], output: object, as_jso
     """Say how many worked; exit with code 1 if any did not."""
     if not as_json:
         count = len(results) + len(failed)
-        typer.echo(f"explained {len(results)} of {count}, wrote {output}")
+        typer.echo(printable(f"explained {len(results)} of {count}, wrote {output}"))
     if failed:
         raise typer.Exit(FAILED)

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.names import ALIASES
+from captum_transformer_lrp.printing import printable
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.benchmarks.results import Result
@@ -86,8 +87,6 @@ def report(result: Result, folder: Path, quiet: bool) -> None:
 
     if environment_rank():
         return
-    from captum_transformer_lrp.visualization.labels import printable
-
     for identifier, reason in result.skipped:
         typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
     if quiet:

@@ -28,6 +28,7 @@ from captum_transformer_lrp.cli.benchmark_options import (
 )
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.options import Device, TextModelName, to_device
+from captum_transformer_lrp.printing import printable
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.benchmarks.rationale_training import (
@@ -282,7 +283,6 @@ def _train(
     quiet: bool,
 ) -> TrainingResult:
     from captum_transformer_lrp.benchmarks.rationale_training import fine_tune
-    from captum_transformer_lrp.visualization.labels import printable
 
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--train runs in one process: train first, then use torchrun")

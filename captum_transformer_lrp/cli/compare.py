@@ -11,30 +11,38 @@ import typer
 from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import progress_bar
-from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.files import (
-    FIGURE_SUFFIXES,
-    PAGE_SUFFIXES,
-    check_output,
-    read_photo,
-)
+from captum_transformer_lrp.cli.errors import clear_errors
+from captum_transformer_lrp.cli.files import MAX_PIXELS, Photo, check_given, check_text, read_photo
 from captum_transformer_lrp.cli.methods import DEFAULT_COMPARISON, class_labels
 from captum_transformer_lrp.cli.options import (
     DEFAULT_IMAGE_MODEL,
     Checkpoint,
     Device,
+    Frame,
     ImageModelName,
     Json,
     Language,
+    Maps,
+    MaxPixels,
     MethodOptions,
     SpecialTokens,
     Targets,
     TextModelName,
     TopK,
+    TrustRemoteCode,
     to_device,
+)
+from captum_transformer_lrp.cli.outputs import (
+    FIGURE_SUFFIXES,
+    PAGE_SUFFIXES,
+    check_no_input,
+    check_output,
+    write_figure,
+    write_whole,
 )
 from captum_transformer_lrp.cli.pages import text_section
 from captum_transformer_lrp.cli.predictions import print_predictions
+from captum_transformer_lrp.cli.provenance import as_footer, maps_beside, provenance, write_maps
 from captum_transformer_lrp.cli.subjects import (
     ExplainedImage,
     ExplainedText,
@@ -44,6 +52,7 @@ from captum_transformer_lrp.cli.subjects import (
     relevant_words,
 )
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
+from captum_transformer_lrp.printing import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,6 +66,10 @@ def compare_image(
     top_k: TopK = 2,
     method: MethodOptions = None,
     output: Annotated[Path, typer.Option(help="The figure to write.")] = Path("comparison.png"),
+    maps: Maps = None,
+    frame: Frame = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -70,22 +83,27 @@ def compare_image(
       --method transformer_attribution --method integrated_gradients`
     """
     with clear_errors():
-        check_output(output, FIGURE_SUFFIXES, [photo])
+        check_given(photo, "image")
+        check_output(output, FIGURE_SUFFIXES, [photo, checkpoint])
+        check_no_input(maps_beside(output, maps), [photo, checkpoint])
         methods = list(dict.fromkeys(method or DEFAULT_COMPARISON))
         request = Request(methods, target, top_k, to_device(device))
-        picture = read_photo(photo)
+        picture = read_photo(photo, frame=frame, max_pixels=max_pixels)
 
         from captum_transformer_lrp.models import load_image_model
         from captum_transformer_lrp.visualization import method_class_grid
 
-        loaded = load_image_model(model, checkpoint=checkpoint)
+        loaded = load_image_model(model, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
+        of = provenance(loaded, request, checkpoint)
         with progress_bar("methods", len(methods)) as advance:
             found = explain_image_by(loaded, picture, request, advance)
         figure = method_class_grid(
             found.drawn_maps(), found.drawn_photo(), image_title=found.photo_title()
         )
-        figure.savefig(output, dpi=150)
-        _tell(found, {"image": str(photo)}, model, methods, output, as_json)
+        write_figure(output, figure)
+        for beside in maps_beside(output, maps):
+            write_maps(beside, found, of, str(Photo(photo, frame)))
+        _tell(found, of | {"image": str(Photo(photo, frame))}, output, as_json)
 
 
 def compare_text(
@@ -97,6 +115,8 @@ def compare_text(
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
     lang: Language = "en",
     special_tokens: SpecialTokens = False,
+    maps: Maps = None,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -111,33 +131,34 @@ def compare_text(
     """
     with clear_errors():
         check_output(output, PAGE_SUFFIXES)
-        if not text.strip():
-            raise UsageError("found an empty text, expected at least one word")
+        check_text(text)
         methods = list(dict.fromkeys(method or DEFAULT_COMPARISON))
         request = Request(methods, target, top_k, to_device(device), special_tokens)
 
         from captum_transformer_lrp.models import load_text_model
         from captum_transformer_lrp.visualization import report_html
 
-        loaded = load_text_model(model)
+        loaded = load_text_model(model, trust_remote_code=trust_remote_code)
+        of = provenance(loaded, request)
         with progress_bar("methods", len(methods)) as advance:
             found = explain_text_by(loaded, text, request, advance)
-        page = report_html([text_section("The text", found)], title="Relevant words", lang=lang)
-        output.write_text(page, encoding="utf-8")
-        _tell(found, {"text": text}, model, methods, output, as_json)
+        section = text_section("The text", found)
+        page = report_html([section], title="Relevant words", lang=lang, footer=as_footer(of))
+        write_whole(output, page)
+        for beside in maps_beside(output, maps):
+            write_maps(beside, found, of, text)
+        _tell(found, of | {"text": text}, output, as_json)
 
 
 def _tell(
     found: ExplainedImage | ExplainedText,
     subject: dict[str, Any],
-    model: str,
-    methods: list[str],
     output: Path,
     as_json: bool,
 ) -> None:
     if not as_json:
         print_predictions(Console(), found.predictions, found.explained)
-        typer.echo(f"wrote {output}")
+        typer.echo(printable(f"wrote {output}"))
         return
     explained = [each.as_json() for each in found.explained]
     if isinstance(found, ExplainedText):
@@ -146,8 +167,6 @@ def _tell(
     else:
         subject = subject | {"correlation_with_first_class": _correlations(found)}
     result = subject | {
-        "model": model,
-        "methods": methods,
         "predictions": [each.as_json() for each in found.predictions[:5]],
         "explained": explained,
         "output": str(output),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from PIL import Image
 
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.files import check_output_folder
 from captum_transformer_lrp.cli.methods import DEFAULT_METHOD, method_label
+from captum_transformer_lrp.cli.outputs import check_output_folder, write_figure, write_whole
 from captum_transformer_lrp.cli.pages import HOW_TO_READ, image_section, text_section
+from captum_transformer_lrp.cli.provenance import as_footer, provenance
 from captum_transformer_lrp.cli.subjects import (
     ExplainedImage,
     Request,
@@ -75,6 +77,7 @@ def demo(
         check_output_folder(output)
 
         from captum_transformer_lrp import examples
+        from captum_transformer_lrp.models import load_image_model, load_text_model
         from captum_transformer_lrp.visualization import report_html
 
         scenes = {scene.name: scene for scene in examples.scenes()}
@@ -95,10 +98,17 @@ def demo(
         for section in sections:
             name = "-".join(re.findall(r"\w+", section.title.lower()))
             for picture in section.pictures:
-                picture.figure.savefig(output / f"{name}.png", dpi=150)
-        page = report_html(sections, title="What the models look at", introduction=INTRODUCTION)
+                write_figure(output / f"{name}.png", picture.figure)
+        methods = (*OURS, *CAPTUMS)
+        footer = as_footer(
+            provenance(load_image_model(BUNDLED_IMAGE_MODEL), Request(methods, main_scene.labels)),
+            provenance(load_text_model(BUNDLED_TEXT_MODEL), Request(methods, top_k=2)),
+        )
+        page = report_html(
+            sections, title="What the models look at", introduction=INTRODUCTION, footer=footer
+        )
         report = output / "report.html"
-        report.write_text(page, encoding="utf-8")
+        write_whole(report, page)
         typer.echo(f"wrote {report}: open it in a browser")
         typer.echo(f"the pictures are in {output / 'scenes'}; try one yourself:")
         typer.echo(
@@ -110,7 +120,9 @@ def demo(
 def _write_scenes(scenes: Sequence[Scene], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
     for scene in scenes:
-        Image.fromarray(scene.image).save(folder / f"{scene.name}.png")
+        file = io.BytesIO()
+        Image.fromarray(scene.image).save(file, "PNG")
+        write_whole(folder / f"{scene.name}.png", file.getvalue())
 
 
 def _explained(scene: Scene, methods: Sequence[str], advance: Callable[[], None]) -> ExplainedImage:

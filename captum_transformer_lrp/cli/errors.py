@@ -10,11 +10,10 @@ from contextlib import contextmanager
 
 import typer
 
+from captum_transformer_lrp.printing import printable
+
 FAILED, MISUSED = 1, 2
 """Exit codes: something could not be done, and the command line must be changed."""
-
-# The package's own errors are RuntimeErrors; Captum asserts.
-EXPECTED_ERRORS = (OSError, ValueError, TypeError, RuntimeError, AssertionError)
 
 
 class UsageError(Exception):
@@ -31,7 +30,10 @@ def clear_errors() -> Iterator[None]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=UserWarning, module="captum")
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\.")
+            warnings.showwarning = lambda message, *_, **__: warn(
+                f"note: {' '.join(str(message).split())}"
+            )
             yield
     except (typer.Exit, typer.Abort):  # RuntimeErrors both: all has been said already
         raise
@@ -39,8 +41,12 @@ def clear_errors() -> Iterator[None]:
         _fail(error, MISUSED)
     except BrokenPipeError:  # as in `… | head`: the reader has gone, and nobody is to be told
         os._exit(FAILED)
-    except EXPECTED_ERRORS as error:
+    except Exception as error:  # what models and damaged files raise cannot be foreseen
         _fail(error, FAILED)
+
+
+# What says enough by itself: the package's own errors are RuntimeErrors, and Captum asserts.
+_PLAIN_ERRORS = (OSError, ValueError, TypeError, RuntimeError, AssertionError, UsageError)
 
 
 def one_sentence(error: Exception) -> str:
@@ -48,15 +54,19 @@ def one_sentence(error: Exception) -> str:
 
     >>> one_sentence(ValueError("a\n  b"))
     'a b'
+    >>> one_sentence(KeyError("a")), one_sentence(MemoryError())
+    ("KeyError: 'a'", 'MemoryError')
     """
-    from captum_transformer_lrp.visualization.labels import printable
-
-    return printable(" ".join(str(error).split())) or type(error).__name__
+    text = printable(" ".join(str(error).split()))
+    kind = type(error).__name__
+    if not text or isinstance(error, _PLAIN_ERRORS):
+        return text or kind
+    return f"{kind}: {text}"
 
 
 def warn(message: str) -> None:
     """Tell something on stderr that does not end the program."""
-    typer.secho(message, fg="yellow", err=True)
+    typer.secho(printable(message), fg="yellow", err=True)
 
 
 def _fail(error: Exception, code: int) -> None:

@@ -12,10 +12,8 @@ from rich.console import Console
 from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors, warn
 from captum_transformer_lrp.cli.files import (
-    PAGE_SUFFIXES,
     TEXT_SUFFIXES,
-    check_output,
-    check_output_folder,
+    check_text,
     gather,
     has_suffix,
     read_text,
@@ -25,16 +23,28 @@ from captum_transformer_lrp.cli.options import (
     Device,
     Json,
     Language,
+    Maps,
     MethodOption,
     SpecialTokens,
     Targets,
     TextModelName,
     TopK,
+    TrustRemoteCode,
     to_device,
 )
+from captum_transformer_lrp.cli.outputs import (
+    PAGE_SUFFIXES,
+    check_no_input,
+    check_output,
+    check_output_folder,
+    output_names,
+    write_whole,
+)
 from captum_transformer_lrp.cli.predictions import print_predictions
+from captum_transformer_lrp.cli.provenance import as_footer, maps_beside, provenance, write_maps
 from captum_transformer_lrp.cli.subjects import ExplainedText, Request, explain_text_by
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
+from captum_transformer_lrp.printing import printable
 
 
 def explain_text(
@@ -61,6 +71,8 @@ def explain_text(
     ] = None,
     lang: Language = "en",
     special_tokens: SpecialTokens = False,
+    maps: Maps = None,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -81,32 +93,37 @@ def explain_text(
         # Loading a model takes seconds; mistakes are told before.
         if (text is None) == (not files):
             raise UsageError("expected a text or --file, one of the two")
-        if text is not None and not text.strip():
-            raise UsageError("found an empty text, expected at least one word")
+        if text is not None:
+            check_text(text)
         if text is not None and has_suffix(Path(text.strip()), TEXT_SUFFIXES):
             warn(f"note: {text} is explained as a text; --file {text} reads a file")
         paths = gather(files or (), TEXT_SUFFIXES, "text")
         if paths:
             output = output or Path("explanations")
             check_output_folder(output, [path.parent for path in paths])
+            names = output_names([(path, path.name) for path in paths])
+            pages = [output / f"{name}.html" for name in names]
         else:
             output = output or Path("explanation.html")
             check_output(output, PAGE_SUFFIXES)
+            pages = [output]
+        check_no_input([*pages, *(one for page in pages for one in maps_beside(page, maps))], paths)
         request = Request([method], target, top_k, to_device(device), special_tokens)
 
         from captum_transformer_lrp.models import load_text_model
         from captum_transformer_lrp.visualization import text_html, text_terminal
 
-        loaded = load_text_model(model)
+        loaded = load_text_model(model, trust_remote_code=trust_remote_code)
+        of = provenance(loaded, request)
 
-        def explained(text: str, page: Path) -> tuple[ExplainedText, dict[str, Any]]:
+        def explained(text: str, page: Path, subject: str) -> tuple[ExplainedText, dict[str, Any]]:
             found = explain_text_by(loaded, text, request)
             explanations = found.explanations[method]
-            html = text_html(explanations, title="Relevant words", lang=lang)
-            page.write_text(html, encoding="utf-8")
+            write_whole(page, text_html(explanations, lang=lang, footer=as_footer(of)))
+            for beside in maps_beside(page, maps):
+                write_maps(beside, found, of, subject)
             result = {
                 "text": text,
-                "model": model,
                 "method": method,
                 "predictions": [each.as_json() for each in found.predictions[:5]],
                 "explained": [
@@ -116,24 +133,24 @@ def explain_text(
                 ],
                 "output": str(page),
             }
-            return found, result
+            return found, of | result
 
         if text is not None:
-            found, result = explained(text, output)
+            found, result = explained(text, output, text)
             if as_json:
                 typer.echo(json.dumps(result, indent=2))
                 return
             console = Console()
             print_predictions(console, found.predictions, found.explained)
             console.print(text_terminal(found.explanations[method]))
-            typer.echo(f"wrote {output}")
+            typer.echo(printable(f"wrote {output}"))
             return
-        folder = output
+        page_of = dict(zip(paths, pages, strict=True))
 
         def of_file(path: Path) -> dict[str, Any]:
-            return {"file": str(path)} | explained(read_text(path), folder / f"{path.name}.html")[1]
+            return {"file": str(path)} | explained(read_text(path), page_of[path], str(path))[1]
 
         results, failed = each_of(paths, of_file, "explaining")
         if as_json:
             typer.echo(json.dumps({"results": results, "failed": failed}, indent=2))
-        finish(results, failed, folder, as_json)
+        finish(results, failed, output, as_json)

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import (
-    EXPECTED_ERRORS,
     FAILED,
     UsageError,
     clear_errors,
@@ -112,7 +111,7 @@ def _checked(name: str, advance: Any) -> dict[str, Any]:
             "attentions": len(explanation.attentions),
             "total_relevance": float(explanation.total[0]),
         }
-    except EXPECTED_ERRORS as error:
+    except Exception as error:  # what a model raises cannot be foreseen
         return {"name": name, "explained": False, "error": one_sentence(error)}
     finally:
         advance()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
+from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -104,6 +105,31 @@ Checkpoint: TypeAlias = Annotated[
     Path | None,
     typer.Option(help="Weights of the image model to use instead of downloaded ones."),
 ]
+TrustRemoteCode: TypeAlias = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model. Without it, such code is never run.",
+    ),
+]
+MaxPixels: TypeAlias = Annotated[
+    int, typer.Option(min=1, help="The most pixels of an image that is read.")
+]
+Frames: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--frame",
+        metavar="NUMBER",
+        help="Which picture of a GIF or TIFF, counted from 0, or all; may be given several times.",
+        show_default="the first",
+    ),
+]
+Frame: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        min=0, help="Which picture of a GIF or TIFF, counted from 0.", show_default="the first"
+    ),
+]
 Targets: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -146,6 +172,39 @@ SpecialTokens: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of tables.")
 ]
+
+
+class MapFormat(str, Enum):
+    """How the numbers of maps are written."""
+
+    NPZ = "npz"
+    JSON = "json"
+
+
+Maps: TypeAlias = Annotated[
+    MapFormat | None,
+    typer.Option(
+        help="Write the numbers, too, beside each output: with the model, the hash of its weights, "
+        "targets, methods, options and versions.",
+        show_default="none",
+    ),
+]
+
+
+def to_frames(chosen: Sequence[str] | None) -> list[int] | None:
+    """The numbers of frames; none of them stands for all, and None for the first.
+
+    >>> to_frames(["0", "2"]), to_frames(["all"]), to_frames(None)
+    ([0, 2], [], None)
+    """
+    if not chosen:
+        return None
+    if "all" in chosen:
+        return []
+    for one in chosen:
+        if not (one.isascii() and one.isdecimal()):
+            raise UsageError(f"found --frame {one}, expected a number from 0, or all")
+    return list(dict.fromkeys(int(one) for one in chosen))
 
 
 def to_device(name: str) -> torch.device:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.targets import resolve_target
+from captum_transformer_lrp.printing import printable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -81,7 +82,7 @@ def print_predictions(
     console: Console, predictions: Sequence[Prediction], explained: Sequence[Prediction]
 ) -> None:
     """A table of the most probable classes and of those that are explained."""
-    from captum_transformer_lrp.visualization.labels import percent, printable
+    from captum_transformer_lrp.visualization.labels import percent
 
     table = Table("class", "index", "probability", "explained")
     for column in (1, 2):

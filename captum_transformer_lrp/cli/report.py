@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,11 +13,12 @@ from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.files import (
     IMAGE_SUFFIXES,
-    PAGE_SUFFIXES,
+    MAX_PIXELS,
     TEXT_SUFFIXES,
-    check_output,
+    Photo,
     gather,
     has_suffix,
+    photos_in,
     read_photo,
     read_text,
 )
@@ -25,17 +27,23 @@ from captum_transformer_lrp.cli.options import (
     DEFAULT_IMAGE_MODEL,
     Checkpoint,
     Device,
+    Frames,
     Json,
     Language,
+    MaxPixels,
     MethodOptions,
     SpecialTokens,
     Targets,
     TopK,
+    TrustRemoteCode,
     complete_image_model,
     complete_text_model,
     to_device,
+    to_frames,
 )
+from captum_transformer_lrp.cli.outputs import PAGE_SUFFIXES, check_output, write_whole
 from captum_transformer_lrp.cli.pages import HOW_TO_READ, image_section, text_section
+from captum_transformer_lrp.cli.provenance import as_footer, provenance
 from captum_transformer_lrp.cli.subjects import Request, explain_image_by, explain_text_by
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
 
@@ -77,6 +85,9 @@ def report(
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
     lang: Language = "en",
     special_tokens: SpecialTokens = False,
+    frame: Frames = None,
+    max_pixels: MaxPixels = MAX_PIXELS,
+    trust_remote_code: TrustRemoteCode = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -97,23 +108,42 @@ def report(
         texts = list(text or ())
         if not files and not texts:
             raise UsageError("found nothing to explain: give files, folders or --text")
-        check_output(output, PAGE_SUFFIXES, files)
+        check_output(output, PAGE_SUFFIXES, [*files, checkpoint])
         methods = list(dict.fromkeys(method or DEFAULT_COMPARISON))
         request = Request(methods, target, top_k, to_device(device), special_tokens)
-        images = [file for file in files if not has_suffix(file, TEXT_SUFFIXES)]
-        explainers = _Explainers(
-            request,
-            _image_model(image_model, checkpoint) if images else None,
-            _text_model(text_model) if texts or len(images) < len(files) else None,
-        )
-        everything: list[Path | str] = [*files, *texts]
+        everything: list[Photo | Path | str] = []
+        for file in files:
+            text_file = has_suffix(file, TEXT_SUFFIXES)
+            found = photos_in([file], to_frames(frame), max_pixels=max_pixels)
+            everything += [file] if text_file else found
+        everything += texts
+
+        from captum_transformer_lrp.models import load_image_model, load_text_model
+
+        of_images = of_texts = None
+        footers = []
+        if any(isinstance(one, Photo) for one in everything):
+            of_images = load_image_model(
+                image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
+            )
+            footers.append(provenance(of_images, request, checkpoint))
+        if not all(isinstance(one, Photo) for one in everything):
+            of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
+            footers.append(provenance(of_texts, request))
+        explainers = _Explainers(request, of_images, of_texts, max_pixels)
         sections, failed = each_of(everything, explainers.section, "explaining")
         if failed:
             sections.append(_failures(failed))
         from captum_transformer_lrp.visualization import report_html
 
-        page = report_html(sections, title=title, introduction=HOW_TO_READ, lang=lang)
-        output.write_text(page, encoding="utf-8")
+        page = report_html(
+            sections,
+            title=title,
+            introduction=HOW_TO_READ,
+            lang=lang,
+            footer=as_footer(*footers),
+        )
+        write_whole(output, page)
         if as_json:
             result = {
                 "methods": methods,
@@ -125,6 +155,7 @@ def report(
         finish(sections[: len(sections) - bool(failed)], failed, output, as_json)
 
 
+@dataclass(frozen=True)
 class _Explainers:
     """What makes a section of each input.
 
@@ -132,37 +163,24 @@ class _Explainers:
         request: what is asked of every input.
         of_images: the image model, if there are images.
         of_texts: the text model, if there are texts.
+        max_pixels: the most pixels of an image.
     """
 
-    def __init__(
-        self, request: Request, of_images: ImageModel | None, of_texts: TextModel | None
-    ) -> None:
-        self.request = request
-        self.of_images = of_images
-        self.of_texts = of_texts
+    request: Request
+    of_images: ImageModel | None
+    of_texts: TextModel | None
+    max_pixels: int
 
-    def section(self, one: Path | str) -> Section:
-        """Of an image file, a text file or a text."""
-        if isinstance(one, Path) and not has_suffix(one, TEXT_SUFFIXES):
+    def section(self, one: Photo | Path | str) -> Section:
+        """Of an image, a text file or a text."""
+        if isinstance(one, Photo):
             assert self.of_images is not None
-            found = explain_image_by(self.of_images, read_photo(one), self.request)
-            return image_section(one.name, found)
+            photo = read_photo(one.path, frame=one.frame, max_pixels=self.max_pixels)
+            return image_section(one.name, explain_image_by(self.of_images, photo, self.request))
         assert self.of_texts is not None
         text = read_text(one) if isinstance(one, Path) else one
         title = one.name if isinstance(one, Path) else _shortened(one)
         return text_section(title, explain_text_by(self.of_texts, text, self.request))
-
-
-def _image_model(name: str, checkpoint: Path | None) -> ImageModel:
-    from captum_transformer_lrp.models import load_image_model
-
-    return load_image_model(name, checkpoint=checkpoint)
-
-
-def _text_model(name: str) -> TextModel:
-    from captum_transformer_lrp.models import load_text_model
-
-    return load_text_model(name)
 
 
 def _shortened(text: str) -> str:

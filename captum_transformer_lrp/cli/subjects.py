@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from captum_transformer_lrp.cli.errors import UsageError, warn
+from captum_transformer_lrp.cli.errors import warn
+from captum_transformer_lrp.cli.files import check_text
 from captum_transformer_lrp.cli.methods import class_labels, explain_by, method_label
 from captum_transformer_lrp.cli.predictions import Prediction, choose, predict
 
@@ -143,12 +144,11 @@ def explain_text_by(
     """Explain one text.
 
     Raises:
-        UsageError: where the text is empty.
+        UsageError: where the text is empty or no UTF-8.
     """
     from captum_transformer_lrp.visualization import TextExplanation, words_from_pieces
 
-    if not text.strip():
-        raise UsageError("found an empty text, expected at least one word")
+    check_text(text)
     encoding = loaded.tokenizer(text, return_tensors="pt", truncation=True)
     offsets = encoding.encodings[0].offsets
     read = max((end for _, end in offsets), default=0)

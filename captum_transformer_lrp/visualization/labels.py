@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import unicodedata
 from functools import lru_cache
 
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
+
+from captum_transformer_lrp.printing import printable
 
 ELLIPSIS = "…"
 
@@ -33,23 +34,6 @@ def percent(probability: float) -> str:
     ('98.8 %', '< 0.1 %')
     """
     return "< 0.1 %" if 0 < probability < 0.0005 else f"{100 * probability:.1f} %"
-
-
-# They reorder the letters around them, so that a reader sees another text than the model did.
-_DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
-
-def printable(text: str) -> str:
-    r"""The text without control characters, which could move a terminal's cursor or hide letters.
-
-    >>> printable("a\x1b[2Jb")
-    'a�[2Jb'
-    """
-    return "".join("�" if _is_control(letter) else letter for letter in text)
-
-
-def _is_control(letter: str) -> bool:
-    return unicodedata.category(letter) == "Cc" or letter in _DIRECTION_OVERRIDES
 
 
 def wrap(

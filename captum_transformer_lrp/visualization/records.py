@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from captum.attr import visualization
 
+from captum_transformer_lrp.printing import printable
 from captum_transformer_lrp.visualization.arrays import to_array
 from captum_transformer_lrp.visualization.text import TextExplanation
 from captum_transformer_lrp.visualization.words import Word
@@ -45,7 +46,7 @@ def to_record(
         true_class=html.escape(true_class),
         attr_class=html.escape(explanation.class_name),
         attr_score=float(values.sum()),
-        raw_input_ids=[html.escape(word.text) for word in explanation.words],
+        raw_input_ids=[html.escape(printable(word.text)) for word in explanation.words],
         convergence_score=convergence_score,
     )
     return record

@@ -97,6 +97,7 @@ def report_html(
     title: str = "Explanations",
     introduction: str = "",
     lang: str = "en",
+    footer: Mapping[str, str] | None = None,
 ) -> str:
     """One self-contained page, readable on a phone; everything that comes from you is escaped.
 
@@ -105,6 +106,7 @@ def report_html(
         title: the page's heading.
         introduction: a paragraph below the heading.
         lang: the page's language as a BCP 47 tag.
+        footer: names with values that stand at the page's end, such as how it was computed.
 
     Example:
         >>> section = Section("Photos", pictures=[Picture("A cat", Figure(), "a cat, lit up")])
@@ -118,4 +120,5 @@ def report_html(
         introduction=introduction,
         lang=lang,
         sections=sections,
+        footer=footer or {},
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from captum_transformer_lrp.printing import printable
 from captum_transformer_lrp.visualization.colors import Scale
-from captum_transformer_lrp.visualization.labels import percent, printable, text_width, wrap
+from captum_transformer_lrp.visualization.labels import percent, text_width, wrap
 from captum_transformer_lrp.visualization.page import render
 from captum_transformer_lrp.visualization.words import Word
 
@@ -61,7 +62,11 @@ class TextExplanation:
 
 
 def text_html(
-    explanations: Sequence[TextExplanation], *, title: str = "Relevant words", lang: str = "en"
+    explanations: Sequence[TextExplanation],
+    *,
+    title: str = "Relevant words",
+    lang: str = "en",
+    footer: Mapping[str, str] | None = None,
 ) -> str:
     """One self-contained HTML page: the text once per class, its words coloured by relevance.
 
@@ -71,13 +76,16 @@ def text_html(
         explanations: one per explained class.
         title: the page's heading.
         lang: the text's language as a BCP 47 tag, which screen readers and browsers go by.
+        footer: names with values that stand at the page's end, such as how it was computed.
 
     Example:
         >>> page = text_html([TextExplanation("positive", [Word("<b>", 1.0)])])
         >>> "<b>" in page, "&lt;b&gt;" in page
         (False, True)
     """
-    return render("text.html.jinja", title=title, lang=lang, texts=explanations)
+    return render(
+        "text.html.jinja", title=title, lang=lang, texts=explanations, footer=footer or {}
+    )
 
 
 def text_terminal(explanations: Sequence[TextExplanation]) -> Group:
@@ -101,7 +109,8 @@ def text_terminal(explanations: Sequence[TextExplanation]) -> Group:
         line = Text()
         for word in explanation.words:
             # Line breaks of the text itself stay; all other control characters are shown as such.
-            line.append("\n" if "\n" in word.before else printable(word.before))
+            before = word.before.replace("\t", " ")
+            line.append("\n" if "\n" in before else printable(before))
             color = explanation.scale.text_color(word.attribution)
             line.append(printable(word.text), style=f"#111111 on {color}")
         lines.append(line)

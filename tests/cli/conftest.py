@@ -45,3 +45,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "latin.txt").write_bytes("naïve".encode("latin-1"))
     (folder / "table.csv").write_text("1,2")
     return folder
+
+
+# A program of its own, which watches its whole process.
+collect_ignore = ["watched.py"]

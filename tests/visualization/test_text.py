@@ -158,8 +158,36 @@ def test_sign_is_seen_in_the_colour_and_zero_is_white() -> None:
 def test_the_terminal_shows_markup_and_control_characters_as_text() -> None:
     hostile = "[red]\x1b[2J\x07\u202eevil"
     shown = in_terminal([TextExplanation(hostile, [Word(hostile, 1.0)], 0.5)])
-    assert "[red]" in shown
-    assert not set("\x1b\x07\u202e") & set(shown)
+    assert shown.count(r"[red]\x1b[2J\x07\u202eevil") == 2
+
+
+@pytest.mark.parametrize("letter", ["\x1b", "\x00", "\x7f", "\x9b", "\u202e", "\u2066", "\udcff"])
+def test_a_page_shows_control_characters_escaped(letter: str) -> None:
+    hostile = f"a{letter}b"
+    texts = [TextExplanation(hostile, [Word(hostile, 1.0, before=hostile)])]
+    section = Section(
+        hostile, hostile, texts={hostile: texts}, tables=[Table("", [""], [[hostile]])]
+    )
+    footer = {hostile: hostile}
+    for page in (
+        text_html(texts, title=hostile, lang=hostile, footer=footer),
+        report_html([section], title=hostile, introduction=hostile, footer=footer),
+    ):
+        assert letter not in page
+        assert hostile.encode("unicode_escape").decode() in page
+        page.encode("utf-8")
+
+
+def test_a_page_keeps_line_breaks_and_letters_of_all_languages() -> None:
+    text = "naïve שלום 日本\n\tfilm 👩‍🔬"
+    assert text in text_html([TextExplanation("c", [Word(text, 1.0)])])
+
+
+def test_the_footer_says_how_a_page_was_made() -> None:
+    footer = {"model": "<b>bert</b>", "torch": "2.4"}
+    for page in (text_html([], footer=footer), report_html([], footer=footer)):
+        assert "<dt>model</dt><dd>&lt;b&gt;bert&lt;/b&gt;</dd>" in page.split("<footer>")[1]
+    assert "<footer>" not in report_html([])
 
 
 def test_the_terminal_colours_words() -> None:

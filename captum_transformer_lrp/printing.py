@@ -1,0 +1,33 @@
+"""Text from anywhere, safe to print: it waits for no library of pictures."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# They reorder the letters around them, so that a reader sees another text than the model did.
+_DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
+# Control characters, line and paragraph separators, and halves of letters: file names that are no
+# UTF-8 have the last, and nothing can print them.
+_UNPRINTABLE = frozenset({"Cc", "Zl", "Zp", "Cs"})
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""The text with control characters escaped: a terminal would obey them, a reader not see them.
+
+    Args:
+        text: any text.
+        keep: characters that are left as they are, such as line breaks.
+
+    >>> print(printable("a\x1b[2Jb\u202ec\n"), printable("a\nb", keep="\n"))
+    a\x1b[2Jb\u202ec\n a
+    b
+    """
+    return "".join(_escaped(letter) if letter not in keep else letter for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    if unicodedata.category(letter) in _UNPRINTABLE or letter in _DIRECTION_OVERRIDES:
+        return letter.encode("unicode_escape").decode("ascii")
+    return letter
