@@ -17,7 +17,13 @@ ENTRIES = {entry.name: entry for entry in transformers_models.entries()}
 
 @pytest.mark.parametrize(
     "name",
-    ["bloom", "canine", "deepseek_v3", "jetmoe", "longformer", "qwen3_next", "t5", "yoso"],
+    [
+        *("bloom", "canine", "deepseek_v3", "jetmoe", "longformer", "qwen3_next", "t5"),
+        pytest.param(
+            "yoso",
+            marks=pytest.mark.xfail(reason=transformers_models.KNOWN["yoso"], strict=True),
+        ),
+    ],
 )
 def test_a_type_passes_every_column(name: str) -> None:
     torch.manual_seed(0)
