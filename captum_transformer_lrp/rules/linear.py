@@ -48,7 +48,9 @@ class LinearRule(Rule):
             positive -= call.bias
             noise += call.bias.abs() * rounding
         nothing = positive <= noise
-        half = call.divide(relevance, positive).masked_fill_(nothing, 0)
+        # A denominator that is zero or near it is among ``nothing``.
+        share = relevance / positive if call.epsilon else call.divide(relevance, positive)
+        half = share.masked_fill_(nothing, 0)
         call.absorb(lambda: call.examples.sum(relevance * nothing))
         (signed,) = call.vjp(half)
         (unsigned,) = call.vjp(half, inputs=(size,), weight=magnitude)
