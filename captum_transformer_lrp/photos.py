@@ -1,20 +1,106 @@
-"""Which part of a photo a model sees."""
+"""Photos: how they are read, and which part of them a model sees."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeAlias
+import stat
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageOps
+
+from captum_transformer_lrp.printing import one_sentence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_PIXELS = 178_956_970
+"""What Pillow refuses, too, unless it is told otherwise: half a gigabyte of colours."""
+
+# Not all that Pillow knows: for PostScript, it runs another program.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 Box: TypeAlias = tuple[float, float, float, float]
 """Left, top, right and bottom in pixels of the photo, counted from its upper left corner."""
 
 # How far the preprocessing may be from a plain crop and resize, as a share of the photo's side.
 _TOLERANCE = 0.03
+
+
+def instead_of_a_file(path: Path) -> str | None:
+    """What is there; nothing for a file. Reading a pipe would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        if path.is_symlink():
+            return f"a link that leads nowhere ({error.strerror})"
+        return f"not there ({error.strerror})"
+    if stat.S_ISREG(mode):
+        return None
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+@contextmanager
+def opened(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
+    """An image file; whatever goes wrong with it is a ValueError that names it.
+
+    Args:
+        path: the file.
+        max_pixels: the most pixels that are read.
+    """
+    found = instead_of_a_file(path)
+    if found:
+        raise ValueError(f"cannot read {path} as an image: it is {found}")
+    Image.init()
+    before = Image.MAX_IMAGE_PIXELS
+    # Pillow warns above its limit and refuses twice as much, in later pictures of a file, too.
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=[one for one in _FORMATS if one in Image.OPEN]) as image:
+                yield image
+    except Image.DecompressionBombError as error:
+        raise ValueError(
+            f"cannot read {path} as an image: it has more than {max_pixels} pixels: make it "
+            "smaller, or raise --max-pixels"
+        ) from error
+    except Exception as error:  # a damaged file raises whatever its bytes happen to mean
+        raise ValueError(f"cannot read {path} as an image ({one_sentence(error)})") from error
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def upright(source: Image.Image) -> Image.Image:
+    """A picture as RGB with 8 bits each, turned as its camera says.
+
+    Pillow's own conversion clips what has more bits: such numbers are scaled by their whole range.
+
+    Raises:
+        ValueError: for numbers of an unknown range.
+    """
+    image = ImageOps.exif_transpose(source)
+    if image.mode == "F":
+        whole = 1.0
+    elif image.mode.startswith("I;16") or (image.mode == "I" and source.format in ("PNG", "PPM")):
+        bits = getattr(source, "tag_v2", {}).get(258, (16,))[0]  # of a TIFF, 12 perhaps
+        whole = 2.0**bits - 1
+    elif image.mode == "I":
+        raise ValueError("it holds 32-bit integers of an unknown range: save it with 8 or 16 bits")
+    else:
+        return image.convert("RGB")
+    values = np.asarray(image, dtype=np.float64)
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= whole):
+        raise ValueError(
+            f"its numbers reach from {low:.6g} to {high:.6g}, expected 0 to {whole:.6g}: scale them"
+        )
+    return Image.fromarray((values / whole * 255).round().astype(np.uint8)).convert("RGB")
 
 
 def seen_part(see: Callable[[Image.Image], Tensor], size: tuple[int, int]) -> Box | None:

@@ -31,3 +31,23 @@ def _escaped(letter: str) -> str:
     if unicodedata.category(letter) in _UNPRINTABLE or letter in _DIRECTION_OVERRIDES:
         return letter.encode("unicode_escape").decode("ascii")
     return letter
+
+
+# What says enough by itself: the package's own errors are RuntimeErrors, and Captum asserts.
+_PLAIN_ERRORS = (OSError, ValueError, TypeError, RuntimeError, AssertionError)
+
+
+def one_sentence(error: Exception) -> str:
+    r"""An error's message on one line, safe for a terminal.
+
+    >>> one_sentence(ValueError("a\n  b"))
+    'a b'
+    >>> one_sentence(KeyError("a")), one_sentence(MemoryError())
+    ("KeyError: 'a'", 'MemoryError')
+    """
+    text = printable(" ".join(str(error).split()))
+    kind = type(error)
+    plain = isinstance(error, _PLAIN_ERRORS) or kind.__module__.startswith(__package__)
+    if not text or plain:
+        return text or kind.__name__
+    return f"{kind.__name__}: {text}"

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
 from captum_transformer_lrp.models import ImageModel
+from captum_transformer_lrp.photos import opened, upright
 
 SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 _INDEX_FIRST = re.compile(r"(\d+)[_\-. ]")
@@ -189,12 +190,11 @@ def read_rgb(file: str | Path) -> Image.Image:
         UnreadableExampleError: for a missing or damaged file.
     """
     try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableExampleError(
-            f"cannot be read as an image ({str(error).replace(str(file), 'the file')})"
-        ) from error
+        with opened(Path(file)) as image:
+            return upright(image)
+    except ValueError as error:
+        reason = str(error).replace(f"read {file}", "be read")
+        raise UnreadableExampleError(reason.replace(", or raise --max-pixels", "")) from error
 
 
 def input_size(model: ImageModel) -> tuple[int, int]:

@@ -303,8 +303,9 @@ def _untrained(settings: TrainingSettings) -> tuple[Any, Any]:
             num_labels=len(settings.labels),
             id2label=dict(enumerate(settings.labels)),
             label2id={label: index for index, label in enumerate(settings.labels)},
+            trust_remote_code=False,  # without it, a terminal is asked
         )
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelLoadError(f"cannot load the text model {settings.model!r} ({first})") from error

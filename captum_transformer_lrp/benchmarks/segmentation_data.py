@@ -15,6 +15,7 @@ from PIL import Image
 
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
 from captum_transformer_lrp.benchmarks.images import read_rgb
+from captum_transformer_lrp.photos import opened
 
 VOID = 255
 """What a mask has where nobody said whether it is object or background."""
@@ -232,11 +233,13 @@ class VOCMasks(SegmentationData):
 def _read_mask(file: Path) -> npt.NDArray[Any]:
     """A mask's values: grey levels, or the numbers of a palette."""
     try:
-        with Image.open(file) as image:
+        with opened(file) as image:
+            if image.mode not in ("P", "L", "1", "LA", "RGB", "RGBA"):  # Pillow would clip others
+                raise ValueError(f"its mode is {image.mode}, expected 8 bits or a palette")
             return np.asarray(image if image.mode in ("P", "L", "1") else image.convert("L")) * 1
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error).replace(str(file), "the file")
-        raise UnreadableExampleError(f"its mask cannot be read ({reason})") from error
+    except ValueError as error:
+        reason = str(error).replace(f"read {file}", "be read")
+        raise UnreadableExampleError(f"its mask {reason}") from error
 
 
 def _checked(

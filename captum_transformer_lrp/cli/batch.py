@@ -10,8 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from captum_transformer_lrp.cli.errors import FAILED, UsageError, one_sentence, warn
-from captum_transformer_lrp.printing import printable
+from captum_transformer_lrp.cli.errors import FAILED, UsageError, warn
+from captum_transformer_lrp.printing import one_sentence, printable
 
 Input = TypeVar("Input")
 Result = TypeVar("Result")

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import clear_errors
-from captum_transformer_lrp.cli.files import MAX_PIXELS, Photo, check_given, check_text, read_photo
+from captum_transformer_lrp.cli.files import Photo, check_given, check_text, read_photo
 from captum_transformer_lrp.cli.methods import DEFAULT_COMPARISON, class_labels
 from captum_transformer_lrp.cli.options import (
     DEFAULT_IMAGE_MODEL,
@@ -52,6 +52,7 @@ from captum_transformer_lrp.cli.subjects import (
     relevant_words,
 )
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
+from captum_transformer_lrp.photos import MAX_PIXELS
 from captum_transformer_lrp.printing import printable
 
 if TYPE_CHECKING:

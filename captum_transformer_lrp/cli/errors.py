@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import typer
 
-from captum_transformer_lrp.printing import printable
+from captum_transformer_lrp.printing import one_sentence, printable
 
 FAILED, MISUSED = 1, 2
 """Exit codes: something could not be done, and the command line must be changed."""
@@ -46,25 +46,6 @@ def clear_errors() -> Iterator[None]:
         os._exit(FAILED)
     except Exception as error:  # what models and damaged files raise cannot be foreseen
         _fail(error, FAILED)
-
-
-# What says enough by itself: the package's own errors are RuntimeErrors, and Captum asserts.
-_PLAIN_ERRORS = (OSError, ValueError, TypeError, RuntimeError, AssertionError, UsageError)
-
-
-def one_sentence(error: Exception) -> str:
-    r"""An error's message on one line, safe for a terminal.
-
-    >>> one_sentence(ValueError("a\n  b"))
-    'a b'
-    >>> one_sentence(KeyError("a")), one_sentence(MemoryError())
-    ("KeyError: 'a'", 'MemoryError')
-    """
-    text = printable(" ".join(str(error).split()))
-    kind = type(error).__name__
-    if not text or isinstance(error, _PLAIN_ERRORS):
-        return text or kind
-    return f"{kind}: {text}"
 
 
 def warn(message: str) -> None:

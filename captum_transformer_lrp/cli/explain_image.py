@@ -13,7 +13,6 @@ from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import clear_errors
 from captum_transformer_lrp.cli.files import (
     IMAGE_SUFFIXES,
-    MAX_PIXELS,
     Photo,
     gather,
     photos_in,
@@ -47,6 +46,7 @@ from captum_transformer_lrp.cli.outputs import (
 from captum_transformer_lrp.cli.predictions import print_predictions
 from captum_transformer_lrp.cli.provenance import maps_beside, provenance, write_maps
 from captum_transformer_lrp.cli.subjects import ExplainedImage, Request, explain_image_by
+from captum_transformer_lrp.photos import MAX_PIXELS
 from captum_transformer_lrp.printing import printable
 
 if TYPE_CHECKING:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import os
-import stat
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from captum_transformer_lrp.cli.errors import UsageError, one_sentence, warn
+from captum_transformer_lrp.cli.errors import UsageError, warn
+from captum_transformer_lrp.photos import MAX_PIXELS, instead_of_a_file, opened, upright
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 TEXT_SUFFIXES = ("txt",)
-MAX_PIXELS = 178_956_970
-"""What Pillow refuses, too, unless it is told otherwise: half a gigabyte of colours."""
-
-# Not all that Pillow knows: for PostScript, it runs another program.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 
 
 @dataclass(frozen=True)
@@ -92,23 +84,9 @@ def gather(paths: Sequence[Path], suffixes: Sequence[str], what: str) -> list[Pa
 
 def check_given(path: Path, what: str) -> None:
     """Refuse a path on the command line that is no file."""
-    found = _instead_of_a_file(path)
+    found = instead_of_a_file(path)
     if found:
         raise UsageError(f"found no {what} file at {path}: it is {found}")
-
-
-def _instead_of_a_file(path: Path) -> str | None:
-    """What is there; nothing for a file. Reading a pipe would wait for ever."""
-    try:
-        mode = path.stat().st_mode
-    except OSError as error:
-        if path.is_symlink():
-            return f"a link that leads nowhere ({error.strerror})"
-        return f"not there ({error.strerror})"
-    if stat.S_ISREG(mode):
-        return None
-    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 def photos_in(
@@ -130,7 +108,7 @@ def photos_in(
 
 def _all_frames(file: Path, max_pixels: int) -> list[Photo]:
     try:
-        with _opened(file, max_pixels) as image:
+        with opened(file, max_pixels) as image:
             count = getattr(image, "n_frames", 1)
     except ValueError:
         count = 1
@@ -153,7 +131,7 @@ def read_photo(
         ValueError: where the file is no image, a damaged or too large one, or one whose numbers
             have an unknown range.
     """
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         # The further pictures in a phone's photo are not for the eye.
         count = getattr(image, "n_frames", 1) if frame is not None or image.format != "MPO" else 1
         if frame is None and count > 1:
@@ -166,53 +144,7 @@ def read_photo(
         image.seek(frame or 0)
         if image.width * image.height > max_pixels:  # a page of a TIFF has a size of its own
             raise Image.DecompressionBombError
-        return _rgb(ImageOps.exif_transpose(image), image)
-
-
-@contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
-    """An image file; whatever goes wrong with it is a ValueError that names it."""
-    found = _instead_of_a_file(path)
-    if found:
-        raise ValueError(f"cannot read {path} as an image: it is {found}")
-    Image.init()
-    before = Image.MAX_IMAGE_PIXELS
-    # Pillow warns above its limit and refuses twice as much, in later pictures of a file, too.
-    Image.MAX_IMAGE_PIXELS = max_pixels / 2  # type: ignore[assignment]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path, formats=[one for one in _FORMATS if one in Image.OPEN]) as image:
-                yield image
-    except Image.DecompressionBombError as error:
-        raise ValueError(
-            f"cannot read {path} as an image: it has more than {max_pixels} pixels: make it "
-            "smaller, or raise --max-pixels"
-        ) from error
-    except Exception as error:  # a damaged file raises whatever its bytes happen to mean
-        raise ValueError(f"cannot read {path} as an image ({one_sentence(error)})") from error
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
-
-
-def _rgb(image: Image.Image, source: Image.Image) -> Image.Image:
-    """Pillow's own conversion clips what has more than 8 bits."""
-    if image.mode == "F":
-        whole = 1.0
-    elif image.mode.startswith("I;16") or (image.mode == "I" and source.format in ("PNG", "PPM")):
-        bits = getattr(source, "tag_v2", {}).get(258, (16,))[0]  # of a TIFF, 12 perhaps
-        whole = 2.0**bits - 1
-    elif image.mode == "I":
-        raise ValueError("it holds 32-bit integers of an unknown range: save it with 8 or 16 bits")
-    else:
-        return image.convert("RGB")
-    values = np.asarray(image, dtype=np.float64)
-    low, high = values.min(), values.max()
-    if not (low >= 0 and high <= whole):
-        raise ValueError(
-            f"its numbers reach from {low:.6g} to {high:.6g}, expected 0 to {whole:.6g}: scale them"
-        )
-    return Image.fromarray((values / whole * 255).round().astype(np.uint8)).convert("RGB")
+        return upright(image)
 
 
 def check_text(text: str) -> None:
@@ -240,7 +172,7 @@ def read_text(path: Path) -> str:
     Raises:
         ValueError: where the file is no such text, or an empty one.
     """
-    found = _instead_of_a_file(path)
+    found = instead_of_a_file(path)
     if found:
         raise ValueError(f"cannot read {path} as text: it is {found}")
     try:

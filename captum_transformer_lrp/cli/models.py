@@ -16,9 +16,9 @@ from captum_transformer_lrp.cli.errors import (
     FAILED,
     UsageError,
     clear_errors,
-    one_sentence,
 )
 from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, METHODS
+from captum_transformer_lrp.printing import one_sentence
 
 _LIBRARIES = ("captum-transformer-lrp", "torch", "captum", "timm", "transformers", "torchvision")
 _BUNDLED = {

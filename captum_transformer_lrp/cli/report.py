@@ -13,7 +13,6 @@ from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.files import (
     IMAGE_SUFFIXES,
-    MAX_PIXELS,
     TEXT_SUFFIXES,
     Photo,
     gather,
@@ -46,6 +45,7 @@ from captum_transformer_lrp.cli.pages import HOW_TO_READ, image_section, text_se
 from captum_transformer_lrp.cli.provenance import as_footer, provenance
 from captum_transformer_lrp.cli.subjects import Request, explain_image_by, explain_text_by
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
+from captum_transformer_lrp.photos import MAX_PIXELS
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.models import ImageModel, TextModel

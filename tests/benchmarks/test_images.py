@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from PIL import Image
 from timm.data import ImageNetInfo
 
 from captum_transformer_lrp.benchmarks import BenchmarkError, labelled_images
-from captum_transformer_lrp.benchmarks.images import whole_image
+from captum_transformer_lrp.benchmarks.errors import UnreadableExampleError
+from captum_transformer_lrp.benchmarks.images import read_rgb, whole_image
 from captum_transformer_lrp.models import ImageModel
 
 from .conftest import write_photo
@@ -111,3 +113,26 @@ def test_the_whole_photo_is_resized_and_normalised(tiny: ImageModel) -> None:
         list(tiny.std),
     )
     torch.testing.assert_close(whole_image(photo, tiny, (20, 40)), expected)
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "PostScript", "a damaged tag"])
+def test_photos_are_read_as_by_the_commands(tmp_path: Path, kind: str) -> None:
+    """Scaled by their range, or refused; no other program is run to read them."""
+    file = tmp_path / "photo.png"
+    if kind == "16 bits":
+        ramp = np.tile(np.arange(256, dtype=np.uint16) * 257, (4, 1))
+        Image.fromarray(ramp).save(file)
+        assert np.asarray(read_rgb(file))[0, :, 0].tolist() == list(range(256))
+        return
+    if kind == "PostScript":
+        file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n")
+    else:
+        exif = Image.Exif()
+        exif[0x0112], exif[0x011A] = 6, 1.5
+        stream = io.BytesIO()
+        Image.new("RGB", (8, 8)).save(stream, "JPEG", exif=exif)
+        data = bytearray(stream.getvalue())
+        data[data.index(b"Exif") + 29] = 0
+        file.write_bytes(data)
+    with pytest.raises(UnreadableExampleError, match=r"^cannot be read as an image"):
+        read_rgb(file)
