@@ -32,10 +32,8 @@ class AttCat(OneRecordingAttribution):
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Yao Qiang et al., *AttCAT: Explaining Transformers via Attentive Class Activation Tokens*,

@@ -9,18 +9,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from captum._utils.progress import progress
-from captum.attr._utils.lrp_rules import PropagationRule
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.attention_rollout import HeadFusion, check_head_fusion
-from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, row_view
+from captum_transformer_lrp.attr.base import RecordedAttribution, Settings, captum_method, row_view
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import Phase
-from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import Target
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +51,8 @@ class AttentionFlow(RecordedAttribution):
         forward_func: as in :class:`TransformerAttribution`.
         head_fusion: how the heads of a block become one map: their mean, max or min.  A row whose
             sum is not 1 afterwards is divided by it.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Samira Abnar, Willem Zuidema, *Quantifying Attention Flow in Transformers*, ACL 2020.
@@ -78,14 +74,9 @@ class AttentionFlow(RecordedAttribution):
         forward_func: Callable[..., Any],
         *,
         head_fusion: HeadFusion = "mean",
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
-        )
+        super().__init__(forward_func, **settings)
         check_head_fusion(head_fusion)
         self.head_fusion = head_fusion
 

@@ -24,10 +24,8 @@ class AttentionGradCam(SingleAttentionAttribution):
     Args:
         forward_func: as in :class:`TransformerAttribution`.
         layer: which attention, counted from the input as in a list; -1 is nearest the output.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Ramprasaath R. Selvaraju et al., *Grad-CAM*, ICCV 2017, as section 4 of Chefer et al. 2021

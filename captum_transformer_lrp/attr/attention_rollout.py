@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
-import torch
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RolloutAttribution
+from captum_transformer_lrp.attr.base import RolloutAttribution, Settings
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
-from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import Target
 
 HeadFusion: TypeAlias = Literal["mean", "max", "min"]
 
@@ -29,7 +26,7 @@ class AttentionRollout(RolloutAttribution):
 
     It is the same for every target.  With ``row_normalize=True`` in :meth:`attribute` the rows of
     each factor sum to 1, as Abnar & Zuidema have it.  The map is the row of the product less I.
-    With B blocks and the mean over heads its entries sum to :math:`2^B - 1`, and to
+    With B blocks and the mean over heads those of tokens sum to :math:`2^B - 1`, and to
     :math:`1 - 2^{-B}` if rows are normalised.
 
     Args:
@@ -37,10 +34,8 @@ class AttentionRollout(RolloutAttribution):
         head_fusion: how the heads of a block become one map: their mean (eq. 15), max or min.
         discard_ratio: the share of each fused map's lowest entries that is set to 0, from 0
             (none, the default) to below 1.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Samira Abnar, Willem Zuidema, *Quantifying Attention Flow in Transformers*, ACL 2020.
@@ -62,14 +57,9 @@ class AttentionRollout(RolloutAttribution):
         *,
         head_fusion: HeadFusion = "mean",
         discard_ratio: float = 0.0,
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
-        )
+        super().__init__(forward_func, **settings)
         check_head_fusion(head_fusion)
         if not 0 <= discard_ratio < 1:
             raise ValueError(f"discard_ratio must be at least 0 and below 1; found {discard_ratio}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
@@ -13,6 +13,7 @@ from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
 from captum.log import log_usage
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
@@ -45,6 +46,15 @@ def captum_method(attribute: Method) -> Method:
     """
     wrapped: Method = log_usage()(attribute)
     return wrapped
+
+
+class Settings(TypedDict, total=False):
+    """The arguments that all methods take, which :class:`RecordedAttribution` explains."""
+
+    rules: dict[Target, PropagationRule | type[PropagationRule]] | None
+    stabilizer: Stabilizer | None
+    strict: bool
+    dtype: torch.dtype | None
 
 
 class RecordedAttribution(Attribution):
@@ -242,8 +252,9 @@ class RolloutAttribution(RecordedAttribution):
 
         Returns:
             Non-negative attributions, float32 or as precise as the inputs; a tuple if ``inputs``
-            is one and ``granularity`` is ``"input"``.  They sum to the mass that attentions have
-            moved: the row sum of C less 1, and with ``keep_identity`` to that of C.
+            is one and ``granularity`` is ``"input"``.  With ``granularity="token"`` they sum to
+            the mass that attentions have moved: the row sum of C less 1, and with
+            ``keep_identity`` to that of C.  Upsampling to pixels keeps no sum.
 
         Raises:
             ValueError: for a target or an option that does not fit.
@@ -368,11 +379,9 @@ class SingleAttentionAttribution(RecordedAttribution):
     Args:
         forward_func: as in :class:`RecordedAttribution`.
         layer: which attention, counted from the input as in a list; -1 is nearest the output.
-        rules: as in :class:`RecordedAttribution`.
-        stabilizer: as in :class:`RecordedAttribution`.
         epsilon: as in :class:`RecordedAttribution`.
-        strict: as in :class:`RecordedAttribution`.
-        dtype: as in :class:`RecordedAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`RecordedAttribution`.
     """
 
     def __init__(
@@ -380,20 +389,10 @@ class SingleAttentionAttribution(RecordedAttribution):
         forward_func: Callable[..., Any],
         *,
         layer: int = -1,
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
         epsilon: float | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func,
-            rules=rules,
-            stabilizer=stabilizer,
-            epsilon=epsilon,
-            strict=strict,
-            dtype=dtype,
-        )
+        super().__init__(forward_func, epsilon=epsilon, **settings)
         self.layer = layer
 
     @captum_method

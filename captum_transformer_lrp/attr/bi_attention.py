@@ -7,11 +7,17 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from captum._utils.common import _format_tensor_into_tuples
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RecordedAttribution, gradients, row_view, sum_all
+from captum_transformer_lrp.attr.base import (
+    RecordedAttribution,
+    Settings,
+    gradients,
+    row_view,
+    sum_all,
+)
 from captum_transformer_lrp.attr.embeddings import FromEmbeddings
 from captum_transformer_lrp.attr.targets import predicted
 from captum_transformer_lrp.attr.token_attribution import (
@@ -25,8 +31,6 @@ from captum_transformer_lrp.attr.transformed_values import transformed_values
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Residual
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import Target
 
 Perception: TypeAlias = Literal["token", "head"]
 
@@ -62,10 +66,8 @@ class BiAttention(TokenAttribution):
             however many targets there are.
         layers: the attentions that take part in P, counted from the input, negative ones from the
             output; None for all.  The published code leaves out the first ones of ViT-B.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Jiamin Chen et al., *Beyond Intuition: Rethinking Token Attributions inside Transformers*,
@@ -87,14 +89,9 @@ class BiAttention(TokenAttribution):
         perception: Perception = "token",
         n_steps: int = 20,
         layers: Sequence[int] | None = None,
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
-        )
+        super().__init__(forward_func, **settings)
         if perception not in get_args(Perception):
             raise ValueError(f"perception must be one of {get_args(Perception)}: {perception!r}")
         if n_steps < 1:

@@ -22,14 +22,12 @@ class GenericAttention(RolloutAttribution):
     decoder attends to an encoder the rollout goes on by :math:`\bar A` into the encoder, which is
     eq. 10 without its two normalisations (eq. 8, 9) and without the context
     :math:`(\bar R^{ss})^\top` on its left.  The map is the row of :math:`R - I`.  Its
-    entries are not negative; their sum is the mass that attentions have moved.
+    entries are not negative; those of tokens sum to the mass that attentions have moved.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Hila Chefer, Shir Gur, Lior Wolf, *Generic Attention-model Explainability for Interpreting

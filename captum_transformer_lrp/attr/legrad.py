@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.attr.token_attribution import (
     OneRecordingAttribution,
     as_stream,
@@ -23,8 +23,6 @@ from captum_transformer_lrp.attr.token_attribution import (
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import Target
 
 
 class LeGrad(OneRecordingAttribution):
@@ -45,10 +43,8 @@ class LeGrad(OneRecordingAttribution):
         forward_func: as in :class:`TransformerAttribution`.
         layers: the attentions that take part, counted from the input, negative ones from the
             output; None for all.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Walid Bousselham et al., *LeGrad: An Explainability Method for Vision Transformers via
@@ -71,14 +67,9 @@ class LeGrad(OneRecordingAttribution):
         forward_func: Callable[..., Any],
         *,
         layers: Sequence[int] | None = None,
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
-        )
+        super().__init__(forward_func, **settings)
         self.layers = None if layers is None else tuple(layers)
 
     @property

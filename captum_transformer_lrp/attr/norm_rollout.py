@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.attr.token_attribution import (
     OneRecordingAttribution,
     by_token,
@@ -20,8 +21,6 @@ from captum_transformer_lrp.attr.transformed_values import transformed_values
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Normalized, Residual
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import Target
 
 Contribution: TypeAlias = Literal["residual", "residual_norm", "globenc", "alti"]
 
@@ -52,15 +51,13 @@ class NormRollout(OneRecordingAttribution):
     count where the token stream itself goes through them, as in post-norm models like BERT.  In
     pre-norm models it does not, and the first three are the same.  It is the same for every target
     that is read from the same tokens.  The skip connection is part of each matrix, so there is no I
-    to leave out.  Entries of ``"alti"`` sum to 1; the others have no fixed sum.
+    to leave out.  The tokens' entries of ``"alti"`` sum to 1; the others have no fixed sum.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.
         contribution: see above.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Goro Kobayashi et al., *Incorporating Residual and Normalization Layers into Analysis of
@@ -84,14 +81,9 @@ class NormRollout(OneRecordingAttribution):
         forward_func: Callable[..., Any],
         *,
         contribution: Contribution = "globenc",
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func, rules=rules, stabilizer=stabilizer, strict=strict, dtype=dtype
-        )
+        super().__init__(forward_func, **settings)
         if contribution not in get_args(Contribution):
             raise ValueError(
                 f"contribution must be one of {get_args(Contribution)}: {contribution!r}"

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import SingleAttentionAttribution, relevances
+from captum_transformer_lrp.attr.base import Settings, SingleAttentionAttribution, relevances
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.rules import preset as named_preset
-from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import Target
 
 
 class PartialLRP(SingleAttentionAttribution):
     """Relevance at one attention, averaged over its heads; it is propagated no further.
 
-    Negative entries are cut off.  The others sum to the positive relevance of the row that the
+    Negative entries are cut off.  Those of tokens sum to the positive relevance of the row that the
     model reads its answer from.
 
     Args:
@@ -29,11 +26,9 @@ class PartialLRP(SingleAttentionAttribution):
         layer: which attention, counted from the input as in a list; -1 is nearest the output.
         preset: the rules, by name (see :func:`captum_transformer_lrp.rules.preset`): ``"lrp"`` for
             the paper's baseline, eq. 4 without normalisation; ``"paper"`` for the paper's own.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
         epsilon: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Reference:
         Elena Voita et al., *Analyzing Multi-Head Self-Attention: Specialized Heads Do the Heavy
@@ -57,21 +52,10 @@ class PartialLRP(SingleAttentionAttribution):
         *,
         layer: int = -1,
         preset: str = "lrp",
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
         epsilon: float | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func,
-            layer=layer,
-            rules=rules,
-            stabilizer=stabilizer,
-            epsilon=epsilon,
-            strict=strict,
-            dtype=dtype,
-        )
+        super().__init__(forward_func, layer=layer, epsilon=epsilon, **settings)
         self.preset = named_preset(preset)
 
     def relevance_per_head(

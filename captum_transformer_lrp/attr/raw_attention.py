@@ -12,16 +12,14 @@ from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 class RawAttention(SingleAttentionAttribution):
     """The attention map of one block, averaged over its heads.
 
-    It is the same for every target, and its entries sum to 1.  The default is the block nearest the
-    output, the paper's block 1.
+    It is the same for every target, and the entries of tokens sum to 1.  The default is the block
+    nearest the output, the paper's block 1.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.
         layer: which attention, counted from the input as in a list; -1 is nearest the output.
-        rules: as in :class:`TransformerAttribution`.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`.
 
     Example:
         >>> import timm, torch

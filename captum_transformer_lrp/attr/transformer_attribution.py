@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
-import torch
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import (
     RolloutAttribution,
+    Settings,
     check_finite,
     gradients,
     relevances,
@@ -25,8 +25,6 @@ from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.checks import check_finite_output
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import AttentionStep, Phase
-from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import Target
 
 HeadWeighting: TypeAlias = Literal["gradient", "attention", "none"]
 
@@ -44,8 +42,8 @@ class TransformerAttribution(RolloutAttribution):
 
     and the attribution is the row of :math:`C - I` that the model reads its answer from: that of
     [CLS], or the mean of all rows under mean pooling.  Subtracting I leaves out what no attention
-    has moved, which is the same for every target.  Entries are not negative.  Their sum is the mass
-    that attentions have moved; it has no unit and differs between targets.
+    has moved, which is the same for every target.  Entries are not negative.  Those of tokens
+    sum to the mass that attentions have moved, which has no unit and differs between targets.
 
     The model is used as it is: any timm, Hugging Face or torchvision Transformer or one of your
     own, in eval mode.  It is watched for one forward pass and left as it was.
@@ -94,23 +92,13 @@ class TransformerAttribution(RolloutAttribution):
         self,
         forward_func: Callable[..., Any],
         *,
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
         epsilon: float | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
         head_weighting: HeadWeighting = "gradient",
         layers: Sequence[int] | None = None,
         checkpointing: bool = False,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func,
-            rules=rules,
-            stabilizer=stabilizer,
-            epsilon=epsilon,
-            strict=strict,
-            dtype=dtype,
-        )
+        super().__init__(forward_func, epsilon=epsilon, **settings)
         if head_weighting not in get_args(HeadWeighting):
             raise ValueError(
                 f"head_weighting must be one of {get_args(HeadWeighting)}: {head_weighting!r}"

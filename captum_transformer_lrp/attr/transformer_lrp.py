@@ -8,18 +8,16 @@ from typing import Any, Literal, TypeAlias, get_args
 import torch
 from captum._utils.common import _format_output, _is_tuple
 from captum.attr._utils.common import _sum_rows
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, sum_all
+from captum_transformer_lrp.attr.base import RecordedAttribution, Settings, captum_method, sum_all
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.tape import Phase
 from captum_transformer_lrp.rules import Preset
 from captum_transformer_lrp.rules import preset as named_preset
-from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.presets import Start
-from captum_transformer_lrp.rules.registry import Target
 
 Contrast: TypeAlias = Literal["clrp", "sglrp"]
 
@@ -49,10 +47,9 @@ class TransformerLRP(RecordedAttribution):
         contrast: None, or a contrastive seed: ``"clrp"`` subtracts the explanation of all other
             classes with equal weights and keeps what is positive; ``"sglrp"`` weighs the classes
             by the gradient of the target's softmax probability.
-        rules: as in :class:`TransformerAttribution`; they go before the preset's.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`; ``rules`` go before the
+            preset's.
 
     Reference:
         Sebastian Bach et al., *On Pixel-Wise Explanations for Non-Linear Classifier Decisions by
@@ -84,20 +81,10 @@ class TransformerLRP(RecordedAttribution):
         input_range: tuple[float | Tensor, float | Tensor] | None = None,
         start: Start | None = None,
         contrast: Contrast | None = None,
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
         epsilon: float | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func,
-            rules=rules,
-            stabilizer=stabilizer,
-            epsilon=epsilon,
-            strict=strict,
-            dtype=dtype,
-        )
+        super().__init__(forward_func, epsilon=epsilon, **settings)
         chosen = named_preset(preset) if isinstance(preset, str) else preset
         if input_range is not None:
             chosen = chosen.with_input_range(*input_range)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import Call, sum_to_shape
+from captum_transformer_lrp.rules.spellings import spelled
 
 
 class PassRule(Rule):
@@ -77,7 +78,7 @@ class PoolingRule(TaylorRule):
 
     def share(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`TaylorRule`."""
-        if getattr(call.function, "__name__", "") not in _SUMS:
+        if call.function not in _SUMS:
             return super().share(call, relevance)
         return call.share(relevance, call.output, lambda: cancelled(call))
 
@@ -88,11 +89,13 @@ def cancelled(call: Call) -> Tensor:
     return (size - call.output.abs()).clamp_(min=0)
 
 
-_SUMS = frozenset({
-    "mean", "sum", "nanmean", "nansum", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d",
-    "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate", "upsample",
-    "grid_sample", "fold", "col2im",
-})  # fmt: skip
+_SUMS = frozenset(
+    spelled(
+        "mean", "sum", "nanmean", "nansum", "cumsum", "avg_pool1d", "avg_pool2d", "avg_pool3d",
+        "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d", "interpolate",
+        "upsample", "grid_sample", "fold", "col2im",
+    )
+)  # fmt: skip
 """Poolings that are sums of their inputs with constant weights."""
 
 

@@ -320,19 +320,19 @@ def is_ill_conditioned(preset: Preset | None) -> bool:
     return preset is None or any(isinstance(r, rules) for r in (preset.skip_add, preset.matmul))
 
 
-def check_epsilon(epsilon: object) -> float:
+def check_epsilon(epsilon: float) -> float:
     """ε of eq. 2, if it is one.
 
     Raises:
         ValueError: unless it is a finite number that is not negative.
     """
-    is_number = isinstance(epsilon, (int, float)) and not isinstance(epsilon, bool)
-    if not is_number or not 0 <= epsilon < math.inf:  # type: ignore[operator]
+    is_number = not isinstance(epsilon, bool) and isinstance(epsilon, (int, float))
+    if not (is_number and 0 <= epsilon < math.inf):
         raise ValueError(
             f"epsilon must be a finite number, 0 or more, found {epsilon!r}: 0 is eq. 2 as "
             "printed, larger values keep its denominators further away from zero"
         )
-    return float(epsilon)  # type: ignore[arg-type]
+    return float(epsilon)
 
 
 def preset(name: str, *, epsilon: float | None = None) -> Preset:

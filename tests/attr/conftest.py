@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import timm
 import torch
+from PIL import Image
+from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer as TorchvisionVisionTransformer
@@ -249,3 +254,20 @@ def vit_case() -> Case:
 @pytest.fixture(scope="module")
 def bert_case() -> Case:
     return build("BERT")
+
+
+@pytest.fixture(scope="session")
+def deit(shared: Path) -> nn.Module:
+    """DeiT-tiny, trained on ImageNet."""
+    model = timm.create_model("deit_tiny_patch16_224")
+    model.load_state_dict(load_file(shared / "models/deit_tiny_imagenet/model.safetensors"))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def imagenet_photos(shared: Path, deit: nn.Module) -> Tensor:
+    """Twenty photos as DeiT sees them, every 25th by name: (20, 3, 224, 224)."""
+    paths = sorted((shared / "data/imagenet_samples").rglob("*.[jJ]*"))[::25]
+    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    mean, std = (torch.tensor(deit.default_cfg[name])[:, None, None] for name in ("mean", "std"))
+    return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std

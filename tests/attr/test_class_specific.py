@@ -22,10 +22,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
@@ -57,13 +55,6 @@ class TwoObjects:
             for row, label in enumerate(self.labels)
         ]
         return "\n".join(rows)
-
-
-@pytest.fixture(scope="module")
-def deit(shared: Path) -> nn.Module:
-    model = timm.create_model("deit_tiny_patch16_224")
-    model.load_state_dict(load_file(shared / "models/deit_tiny_imagenet/model.safetensors"))
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

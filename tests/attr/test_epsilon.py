@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import copy
 import math
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_transformer_lrp import (
@@ -262,18 +258,8 @@ def test_only_that_row_is_touched() -> None:
 
 
 @pytest.fixture(scope="module")
-def deit(shared: Path) -> nn.Module:
-    model = timm.create_model("deit_tiny_patch16_224")
-    model.load_state_dict(load_file(shared / "models/deit_tiny_imagenet/model.safetensors"))
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def photos(shared: Path, deit: nn.Module) -> Tensor:
-    paths = sorted((shared / "data/imagenet_samples").rglob("*.[jJ]*"))[::25]
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    mean, std = (torch.tensor(deit.default_cfg[name])[:, None, None] for name in ("mean", "std"))
-    return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+def photos(imagenet_photos: Tensor) -> Tensor:
+    return imagenet_photos
 
 
 def maps_of(model: nn.Module, photos: Tensor, targets: Tensor, **options: Any) -> Tensor:

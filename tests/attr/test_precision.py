@@ -12,12 +12,8 @@ import copy
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import timm
 import torch
-from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -38,18 +34,8 @@ def rank_correlation(one: Tensor, other: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def deit(shared: Path) -> nn.Module:
-    model = timm.create_model("deit_tiny_patch16_224")
-    model.load_state_dict(load_file(shared / "models/deit_tiny_imagenet/model.safetensors"))
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def photos(shared: Path, deit: nn.Module) -> Tensor:
-    paths = sorted((shared / "data/imagenet_samples").rglob("*.[jJ]*"))[::150][:3]
-    pixels = np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
-    mean, std = (torch.tensor(deit.default_cfg[name])[:, None, None] for name in ("mean", "std"))
-    return (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+def photos(imagenet_photos: Tensor) -> Tensor:
+    return imagenet_photos[::6][:3]
 
 
 @pytest.fixture(scope="module")
