@@ -24,13 +24,6 @@ import methods_compared as compared  # noqa: E402
 
 EPSILONS: Final = ("0", "0.01", "0.03", "0.1", "0.3", "1")
 CHOSEN: Final = "1"
-OF_BENCHMARK: Final = {
-    "perturbation": compared._areas,
-    "segmentation": compared._agreements,
-    "grid-pointing": compared._localisations,
-    "rationale": compared._scores,
-    "text-perturbation": compared._drops,
-}
 HALVES: Final = {"chosen on": slice(0, None, 2), "reported on": slice(1, None, 2)}
 """Every other example, in the order of their names."""
 
@@ -48,18 +41,18 @@ def collect(benchmark: str, folder: Path) -> Path:
     Returns:
         The file.
     """
-    records = compared._records(folder)
+    records, values_of = compared.records_of(folder), compared.OF_BENCHMARK[benchmark]
     lines = []
     for epsilon in EPSILONS:
         found = [
             one.methods[f"transformer_attribution:epsilon={epsilon}"] for one in records.values()
         ]
-        halves = {half: OF_BENCHMARK[benchmark](found[places]) for half, places in HALVES.items()}
-        both = {**halves, "all": OF_BENCHMARK[benchmark](found)}
-        lines.append(f'"{epsilon}": {json.dumps(both)}')
+        parts = {**HALVES, "all": slice(None)}
+        measured = {part: values_of(found[places]) for part, places in parts.items()}
+        lines.append(f'"{epsilon}": {json.dumps(measured)}')
     file = HERE / "epsilon" / f"{benchmark}.json"
     file.parent.mkdir(exist_ok=True)
-    about = {"settings": compared._settings(folder), "examples": list(records)}
+    about = {"settings": compared.settings_of(folder), "examples": list(records)}
     text = json.dumps(about, ensure_ascii=False)[:-1] + ',\n"values": {\n' + ",\n".join(lines)
     file.write_text(text + "\n}}\n", encoding="utf-8")
     return file
@@ -80,7 +73,7 @@ def table() -> str:
     """The table in Markdown: ε = 0, and paired differences from it."""
     heads = ["metric", "examples", "ε = 0 (as printed)", *(f"ε = {one}" for one in EPSILONS[1:])]
     rows = ["| " + " | ".join(heads) + " |", "|---|---:|" + "---:|" * len(EPSILONS)]
-    for benchmark in OF_BENCHMARK:
+    for benchmark in compared.OF_BENCHMARK:
         file = HERE / "epsilon" / f"{benchmark}.json"
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))["values"]
@@ -117,7 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
     collecting = steps.add_parser("collect", help="records to docs/epsilon/")
-    collecting.add_argument("benchmark", choices=list(OF_BENCHMARK))
+    collecting.add_argument("benchmark", choices=list(compared.OF_BENCHMARK))
     collecting.add_argument("folder", type=Path)
     steps.add_parser("table", help="docs/epsilon/ to the page")
     given = parser.parse_args()

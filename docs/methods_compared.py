@@ -129,12 +129,12 @@ def collect(benchmark: str, folders: Sequence[Path]) -> Path:
     Raises:
         ValueError: for runs that differ in more, or have no example in common.
     """
-    settings = [_settings(folder) for folder in folders]
+    settings = [settings_of(folder) for folder in folders]
     for folder, one in zip(folders, settings, strict=True):
         differing = [name for name in one if one[name] != settings[0].get(name)]
         if differing or one.keys() != settings[0].keys():
             raise ValueError(f"{folder} and {folders[0]} differ in {', '.join(differing)}")
-    runs = [_records(folder) for folder in folders]
+    runs = [records_of(folder) for folder in folders]
     names = [name for name in runs[0] if all(name in run for run in runs)]
     if not names:
         raise ValueError(f"{', '.join(map(str, folders))} have no example in common")
@@ -143,15 +143,8 @@ def collect(benchmark: str, folders: Sequence[Path]) -> Path:
         for method in next(iter(run.values())).methods:
             if method in METHODS and method not in methods:
                 methods[method] = [run[name].methods[method] for name in names]
-    of_benchmark: dict[str, Callable[[list[Mapping[str, Any]]], dict[str, list[float]]]] = {
-        "perturbation": _areas,
-        "segmentation": _agreements,
-        "grid-pointing": _localisations,
-        "rationale": _scores,
-        "text-perturbation": _drops,
-    }
     values = {
-        method: of_benchmark[benchmark](methods[method]) for method in METHODS if method in methods
+        method: OF_BENCHMARK[benchmark](methods[method]) for method in METHODS if method in methods
     }
     about = {"benchmark": benchmark, "settings": settings[0], "examples": names}
     lines = [f'"{method}": {json.dumps(found)}' for method, found in values.items()]
@@ -162,7 +155,7 @@ def collect(benchmark: str, folders: Sequence[Path]) -> Path:
     return file
 
 
-def _settings(folder: Path) -> dict[str, Any]:
+def settings_of(folder: Path) -> dict[str, Any]:
     """What two runs must share: everything but the methods and which examples and classes."""
     found: dict[str, Any] = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     unlike = ("methods", "explain", "examples", "examples_sha256")
@@ -172,7 +165,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     return found
 
 
-def _records(folder: Path) -> dict[str, Record]:
+def records_of(folder: Path) -> dict[str, Record]:
     """By the examples' names, in the order of the data."""
     found: dict[str, Record] = {}
     for file in sorted(folder.glob("records-*.jsonl")):
@@ -223,6 +216,16 @@ def _drops(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
         ]
         for metric in ("comprehensiveness", "sufficiency")
     }
+
+
+OF_BENCHMARK: Final[Mapping[str, Callable[[list[Mapping[str, Any]]], dict[str, list[float]]]]] = {
+    "perturbation": _areas,
+    "segmentation": _agreements,
+    "grid-pointing": _localisations,
+    "rationale": _scores,
+    "text-perturbation": _drops,
+}
+"""By benchmark: what a method's records say, as a number for each example, by metric."""
 
 
 def collect_cost(file: Path) -> Path:
