@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypedDict, TypeVar
+from typing import Any, ClassVar, TypedDict, TypeVar
 
 import torch
 from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
@@ -85,6 +86,18 @@ class RecordedAttribution(Attribution):
     keeps_streams: bool = False
     checkpointing: bool = False
     phases: frozenset[Phase] = ALL_PHASES
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        """Name each of the settings in the signature, where notebooks and ``compare`` read them."""
+        super().__init_subclass__(**keywords)
+        _, *own = inspect.signature(cls.__init__).parameters.values()
+        named = [one for one in own if one.kind is not one.VAR_KEYWORD]
+        if len(named) < len(own):
+            everything = inspect.signature(RecordedAttribution).parameters
+            names = {one.name for one in named}
+            named += [everything[name] for name in Settings.__annotations__ if name not in names]
+        cls.__signature__ = inspect.Signature(named)
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ float64 throughout: 1e-9 of the largest entry leaves room for rounding only.
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from captum_transformer_lrp import (
     RawAttention,
     TransformerAttribution,
     TransformerLRP,
+    compare,
 )
 
 CLASSES: dict[str, Any] = {
@@ -131,6 +133,30 @@ def test_options_must_be_known(vit_case: Any, name: str) -> None:
         method.attribute(vit_case.inputs, 99)
     with pytest.raises(TypeError, match="nonsense"):
         CLASSES[name](vit_case.model, nonsense=1)
+
+
+def test_signatures_name_what_a_class_takes_and_compare_gives_it_to_the_class(
+    vit_case: Any, name: str
+) -> None:
+    settings = {"dtype": torch.float64, "strict": False, "rules": {}, "stabilizer": None}
+    parameters = inspect.signature(CLASSES[name]).parameters
+    assert settings.keys() <= parameters.keys()
+    assert all(one.kind is not one.VAR_KEYWORD for one in parameters.values())
+    one, targets = vit_case.inputs[:1], {"cat": 1}
+    maps = compare(vit_case.model, one, targets, {name: CLASSES[name]}, options={name: settings})
+    expected = CLASSES[name](vit_case.model, **settings).attribute(one, 1)
+    torch.testing.assert_close(maps[name]["cat"], expected.sum(1))
+
+
+def test_a_subclass_may_give_a_setting_a_default_of_its_own(vit_case: Any) -> None:
+    class InDouble(AttentionRollout):
+        def __init__(self, model: Any, *, dtype: Any = torch.float64, **others: Any) -> None:
+            super().__init__(model, dtype=dtype, **others)
+
+    parameters = inspect.signature(InDouble).parameters
+    assert list(parameters) == ["model", "dtype", "rules", "stabilizer", "strict"]
+    assert parameters["dtype"].default is torch.float64
+    assert InDouble(vit_case.model).dtype == torch.float64
 
 
 @pytest.mark.parametrize(
