@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captum_transformer_lrp.printing import one_sentence
 
@@ -70,8 +70,13 @@ def opened(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
             f"cannot read {path} as an image: it has more than {max_pixels} pixels: make it "
             "smaller, or raise --max-pixels"
         ) from error
+    except UnidentifiedImageError as error:
+        raise ValueError(f"cannot read {path} as an image: its format is unknown") from error
     except Exception as error:  # a damaged file raises whatever its bytes happen to mean
-        raise ValueError(f"cannot read {path} as an image ({one_sentence(error)})") from error
+        reason = error.strerror if isinstance(error, OSError) and error.filename else None
+        raise ValueError(
+            f"cannot read {path} as an image ({reason or one_sentence(error)})"
+        ) from error
     finally:
         Image.MAX_IMAGE_PIXELS = before
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import shutil
 from pathlib import Path
@@ -136,3 +137,21 @@ def test_photos_are_read_as_by_the_commands(tmp_path: Path, kind: str) -> None:
         file.write_bytes(data)
     with pytest.raises(UnreadableExampleError, match=r"^cannot be read as an image"):
         read_rgb(file)
+
+
+@pytest.mark.parametrize("content", [b"no photo at all", b"\x89PNG\r\n\x1a\n", None], ids=str)
+def test_a_reason_names_no_folder_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    file = tmp_path / "it's \\ a photo.png"
+    file.write_bytes(content or b"")
+    if content is None:
+
+        def refuse(path: Path, **_: object) -> None:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+        monkeypatch.setattr(Image, "open", refuse)
+    with pytest.raises(UnreadableExampleError, match="cannot be read as an image") as caught:
+        read_rgb(file)
+    assert tmp_path.name not in str(caught.value)
+    assert str(file.name) not in str(caught.value)

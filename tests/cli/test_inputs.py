@@ -257,7 +257,7 @@ def test_no_other_program_reads_a_file(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n"
     )
-    with pytest.raises(ValueError, match="cannot identify image file"):
+    with pytest.raises(ValueError, match="its format is unknown"):
         read_photo(tmp_path / "x.png")
 
 
