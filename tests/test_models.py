@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors
 import timm
 import torch
+from packaging.version import Version
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -242,6 +244,8 @@ def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_no_folder_is_loaded_with_other_weights_than_its_own(
     request: pytest.FixtureRequest, tmp_path: Path, fixture: str, key: str, fault: str
 ) -> None:
+    if fault == "complex" and Version(safetensors.__version__) < Version("0.7"):
+        pytest.skip("safetensors before 0.7 cannot save complex numbers")
     source = request.getfixturevalue(fixture)
     load = load_text_model if fixture == "text_folder" else load_image_model
     folder = shutil.copytree(source, tmp_path / "model")
@@ -260,7 +264,7 @@ def test_a_head_of_another_size_than_the_folder_says_is_refused(
 ) -> None:
     folder = shutil.copytree(timm_folder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    config["model_args"]["num_classes"] = 5
+    config.setdefault("model_args", {})["num_classes"] = 5  # timm 1.0.20 writes none
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelLoadError, match=r"head\.weight has shape \(3, \d+\), expected \(5, "):
         load_image_model(str(folder))
@@ -306,7 +310,9 @@ def test_what_wrappers_put_before_names_is_taken_away(tmp_path: Path, prefix: st
     state = {f"{prefix}{name}": torch.ones(1) for name in ("weight", "my.module.bias")}
     torch.save(state, tmp_path / "w.pth")
     found = read_checkpoint(tmp_path / "w.pth")
-    assert list(found) == list(timm.models.clean_state_dict(state)) == ["weight", "my.module.bias"]
+    assert list(found) == ["weight", "my.module.bias"]
+    if Version(timm.__version__) >= Version("1.0.30"):  # others leave what a compiled one wraps
+        assert list(timm.models.clean_state_dict(state)) == list(found)
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.complex64, torch.bool])
@@ -409,7 +415,7 @@ def test_a_pickle_in_a_model_folder_is_not_run(text_folder: Path, tmp_path: Path
         {"architecture": "test_vit", "num_classes": "many"},
         {"architecture": "test_vit", "pretrained_cfg": {"input_size": "large"}},
         {"architecture": "test_vit", "pretrained_cfg": {"mean": 5}},
-        {"model_type": "vit", "num_labels": "many"},
+        {"model_type": "vit", "num_labels": "many", "id2label": None},
         {"model_type": "vit", "hidden_size": -1},
         {"model_type": "vit", "id2label": [1]},
     ],

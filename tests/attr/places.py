@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+import timm
 import torch
 import torch.nn.functional as F
+from packaging.version import Version
 from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
+
+
+def built(name: str, **options: Any) -> nn.Module:
+    """A model of timm, in evaluation mode."""
+    if not timm.is_model(name) and Version(timm.__version__) < Version("1.0.30"):
+        pytest.skip(f"timm {timm.__version__} has no {name} yet")
+    return timm.create_model(name, **options).eval()
 
 
 class ReadAtEachPlace(nn.Module):

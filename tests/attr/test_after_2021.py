@@ -267,15 +267,17 @@ def test_bi_attention_is_its_formula(vit: Any, images: Tensor, perception: str) 
         total = total + looked_at(vit, images * (k / (steps - 1)), 3)[1][-1].grad
     feedback = (total / steps).clamp(min=0).mean(1)
     perceived = torch.eye(17).double().expand(2, -1, -1)
-    for layer, x, A in zip(vit.vit.layers, hidden, attentions, strict=False):
+    blocks = [one for one in vit.modules() if type(one).__name__ == "ViTLayer"]
+    for layer, x, A in zip(blocks, hidden, attentions, strict=False):
         if perception == "head":
             importance = (A.transpose(-1, -2) @ A.grad).abs().mean((-2, -1))
             importance = importance / importance.sum(1, keepdim=True)
             matrix = (importance[..., None, None] * A).sum(1)
         else:
             normed = layer.layernorm_before(x)
-            V = layer.attention.v_proj(normed)
-            transformed = V @ layer.attention.o_proj.weight.T
+            linears = [one for one in layer.attention.modules() if isinstance(one, nn.Linear)]
+            _, _, of_values, to_output = linears  # transformers 5.0 has other names for them
+            transformed = of_values(normed) @ to_output.weight.T
             matrix = A.mean(1) * (transformed.norm(dim=-1) / x.norm(dim=-1)).unsqueeze(1)
         perceived = perceived + matrix @ perceived
     expected = (feedback * (perceived - torch.eye(17).double()))[:, 0].detach()

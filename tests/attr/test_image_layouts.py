@@ -11,11 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import timm
 import torch
 from torch import Tensor
 
-from tests.attr.places import peaks_where_read, shares
+from tests.attr.places import built, peaks_where_read, shares
 
 Size = tuple[int, int]
 SHALLOW = {"depth": 2, "embed_dim": 48, "num_heads": 2}
@@ -100,7 +99,7 @@ def of_case(case: tuple[str, dict[str, Any], Size, Size]) -> Tensor:
     torch.manual_seed(0)
     options = dict(options)
     resized = options.pop("resized", None)
-    model = timm.create_model(name, num_classes=0, **options).eval()
+    model = built(name, num_classes=0, **options)
     if resized:
         model.set_input_size(resized)
     return shares(model, torch.randn(2, 3, *size), rows, columns)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +21,7 @@ from captum_transformer_lrp import (
     TransformerAttribution,
     TransformerLRP,
 )
+from tests.attr.places import built
 
 WIDTH, GRID, PATCH, CLASSES = 12, 4, 2, 3
 SIDE = GRID * PATCH
@@ -347,6 +347,6 @@ def test_mass_reaches_tokens_through_a_convolution_of_values() -> None:
 )
 def test_timm_models_have_as_many_tokens_as_places(name: str, tokens: int) -> None:
     options = {} if name.startswith(("nextvit", "iformer")) else {"img_size": 64}
-    model = timm.create_model(name, num_classes=CLASSES, **options).eval()
+    model = built(name, num_classes=CLASSES, **options)
     row = AttentionRollout(model).attribute(torch.randn(2, 3, 64, 64), granularity="token")
     assert row.shape == (2, tokens)

@@ -32,7 +32,9 @@ def test_every_name_makes_finite_maps(tiny: ImageModel, name: str) -> None:
     assert [one.shape for one in maps] == [(160, 160)] * 3
     assert torch.equal(maps[0], maps[2])
     assert bool(maps[0].isfinite().all())
-    assert float(maps[0].std()) > 0
+    nonzero = [float(one.std()) > 0 for one in maps]
+    # Grad-CAM clamps at zero, and may find nothing for a class.
+    assert any(nonzero) if name == "attention_gradcam" else all(nonzero)
     assert method.class_agnostic == torch.equal(maps[0], maps[1])
 
 
