@@ -9,6 +9,7 @@ CVPR 2021.
 from typing import TYPE_CHECKING
 
 __all__ = [
+    "ArgumentError",
     "AttCat",
     "AttentionFlow",
     "AttentionGradCam",
@@ -18,24 +19,28 @@ __all__ = [
     "Explanation",
     "ExplanationError",
     "GenericAttention",
+    "ImageResult",
     "LeGrad",
     "LibraGradient",
     "NoAttentionError",
     "NormRollout",
     "PartialLRP",
     "RawAttention",
+    "TextResult",
     "TransformerAttribution",
     "TransformerLRP",
     "UnsupportedOperationError",
     "compare",
     "explain_continuation",
+    "explain_image",
+    "explain_text",
 ]
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.api import *
 else:
     _MODULES = ("attr", "benchmarks", "engine", "errors", "examples", "models", "photos",
-                "rules", "visualization")  # fmt: skip
+                "results", "rules", "visualization")  # fmt: skip
 
     def __getattr__(name: str) -> object:
         """A public name or a part of the package, imported when it is first used (PEP 562).

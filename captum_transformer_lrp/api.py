@@ -19,6 +19,11 @@ from captum_transformer_lrp.attr.transformer_attribution import (
     TransformerAttribution as TransformerAttribution,
 )
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP as TransformerLRP
+from captum_transformer_lrp.errors import ArgumentError as ArgumentError
 from captum_transformer_lrp.errors import ExplanationError as ExplanationError
 from captum_transformer_lrp.errors import NoAttentionError as NoAttentionError
 from captum_transformer_lrp.errors import UnsupportedOperationError as UnsupportedOperationError
+from captum_transformer_lrp.results.image import ImageResult as ImageResult
+from captum_transformer_lrp.results.image import explain_image as explain_image
+from captum_transformer_lrp.results.text import TextResult as TextResult
+from captum_transformer_lrp.results.text import explain_text as explain_text

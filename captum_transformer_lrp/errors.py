@@ -13,3 +13,7 @@ class UnsupportedOperationError(ExplanationError):
 
 class NoAttentionError(ExplanationError):
     """The model's output does not depend on any softmax attention."""
+
+
+class ArgumentError(ValueError):
+    """An argument that the caller must change; the message says what was found and expected."""

@@ -13,13 +13,12 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -42,6 +41,7 @@ class ImageModel:
         class_names: one per logit.
         mean: the mean that `preprocess` subtracts from each channel.
         std: the standard deviation that it divides by.
+        about: what results say of where its weights come from.
     """
 
     name: str
@@ -50,6 +50,7 @@ class ImageModel:
     class_names: tuple[str, ...]
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def visible(self, pixels: Tensor) -> Tensor:
         """What the model sees, as a picture: the normalisation undone, (3, H, W), 0 to 1.
@@ -73,12 +74,14 @@ class TextModel:
         model: the classifier, in evaluation mode; token ids (N, S) to a `ModelOutput`.
         tokenizer: a Hugging Face fast tokenizer, which knows where each token stands in the text.
         class_names: one per logit.
+        about: what results say of where its weights come from.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
     class_names: tuple[str, ...]
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_image_model(
@@ -154,7 +157,7 @@ def load_text_model(name: str, *, trust_remote_code: bool = False) -> TextModel:
         from captum_transformer_lrp import examples
 
         bundled, bundled_tokenizer = examples.sentiment_classifier()
-        return TextModel(name, bundled, bundled_tokenizer, _labels(bundled.config))
+        return TextModel(name, bundled, bundled_tokenizer, labels(bundled.config))
     _refuse_bundled(name, "text", BUNDLED_TEXT_MODEL)
 
     from transformers import AutoModelForSequenceClassification
@@ -166,7 +169,7 @@ def load_text_model(name: str, *, trust_remote_code: bool = False) -> TextModel:
             AutoModelForSequenceClassification, name, None, trust_remote_code
         )
         tokenizer = _load_tokenizer(name, model, trust_remote_code)
-        return TextModel(name, model.eval(), tokenizer, _labels(model.config))
+        return TextModel(name, model.eval(), tokenizer, labels(model.config))
 
 
 @contextmanager
@@ -323,17 +326,11 @@ def _bundled_image_model(checkpoint: str | Path | None) -> ImageModel:
     model = examples.scene_classifier()
     if checkpoint is not None:
         load_weights(model, read_checkpoint(checkpoint), checkpoint)
-
-    def preprocess(photo: Image.Image) -> Tensor:
-        return examples.preprocess(np.asarray(ImageOps.fit(photo.convert("RGB"), (96, 96))))
-
-    names = tuple(model.class_names)
-    return ImageModel(BUNDLED_IMAGE_MODEL, model, preprocess, names, (0.5,) * 3, (0.5,) * 3)
+    return _of_timm(BUNDLED_IMAGE_MODEL, model)
 
 
 def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> ImageModel:
     import timm
-    from timm.data import create_transform, resolve_model_data_config
 
     head: dict[str, int] = {}
     source, state = checkpoint, None
@@ -346,12 +343,19 @@ def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> Imag
     model = timm.create_model(timm_name, pretrained=state is None, **head)
     if state is not None and source is not None:
         load_weights(model, state, source)
+    return _of_timm(name, model)
+
+
+def _of_timm(name: str, model: Any) -> ImageModel:
+    """A model of timm with the preprocessing that timm knows of it."""
+    from timm.data import create_transform, resolve_model_data_config
+
     config = resolve_model_data_config(model)
     return ImageModel(
         name=name,
         model=model.eval(),
         preprocess=create_transform(**config, is_training=False),
-        class_names=_timm_class_names(model),
+        class_names=timm_class_names(model),
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
@@ -369,7 +373,8 @@ def _head(timm_name: str, state: Mapping[str, Tensor] | None) -> dict[str, int]:
     return {} if weight is None else {"num_classes": len(weight)}
 
 
-def _timm_class_names(model: nn.Module) -> tuple[str, ...]:
+def timm_class_names(model: nn.Module) -> tuple[str, ...]:
+    """The classes of a model of timm, as far as timm knows them."""
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
     config = getattr(model, "pretrained_cfg", {})
@@ -400,7 +405,7 @@ def _load_hugging_face_image(
         name=name,
         model=model.eval(),
         preprocess=preprocess,
-        class_names=_labels(model.config),
+        class_names=labels(model.config),
         mean=tuple(processor.image_mean) if normalised else (0.0, 0.0, 0.0),
         std=tuple(processor.image_std) if normalised else (1.0, 1.0, 1.0),
     )
@@ -501,7 +506,8 @@ def _folder_state(folder: Path) -> dict[str, Tensor]:
     )
 
 
-def _labels(config: Any) -> tuple[str, ...]:
+def labels(config: Any) -> tuple[str, ...]:
+    """The classes in a configuration of transformers."""
     names = [config.id2label.get(index) for index in range(config.num_labels)]
     if None in names:
         raise ModelLoadError(

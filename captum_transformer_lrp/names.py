@@ -20,6 +20,9 @@ OF_THE_PAPER: Final = (
 )
 """The paper's method and those that it is compared with."""
 
+DEFAULT_METHOD: Final = OF_THE_PAPER[0]
+DEFAULT_COMPARISON: Final = (*OF_THE_PAPER, "integrated_gradients")
+
 METHODS: Final = (
     "transformer_attribution",
     "attention_rollout",

@@ -108,6 +108,39 @@ def upright(source: Image.Image) -> Image.Image:
     return Image.fromarray((values / whole * 255).round().astype(np.uint8)).convert("RGB")
 
 
+def read_photo(
+    path: Path, *, frame: int | None = None, max_pixels: int = MAX_PIXELS
+) -> Image.Image:
+    """An image file as RGB with 8 bits each, turned upright as its camera says.
+
+    Numbers of 16 bits and floats are scaled by their whole range.
+
+    Args:
+        path: the file.
+        frame: which picture of a GIF or TIFF; by default the first, and that it has more is told.
+        max_pixels: the most pixels that are read.
+
+    Raises:
+        ValueError: where the file is no image, a damaged or too large one, or one whose numbers
+            have an unknown range.
+    """
+    with opened(path, max_pixels) as image:
+        # The further pictures in a phone's photo are not for the eye.
+        count = getattr(image, "n_frames", 1) if frame is not None or image.format != "MPO" else 1
+        if frame is None and count > 1:
+            warnings.warn(
+                f"{path} holds {count} pictures, and the first is explained: "
+                "--frame N takes another, --frame all takes all",
+                stacklevel=2,
+            )
+        if not 0 <= (frame or 0) < count:
+            raise ValueError(f"found frame {frame}, expected one of its {count}, 0 to {count - 1}")
+        image.seek(frame or 0)
+        if image.width * image.height > max_pixels:  # a page of a TIFF has a size of its own
+            raise Image.DecompressionBombError
+        return upright(image)
+
+
 def seen_part(see: Callable[[Image.Image], Tensor], size: tuple[int, int]) -> Box | None:
     """The part of a photo that is left by a model's preprocessing.
 

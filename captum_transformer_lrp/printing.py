@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+from captum_transformer_lrp.errors import ArgumentError
+
 # They reorder the letters around them, so that a reader sees another text than the model did.
 _DIRECTION_OVERRIDES = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -51,3 +53,22 @@ def one_sentence(error: Exception) -> str:
     if not text or plain:
         return text or kind.__name__
     return f"{kind.__name__}: {text}"
+
+
+def check_text(text: str) -> None:
+    r"""Refuse a text without words, and one whose bytes were no UTF-8: tokenizers take neither.
+
+    >>> check_text("na\udcefve")
+    Traceback (most recent call last):
+    ...
+    captum_transformer_lrp.errors.ArgumentError: the text is not in UTF-8 at letter 3, ...
+    """
+    if not text.strip():
+        raise ArgumentError("found an empty text, expected at least one word")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ArgumentError(
+            f"the text is not in UTF-8 at letter {error.start + 1}, {text[error.start]}: "
+            "type it again, or save it in UTF-8 and give the file"
+        ) from error

@@ -110,6 +110,7 @@ docs/speed
 :hidden:
 :caption: API reference
 
+docs/api/results
 docs/api/attribution
 docs/api/rules
 docs/api/visualization

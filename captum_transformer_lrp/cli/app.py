@@ -12,8 +12,8 @@ from captum_transformer_lrp.cli import benchmark_texts  # noqa: F401 - adds its 
 from captum_transformer_lrp.cli.benchmark import benchmark
 from captum_transformer_lrp.cli.compare import compare_image, compare_text
 from captum_transformer_lrp.cli.demo import demo
-from captum_transformer_lrp.cli.explain_image import explain_image
-from captum_transformer_lrp.cli.explain_text import explain_text
+from captum_transformer_lrp.cli.explain_image import explain_image_command
+from captum_transformer_lrp.cli.explain_text import explain_text_command
 from captum_transformer_lrp.cli.models import models
 from captum_transformer_lrp.cli.report import report
 
@@ -56,8 +56,8 @@ explain = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
-explain.command("image")(explain_image)
-explain.command("text")(explain_text)
+explain.command("image")(explain_image_command)
+explain.command("text")(explain_text_command)
 compare = typer.Typer(
     cls=_OfInputs,
     help="Explain one input by several methods.",

@@ -10,7 +10,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from captum_transformer_lrp.cli.errors import FAILED, UsageError, warn
+from captum_transformer_lrp.cli.errors import FAILED, warn
+from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.printing import one_sentence, printable
 
 Input = TypeVar("Input")
@@ -38,15 +39,15 @@ def each_of(
 ) -> tuple[list[Result], list[dict[str, Any]]]:
     """The results of the inputs that work, and for the others `input` and `error`.
 
-    Each failure is told on stderr as it happens. A `UsageError` would be every input's, so it ends
-    the whole.
+    Each failure is told on stderr as it happens. An `ArgumentError` would be every input's, so it
+    ends the whole.
     """
     results, failed = [], []
     with progress_bar(what, len(inputs)) as advance:
         for one in inputs:
             try:
                 results.append(work(one))
-            except UsageError:
+            except ArgumentError:
                 raise
             except Exception as error:  # what models and damaged files raise cannot be foreseen
                 failed.append({"input": str(one), "error": one_sentence(error)})

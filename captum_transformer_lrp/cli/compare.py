@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +13,7 @@ from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import clear_errors
-from captum_transformer_lrp.cli.files import Photo, check_given, check_text, read_photo
-from captum_transformer_lrp.cli.methods import DEFAULT_COMPARISON, class_labels
+from captum_transformer_lrp.cli.files import Photo, check_given
 from captum_transformer_lrp.cli.options import (
     DEFAULT_IMAGE_MODEL,
     Checkpoint,
@@ -32,31 +32,18 @@ from captum_transformer_lrp.cli.options import (
     TrustRemoteCode,
     to_device,
 )
-from captum_transformer_lrp.cli.outputs import (
-    FIGURE_SUFFIXES,
-    PAGE_SUFFIXES,
-    check_no_input,
-    check_output,
-    write_figure,
-    write_whole,
-)
-from captum_transformer_lrp.cli.pages import text_section
+from captum_transformer_lrp.cli.outputs import check_no_input, check_output
+from captum_transformer_lrp.cli.predictions import as_json as to_json
 from captum_transformer_lrp.cli.predictions import print_predictions
-from captum_transformer_lrp.cli.provenance import as_footer, maps_beside, provenance, write_maps
-from captum_transformer_lrp.cli.subjects import (
-    ExplainedImage,
-    ExplainedText,
-    Request,
-    explain_image_by,
-    explain_text_by,
-    relevant_words,
-)
-from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
-from captum_transformer_lrp.photos import MAX_PIXELS
-from captum_transformer_lrp.printing import printable
+from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
+from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
+from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
+from captum_transformer_lrp.printing import check_text, printable
+from captum_transformer_lrp.result import FIGURE_SUFFIXES, PAGE_SUFFIXES
+from captum_transformer_lrp.results.classes import OfClasses, class_labels, method_names
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from captum_transformer_lrp.results.image import ImageResult
 
 
 def compare_image(
@@ -87,24 +74,24 @@ def compare_image(
         check_given(photo, "image")
         check_output(output, FIGURE_SUFFIXES, [photo, checkpoint])
         check_no_input(maps_beside(output, maps), [photo, checkpoint])
-        methods = list(dict.fromkeys(method or DEFAULT_COMPARISON))
-        request = Request(methods, target, top_k, to_device(device))
+        methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
         picture = read_photo(photo, frame=frame, max_pixels=max_pixels)
 
         from captum_transformer_lrp.models import load_image_model
-        from captum_transformer_lrp.visualization import method_class_grid
+        from captum_transformer_lrp.results.image import explain_image
 
         loaded = load_image_model(model, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
-        of = provenance(loaded, request, checkpoint)
+        loaded = fingerprinted(loaded, checkpoint)
+        loaded.model.to(where)
         with progress_bar("methods", len(methods)) as advance:
-            found = explain_image_by(loaded, picture, request, advance)
-        figure = method_class_grid(
-            found.drawn_maps(), found.drawn_photo(), image_title=found.photo_title()
-        )
-        write_figure(output, figure)
-        for beside in maps_beside(output, maps):
-            write_maps(beside, found, of, str(Photo(photo, frame)))
-        _tell(found, of | {"image": str(Photo(photo, frame))}, output, as_json)
+            found = explain_image(
+                loaded, picture, target=target, top_k=top_k, method=methods, on_progress=advance
+            )
+        found = replace(found, subject=str(Photo(photo, frame)), source=photo)
+        for file in [output, *maps_beside(output, maps)]:
+            found.save(file)
+        more = {"correlation_with_first_class": _correlations(found)} if as_json else {}
+        _tell(found, {"image": found.subject, **to_json(found, output), **more}, output, as_json)
 
 
 def compare_text(
@@ -133,49 +120,38 @@ def compare_text(
     with clear_errors():
         check_output(output, PAGE_SUFFIXES)
         check_text(text)
-        methods = list(dict.fromkeys(method or DEFAULT_COMPARISON))
-        request = Request(methods, target, top_k, to_device(device), special_tokens)
+        methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
 
         from captum_transformer_lrp.models import load_text_model
-        from captum_transformer_lrp.visualization import report_html
+        from captum_transformer_lrp.results.text import explain_text
 
-        loaded = load_text_model(model, trust_remote_code=trust_remote_code)
-        of = provenance(loaded, request)
+        loaded = fingerprinted(load_text_model(model, trust_remote_code=trust_remote_code))
+        loaded.model.to(where)
         with progress_bar("methods", len(methods)) as advance:
-            found = explain_text_by(loaded, text, request, advance)
-        section = text_section("The text", found)
-        page = report_html([section], title="Relevant words", lang=lang, footer=as_footer(of))
-        write_whole(output, page)
-        for beside in maps_beside(output, maps):
-            write_maps(beside, found, of, text)
-        _tell(found, of | {"text": text}, output, as_json)
+            found = explain_text(
+                loaded, None, text, target=target, top_k=top_k, method=methods,
+                special_tokens=special_tokens, on_progress=advance,
+            )  # fmt: skip
+        for file in [output, *maps_beside(output, maps)]:
+            found.save(file, lang=lang)
+        result = {"text": found.subject, **to_json(found, output)}
+        for place, each in enumerate(result["explained"]):
+            each["words"] = {
+                method: [[word.text, word.attribution] for word in explanations[place].words]
+                for method, explanations in found.explanations.items()
+            }
+        _tell(found, result, output, as_json)
 
 
-def _tell(
-    found: ExplainedImage | ExplainedText,
-    subject: dict[str, Any],
-    output: Path,
-    as_json: bool,
-) -> None:
-    if not as_json:
-        print_predictions(Console(), found.predictions, found.explained)
-        typer.echo(printable(f"wrote {output}"))
+def _tell(found: OfClasses, result: dict[str, Any], output: Path, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
         return
-    explained = [each.as_json() for each in found.explained]
-    if isinstance(found, ExplainedText):
-        for place, each in enumerate(explained):
-            each["words"] = relevant_words(found.explanations, place)
-    else:
-        subject = subject | {"correlation_with_first_class": _correlations(found)}
-    result = subject | {
-        "predictions": [each.as_json() for each in found.predictions[:5]],
-        "explained": explained,
-        "output": str(output),
-    }
-    typer.echo(json.dumps(result, indent=2))
+    print_predictions(Console(), found.predictions, found.explained)
+    typer.echo(printable(f"wrote {output}"))
 
 
-def _correlations(found: ExplainedImage) -> dict[str, dict[str, float | None]]:
+def _correlations(found: ImageResult) -> dict[str, dict[str, float | None]]:
     """How alike each method's maps are: 1 is a method that cannot tell the classes apart."""
     first, *others = class_labels(found.explained)
     return {
@@ -184,9 +160,10 @@ def _correlations(found: ExplainedImage) -> dict[str, dict[str, float | None]]:
     }
 
 
-def _correlation(one: Tensor, other: Tensor) -> float | None:
+def _correlation(one: Any, other: Any) -> float | None:
     """Pearson's, over pixels; none where a map is constant."""
-    import torch
+    import numpy as np
 
-    value = float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]).double())[0, 1])
+    with np.errstate(invalid="ignore"):
+        value = float(np.corrcoef(one.ravel(), other.ravel(), dtype=np.float64)[0, 1])
     return None if math.isnan(value) else value

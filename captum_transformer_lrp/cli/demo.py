@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from PIL import Image
 
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.methods import DEFAULT_METHOD, method_label
-from captum_transformer_lrp.cli.outputs import check_output_folder, write_figure, write_whole
-from captum_transformer_lrp.cli.pages import HOW_TO_READ, image_section, text_section
-from captum_transformer_lrp.cli.provenance import as_footer, provenance
-from captum_transformer_lrp.cli.subjects import (
-    ExplainedImage,
-    Request,
-    explain_image_by,
-    explain_text_by,
+from captum_transformer_lrp.cli.outputs import check_output_folder
+from captum_transformer_lrp.cli.provenance import fingerprinted
+from captum_transformer_lrp.cli.report import HOW_TO_READ
+from captum_transformer_lrp.names import (
+    BUNDLED_IMAGE_MODEL,
+    BUNDLED_TEXT_MODEL,
+    DEFAULT_METHOD,
+    OF_THE_PAPER,
 )
-from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, OF_THE_PAPER
+from captum_transformer_lrp.result import as_footer, write_figure, write_whole
+from captum_transformer_lrp.results.classes import method_label, provenance
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from captum_transformer_lrp.examples import Scene
+    from captum_transformer_lrp.models import ImageModel, TextModel
+    from captum_transformer_lrp.results.image import ImageResult
     from captum_transformer_lrp.visualization import Section
 
 SCENE = "elephant-zebra"
@@ -80,18 +80,22 @@ def demo(
         from captum_transformer_lrp.models import load_image_model, load_text_model
         from captum_transformer_lrp.visualization import report_html
 
+        images = fingerprinted(load_image_model(BUNDLED_IMAGE_MODEL))
+        texts = fingerprinted(load_text_model(BUNDLED_TEXT_MODEL))
         scenes = {scene.name: scene for scene in examples.scenes()}
         _write_scenes(list(scenes.values()), output / "scenes")
         main_scene = scenes.pop(SCENE)
         steps = 2 * (len(OURS) + len(CAPTUMS)) + len(scenes)
         with progress_bar("explaining", steps) as advance:
-            explained = _explained(main_scene, (*OURS, *CAPTUMS), advance)
+            explained = _explained(images, main_scene, (*OURS, *CAPTUMS), advance)
             sections = [
-                image_section("One picture, two classes, every method", explained,
-                              text=EVERY_METHOD),
+                explained.section("One picture, two classes, every method", EVERY_METHOD),
                 _beside_integrated_gradients(main_scene, explained),
-                _sentence(advance),
-                *(_scene(scene, advance) for scene in scenes.values()),
+                _sentence(texts, advance),
+                *(
+                    _explained(images, scene, [DEFAULT_METHOD], advance).section(scene.name)
+                    for scene in scenes.values()
+                ),
             ]  # fmt: skip
         if checkpoint is not None:
             sections.append(_cat(checkpoint))
@@ -101,8 +105,7 @@ def demo(
                 write_figure(output / f"{name}.png", picture.figure)
         methods = (*OURS, *CAPTUMS)
         footer = as_footer(
-            provenance(load_image_model(BUNDLED_IMAGE_MODEL), Request(methods, main_scene.labels)),
-            provenance(load_text_model(BUNDLED_TEXT_MODEL), Request(methods, top_k=2)),
+            provenance(images, methods, main_scene.labels), provenance(texts, methods, top_k=2)
         )
         page = report_html(
             sections, title="What the models look at", introduction=INTRODUCTION, footer=footer
@@ -125,24 +128,22 @@ def _write_scenes(scenes: Sequence[Scene], folder: Path) -> None:
         write_whole(folder / f"{scene.name}.png", file.getvalue())
 
 
-def _explained(scene: Scene, methods: Sequence[str], advance: Callable[[], None]) -> ExplainedImage:
+def _explained(
+    loaded: ImageModel, scene: Scene, methods: Sequence[str], advance: Callable[[], None]
+) -> ImageResult:
     """A scene, explained for the classes that are in it."""
-    from captum_transformer_lrp.models import load_image_model
+    from captum_transformer_lrp.results.image import explain_image
 
-    return explain_image_by(
-        load_image_model(BUNDLED_IMAGE_MODEL),
-        Image.fromarray(scene.image),
-        Request(methods, scene.labels),
-        advance,
+    return explain_image(
+        loaded, scene.image, target=scene.labels, method=methods, on_progress=advance
     )
 
 
-def _beside_integrated_gradients(scene: Scene, found: ExplainedImage) -> Section:
+def _beside_integrated_gradients(scene: Scene, found: ImageResult) -> Section:
     from captum_transformer_lrp.visualization import Section, Table
 
     maps = {method: found.maps[method] for method in BESIDE}
-    both = replace(found, maps=maps)
-    section = image_section("Beside IntegratedGradients", both)
+    section = replace(found, maps=maps).section("Beside IntegratedGradients")
     table = Table(
         "Share of the map inside the object that was asked for, and inside the other one; – is a "
         "map that is zero everywhere",
@@ -155,11 +156,11 @@ def _beside_integrated_gradients(scene: Scene, found: ExplainedImage) -> Section
     return Section(section.title, BESIDE_TEXT, section.pictures, tables=[table])
 
 
-def _shares(scene: Scene, of_class: dict[str, Tensor]) -> list[str]:
+def _shares(scene: Scene, of_class: Mapping[str, Any]) -> list[str]:
     """For each of the two classes, what lies inside its own mask and inside the other's."""
     found = []
     for label in scene.labels:
-        positive = of_class[label][0].clamp(min=0).numpy()
+        positive = of_class[label].clip(min=0)
         (other,) = (name for name in scene.labels if name != label)
         for mask in (scene.masks[label], scene.masks[other]):
             total = positive.sum()
@@ -168,17 +169,13 @@ def _shares(scene: Scene, of_class: dict[str, Tensor]) -> list[str]:
     return found
 
 
-def _scene(scene: Scene, advance: Callable[[], None]) -> Section:
-    return image_section(scene.name, _explained(scene, [DEFAULT_METHOD], advance))
+def _sentence(loaded: TextModel, advance: Callable[[], None]) -> Section:
+    from captum_transformer_lrp.results.text import explain_text
 
-
-def _sentence(advance: Callable[[], None]) -> Section:
-    from captum_transformer_lrp.models import load_text_model
-
-    loaded = load_text_model(BUNDLED_TEXT_MODEL)
-    request = Request((*OURS, *CAPTUMS), top_k=len(loaded.class_names))
-    found = explain_text_by(loaded, SENTENCE, request, advance)
-    return text_section("One sentence, two sentiments", found, text=SENTENCE_TEXT)
+    found = explain_text(
+        loaded, None, SENTENCE, top_k=2, method=(*OURS, *CAPTUMS), on_progress=advance
+    )
+    return found.section("One sentence, two sentiments", SENTENCE_TEXT)
 
 
 def _cat(checkpoint: Path) -> Section:
@@ -188,9 +185,7 @@ def _cat(checkpoint: Path) -> Section:
     from skimage.data import chelsea
 
     from captum_transformer_lrp.models import load_image_model
+    from captum_transformer_lrp.results.image import explain_image
 
     loaded = load_image_model("deit_tiny_patch16_224", checkpoint=checkpoint)
-    request = Request([DEFAULT_METHOD], CAT_CLASSES)
-    return image_section(
-        "Chelsea, a cat", explain_image_by(loaded, Image.fromarray(chelsea()), request)
-    )
+    return explain_image(loaded, chelsea(), target=CAT_CLASSES).section("Chelsea, a cat")

@@ -11,13 +11,14 @@ from contextlib import contextmanager
 
 import typer
 
+from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.printing import one_sentence, printable
 
 FAILED, MISUSED = 1, 2
 """Exit codes: something could not be done, and the command line must be changed."""
 
 
-class UsageError(Exception):
+class UsageError(ArgumentError):
     """A mistake on the command line, which ends the program with exit code 2."""
 
 
@@ -33,6 +34,8 @@ def clear_errors() -> Iterator[None]:
         sys.modules["transformers"].utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
+            # Each time, and no errors, as tests have it.
+            warnings.filterwarnings("always", module=r"captum_transformer_lrp\.")
             warnings.filterwarnings("ignore", category=UserWarning, module=r"captum\.")
             warnings.showwarning = lambda message, *_, **__: warn(
                 f"note: {' '.join(str(message).split())}"
@@ -40,7 +43,7 @@ def clear_errors() -> Iterator[None]:
             yield
     except (typer.Exit, typer.Abort):  # RuntimeErrors both: all has been said already
         raise
-    except UsageError as error:
+    except ArgumentError as error:
         _fail(error, MISUSED)
     except BrokenPipeError:  # as in `… | head`: the reader has gone, and nobody is to be told
         os._exit(FAILED)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,9 +17,7 @@ from captum_transformer_lrp.cli.files import (
     Photo,
     gather,
     photos_in,
-    read_photo,
 )
-from captum_transformer_lrp.cli.methods import DEFAULT_METHOD
 from captum_transformer_lrp.cli.options import (
     DEFAULT_IMAGE_MODEL,
     Checkpoint,
@@ -36,25 +35,26 @@ from captum_transformer_lrp.cli.options import (
     to_frames,
 )
 from captum_transformer_lrp.cli.outputs import (
-    FIGURE_SUFFIXES,
     check_no_input,
     check_output,
     check_output_folder,
     output_names,
-    write_figure,
 )
+from captum_transformer_lrp.cli.predictions import as_json as to_json
 from captum_transformer_lrp.cli.predictions import print_predictions
-from captum_transformer_lrp.cli.provenance import maps_beside, provenance, write_maps
-from captum_transformer_lrp.cli.subjects import ExplainedImage, Request, explain_image_by
-from captum_transformer_lrp.photos import MAX_PIXELS
+from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
+from captum_transformer_lrp.names import DEFAULT_METHOD
+from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
 from captum_transformer_lrp.printing import printable
+from captum_transformer_lrp.result import FIGURE_SUFFIXES
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from PIL import Image
 
+    from captum_transformer_lrp.results.image import ImageResult
 
-def explain_image(
+
+def explain_image_command(
     photos: Annotated[
         list[Path], typer.Argument(metavar="PHOTO...", help="Image files, or folders of them.")
     ],
@@ -112,28 +112,23 @@ def explain_image(
             figures = [folder / f"{name}.png" for name in names]
         numbers = [beside for figure in figures for beside in maps_beside(figure, maps)]
         check_no_input([*figures, *numbers], [*inputs, checkpoint])
-        request = Request([method], target, top_k, to_device(device))
+        where = to_device(device)
 
         from captum_transformer_lrp.models import load_image_model
+        from captum_transformer_lrp.results.image import explain_image
 
         loaded = load_image_model(model, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
-        of = provenance(loaded, request, checkpoint)
+        loaded = fingerprinted(loaded, checkpoint)
+        loaded.model.to(where)
 
         def explained(
             subject: Photo, picture: Image.Image, figure: Path
-        ) -> tuple[ExplainedImage, dict[str, Any]]:
-            found = explain_image_by(loaded, picture, request)
-            write_figure(figure, _figure(found))
-            for beside in maps_beside(figure, maps):
-                write_maps(beside, found, of, str(subject))
-            result = {
-                "image": str(subject),
-                "method": method,
-                "predictions": [each.as_json() for each in found.predictions[:5]],
-                "explained": [each.as_json() for each in found.explained],
-                "output": str(figure),
-            }
-            return found, of | result
+        ) -> tuple[ImageResult, dict[str, Any]]:
+            found = explain_image(loaded, picture, target=target, top_k=top_k, method=method)
+            found = replace(found, subject=str(subject), source=subject.path)
+            for output in [figure, *maps_beside(figure, maps)]:
+                found.save(output)
+            return found, {"image": str(subject), "method": method, **to_json(found, figure)}
 
         if single:
             found, result = explained(subjects[0], read, output)
@@ -154,17 +149,3 @@ def explain_image(
         if as_json:
             typer.echo(json.dumps({"results": results, "failed": failed}, indent=2))
         finish(results, failed, output, as_json)
-
-
-def _figure(found: ExplainedImage) -> Figure:
-    from captum_transformer_lrp.visualization import class_grid
-
-    (maps,) = found.drawn_maps().values()
-    return class_grid(
-        found.drawn_photo(),
-        list(maps.values()),
-        list(maps),
-        [each.probability for each in found.explained],
-        image_title=found.photo_title(),
-        panel_inches=3.2,
-    )

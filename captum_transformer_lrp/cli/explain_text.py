@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,12 +14,10 @@ from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors, warn
 from captum_transformer_lrp.cli.files import (
     TEXT_SUFFIXES,
-    check_text,
     gather,
     has_suffix,
     read_text,
 )
-from captum_transformer_lrp.cli.methods import DEFAULT_METHOD
 from captum_transformer_lrp.cli.options import (
     Device,
     Json,
@@ -33,21 +32,23 @@ from captum_transformer_lrp.cli.options import (
     to_device,
 )
 from captum_transformer_lrp.cli.outputs import (
-    PAGE_SUFFIXES,
     check_no_input,
     check_output,
     check_output_folder,
     output_names,
-    write_whole,
 )
+from captum_transformer_lrp.cli.predictions import as_json as to_json
 from captum_transformer_lrp.cli.predictions import print_predictions
-from captum_transformer_lrp.cli.provenance import as_footer, maps_beside, provenance, write_maps
-from captum_transformer_lrp.cli.subjects import ExplainedText, Request, explain_text_by
-from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
-from captum_transformer_lrp.printing import printable
+from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
+from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_METHOD
+from captum_transformer_lrp.printing import check_text, printable
+from captum_transformer_lrp.result import PAGE_SUFFIXES
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.results.text import TextResult
 
 
-def explain_text(
+def explain_text_command(
     text: Annotated[
         str | None, typer.Argument(help="The sentence or document.", show_default=False)
     ] = None,
@@ -108,35 +109,30 @@ def explain_text(
             check_output(output, PAGE_SUFFIXES)
             pages = [output]
         check_no_input([*pages, *(one for page in pages for one in maps_beside(page, maps))], paths)
-        request = Request([method], target, top_k, to_device(device), special_tokens)
+        where = to_device(device)
 
         from captum_transformer_lrp.models import load_text_model
-        from captum_transformer_lrp.visualization import text_html, text_terminal
+        from captum_transformer_lrp.results.text import explain_text
+        from captum_transformer_lrp.visualization import text_terminal
 
-        loaded = load_text_model(model, trust_remote_code=trust_remote_code)
-        of = provenance(loaded, request)
+        loaded = fingerprinted(load_text_model(model, trust_remote_code=trust_remote_code))
+        loaded.model.to(where)
 
-        def explained(text: str, page: Path, subject: str) -> tuple[ExplainedText, dict[str, Any]]:
-            found = explain_text_by(loaded, text, request)
-            explanations = found.explanations[method]
-            write_whole(page, text_html(explanations, lang=lang, footer=as_footer(of)))
-            for beside in maps_beside(page, maps):
-                write_maps(beside, found, of, subject)
-            result = {
-                "text": text,
-                "method": method,
-                "predictions": [each.as_json() for each in found.predictions[:5]],
-                "explained": [
-                    prediction.as_json()
-                    | {"words": [[word.text, word.attribution] for word in explanation.words]}
-                    for prediction, explanation in zip(found.explained, explanations, strict=True)
-                ],
-                "output": str(page),
-            }
-            return found, of | result
+        def explained(
+            text: str, page: Path, source: Path | None = None
+        ) -> tuple[TextResult, dict[str, Any]]:
+            found = explain_text(loaded, None, text, target=target, top_k=top_k, method=method,
+                                 special_tokens=special_tokens)  # fmt: skip
+            found = replace(found, subject=str(source or text), source=source)
+            for output in [page, *maps_beside(page, maps)]:
+                found.save(output, lang=lang)
+            result = {"text": text, "method": method, **to_json(found, page)}
+            for each, one in zip(result["explained"], found.explanations[method], strict=True):
+                each["words"] = [[word.text, word.attribution] for word in one.words]
+            return found, result
 
         if text is not None:
-            found, result = explained(text, output, text)
+            found, result = explained(text, output)
             if as_json:
                 typer.echo(json.dumps(result, indent=2))
                 return
@@ -148,7 +144,7 @@ def explain_text(
         page_of = dict(zip(paths, pages, strict=True))
 
         def of_file(path: Path) -> dict[str, Any]:
-            return {"file": str(path)} | explained(read_text(path), page_of[path], str(path))[1]
+            return {"file": str(path)} | explained(read_text(path), page_of[path], path)[1]
 
         results, failed = each_of(paths, of_file, "explaining")
         if as_json:

@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from captum_transformer_lrp.cli.errors import UsageError, warn
-from captum_transformer_lrp.photos import MAX_PIXELS, instead_of_a_file, opened, upright
+from captum_transformer_lrp.photos import MAX_PIXELS, instead_of_a_file, opened
 
 IMAGE_SUFFIXES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 TEXT_SUFFIXES = ("txt",)
@@ -113,57 +111,6 @@ def _all_frames(file: Path, max_pixels: int) -> list[Photo]:
     except ValueError:
         count = 1
     return [Photo(file, frame) for frame in range(count)] if count > 1 else [Photo(file)]
-
-
-def read_photo(
-    path: Path, *, frame: int | None = None, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
-    """An image file as RGB with 8 bits each, turned upright as its camera says.
-
-    Numbers of 16 bits and floats are scaled by their whole range.
-
-    Args:
-        path: the file.
-        frame: which picture of a GIF or TIFF; by default the first, and that it has more is told.
-        max_pixels: the most pixels that are read.
-
-    Raises:
-        ValueError: where the file is no image, a damaged or too large one, or one whose numbers
-            have an unknown range.
-    """
-    with opened(path, max_pixels) as image:
-        # The further pictures in a phone's photo are not for the eye.
-        count = getattr(image, "n_frames", 1) if frame is not None or image.format != "MPO" else 1
-        if frame is None and count > 1:
-            warn(
-                f"note: {path} holds {count} pictures, and the first is explained: "
-                "--frame N takes another, --frame all takes all"
-            )
-        if not 0 <= (frame or 0) < count:
-            raise ValueError(f"found frame {frame}, expected one of its {count}, 0 to {count - 1}")
-        image.seek(frame or 0)
-        if image.width * image.height > max_pixels:  # a page of a TIFF has a size of its own
-            raise Image.DecompressionBombError
-        return upright(image)
-
-
-def check_text(text: str) -> None:
-    r"""Refuse a text without words, and one whose bytes were no UTF-8: tokenizers take neither.
-
-    >>> check_text("na\udcefve")
-    Traceback (most recent call last):
-    ...
-    captum_transformer_lrp.cli.errors.UsageError: the text is not in UTF-8 at letter 3, ...
-    """
-    if not text.strip():
-        raise UsageError("found an empty text, expected at least one word")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError(
-            f"the text is not in UTF-8 at letter {error.start + 1}, {text[error.start]}: "
-            "type it again, or save it in UTF-8 and give the file"
-        ) from error
 
 
 def read_text(path: Path) -> str:

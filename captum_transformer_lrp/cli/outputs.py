@@ -1,24 +1,16 @@
-"""The files that commands write: checked before the work, written whole, and never an input."""
+"""The files that commands write: checked before the work, and never an input."""
 
 from __future__ import annotations
 
-import io
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from tempfile import NamedTemporaryFile, TemporaryFile
-from typing import TYPE_CHECKING
+from tempfile import TemporaryFile
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.files import has_suffix
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-FIGURE_SUFFIXES = ("png", "jpg", "jpeg", "pdf", "svg", "webp")
-PAGE_SUFFIXES = ("html", "htm")
+from captum_transformer_lrp.result import identities
 
 
 def check_output(path: Path, suffixes: Sequence[str], inputs: Iterable[Path | None] = ()) -> None:
@@ -45,7 +37,7 @@ def check_output_folder(path: Path, inputs: Iterable[Path] = ()) -> None:
     """The same for a folder of outputs, which is made."""
     if path.exists() and not path.is_dir():
         raise UsageError(f"--output {path} is a file, expected a folder")
-    if _identities([path]) & _identities(inputs):
+    if identities([path]) & identities(list(inputs)):
         raise UsageError(
             f"--output {path} is the folder of the inputs: give another, so that they stay apart"
         )
@@ -54,22 +46,10 @@ def check_output_folder(path: Path, inputs: Iterable[Path] = ()) -> None:
 
 def check_no_input(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
     """Refuse an output that is an input, also under another name: a link, or another case."""
-    taken = _identities(one for one in inputs if one is not None)
+    taken = identities([one for one in inputs if one is not None])
     for path in outputs:
-        if _identities([path]) & taken:
+        if identities([path]) & taken:
             raise UsageError(f"--output {path} is an input, which would be lost: give another name")
-
-
-def _identities(paths: Iterable[Path]) -> set[tuple[int, int]]:
-    """What the file system knows files by, whatever their names; of those that exist."""
-    found = set()
-    for path in paths:
-        try:
-            status = path.stat()
-        except OSError:
-            continue
-        found.add((status.st_dev, status.st_ino))
-    return found
 
 
 def _check_writable(output: Path, folder: Path) -> None:
@@ -112,47 +92,3 @@ def output_names(inputs: Sequence[tuple[Path, str]]) -> list[str]:
         taken.add(folded(candidate))
         names.append(candidate)
     return names
-
-
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Write a file whole or not at all: beside its place first, then into it.
-
-    Raises:
-        OSError: names the file; what was there before is still there.
-    """
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    target = Path(os.path.realpath(path))  # a link stays a link
-    temporary = None
-    try:
-        with NamedTemporaryFile(
-            dir=target.parent, prefix=".", suffix=".part", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(_mode(target))
-        temporary.replace(target)
-    except OSError as error:
-        raise OSError(
-            f"cannot write {path} ({error.strerror}): make room, or give another place"
-        ) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _mode(target: Path) -> int:
-    """The permissions that `open` would give or leave; those of a temporary file are private."""
-    if target.exists():
-        return target.stat().st_mode & 0o777
-    mask = os.umask(0)
-    os.umask(mask)
-    return 0o666 & ~mask
-
-
-def write_figure(path: Path, figure: Figure) -> None:
-    """Write a figure whole or not at all, in the format that its name ends in."""
-    file = io.BytesIO()
-    figure.savefig(file, format=path.suffix.lower().lstrip("."), dpi=150)
-    write_whole(path, file.getvalue())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,10 +19,8 @@ from captum_transformer_lrp.cli.files import (
     gather,
     has_suffix,
     photos_in,
-    read_photo,
     read_text,
 )
-from captum_transformer_lrp.cli.methods import DEFAULT_COMPARISON
 from captum_transformer_lrp.cli.options import (
     DEFAULT_IMAGE_MODEL,
     Checkpoint,
@@ -40,18 +39,25 @@ from captum_transformer_lrp.cli.options import (
     to_device,
     to_frames,
 )
-from captum_transformer_lrp.cli.outputs import PAGE_SUFFIXES, check_output, write_whole
-from captum_transformer_lrp.cli.pages import HOW_TO_READ, image_section, text_section
-from captum_transformer_lrp.cli.provenance import as_footer, provenance
-from captum_transformer_lrp.cli.subjects import Request, explain_image_by, explain_text_by
-from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL
-from captum_transformer_lrp.photos import MAX_PIXELS
+from captum_transformer_lrp.cli.outputs import check_output
+from captum_transformer_lrp.cli.provenance import fingerprinted
+from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
+from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
+from captum_transformer_lrp.result import PAGE_SUFFIXES, as_footer, write_whole
+from captum_transformer_lrp.results.classes import method_names, provenance
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.models import ImageModel, TextModel
     from captum_transformer_lrp.visualization import Section
 
 _LONGEST_TITLE = 60
+HOW_TO_READ = (
+    "Each picture and each text below is explained once per class: bright pixels and coloured "
+    "words are those by which the model recognises that class. Each map uses all colours, so a "
+    "class that the model hardly believes in has bright pixels, too: look at its probability "
+    "first. Methods with values below zero are drawn in two colours, against and for, on a picture "
+    "that shows through where values are near zero."
+)
 
 
 def report(
@@ -109,8 +115,9 @@ def report(
         if not files and not texts:
             raise UsageError("found nothing to explain: give files, folders or --text")
         check_output(output, PAGE_SUFFIXES, [*files, checkpoint])
-        methods = list(dict.fromkeys(method or DEFAULT_COMPARISON))
-        request = Request(methods, target, top_k, to_device(device), special_tokens)
+        methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
+        asked: dict[str, Any] = {"method": methods, "target": target, "top_k": top_k}
+        of_words: dict[str, Any] = {"special_tokens": special_tokens}
         everything: list[Photo | Path | str] = []
         for file in files:
             text_file = has_suffix(file, TEXT_SUFFIXES)
@@ -123,14 +130,20 @@ def report(
         of_images = of_texts = None
         footers = []
         if any(isinstance(one, Photo) for one in everything):
-            of_images = load_image_model(
-                image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
+            of_images = fingerprinted(
+                load_image_model(
+                    image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
+                ),
+                checkpoint,
             )
-            footers.append(provenance(of_images, request, checkpoint))
+            of_images.model.to(where)
+            footers.append(provenance(of_images, **asked))
         if not all(isinstance(one, Photo) for one in everything):
             of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
-            footers.append(provenance(of_texts, request))
-        explainers = _Explainers(request, of_images, of_texts, max_pixels)
+            of_texts = fingerprinted(of_texts)
+            of_texts.model.to(where)
+            footers.append(provenance(of_texts, **asked, **of_words))
+        explainers = _Explainers(asked, of_words, of_images, of_texts, max_pixels)
         sections, failed = each_of(everything, explainers.section, "explaining")
         if failed:
             sections.append(_failures(failed))
@@ -160,27 +173,32 @@ class _Explainers:
     """What makes a section of each input.
 
     Args:
-        request: what is asked of every input.
+        asked: what is asked of every input.
+        of_words: what is asked of texts.
         of_images: the image model, if there are images.
         of_texts: the text model, if there are texts.
         max_pixels: the most pixels of an image.
     """
 
-    request: Request
+    asked: Mapping[str, Any]
+    of_words: Mapping[str, Any]
     of_images: ImageModel | None
     of_texts: TextModel | None
     max_pixels: int
 
     def section(self, one: Photo | Path | str) -> Section:
         """Of an image, a text file or a text."""
+        from captum_transformer_lrp.results.image import explain_image
+        from captum_transformer_lrp.results.text import explain_text
+
         if isinstance(one, Photo):
             assert self.of_images is not None
             photo = read_photo(one.path, frame=one.frame, max_pixels=self.max_pixels)
-            return image_section(one.name, explain_image_by(self.of_images, photo, self.request))
+            return explain_image(self.of_images, photo, **self.asked).section(one.name)
         assert self.of_texts is not None
         text = read_text(one) if isinstance(one, Path) else one
         title = one.name if isinstance(one, Path) else _shortened(one)
-        return text_section(title, explain_text_by(self.of_texts, text, self.request))
+        return explain_text(self.of_texts, None, text, **self.asked, **self.of_words).section(title)
 
 
 def _shortened(text: str) -> str:

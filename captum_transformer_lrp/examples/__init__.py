@@ -70,6 +70,12 @@ def scene_classifier() -> VisionTransformer:
     model = VisionTransformer(**configuration["architecture"])
     model.load_state_dict(_load_float32(_ASSETS / "scene_classifier.safetensors"))
     model.class_names = configuration["class_names"]
+    # Where timm keeps what `preprocess` does.
+    half = (0.5, 0.5, 0.5)
+    model.pretrained_cfg = {
+        **{"architecture": "scene_classifier", "label_names": model.class_names},
+        **{"input_size": (3, 96, 96), "crop_pct": 1.0, "mean": half, "std": half},
+    }
     return model.eval()
 
 

@@ -171,7 +171,7 @@ def overlay_image(
 
 
 def class_grid(
-    image: ImageLike,
+    image: ImageLike | None,
     attributions: Sequence[ArrayLike],
     names: Sequence[str],
     probabilities: Sequence[float] | None = None,
@@ -185,7 +185,7 @@ def class_grid(
     r"""Draw the photo, then one overlay per explained class.
 
     Args:
-        image: what `overlay_image` takes.
+        image: what `overlay_image` takes; None draws the maps alone.
         attributions: one map per class, each as `overlay_image` takes it.
         names: one class name per map.
         probabilities: one per map, 0 to 1; left out of the titles by default.
@@ -222,7 +222,11 @@ def class_grid(
         chances = [percent(probability) for probability in probabilities]
     maps = [to_map(attribution) for attribution in attributions]
     scales = _scales(maps, shared_scale)
-    panels: list[_Panel] = [(to_rgb(image), [image_title], "")]
+    panels: list[_Panel] = []
+    if image is None:
+        image, opacity = np.zeros((*maps[0].shape, 3)), 1.0
+    else:
+        panels.append((to_rgb(image), [image_title], ""))
     for relevance, scale, name, chance in zip(maps, scales, names, chances, strict=True):
         overlay = blend(image, relevance, opacity=opacity, scale=scale)
         panels.append((overlay, [name, chance] if chance else [name], _note(relevance)))

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, TypeAlias, get_args
 
+from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.visualization.arrays import ArrayLike, to_array
+
+Granularity: TypeAlias = Literal["piece", "word", "sentence"]
+
+# Written without spaces: what a tokenizer makes a piece of is as near to a word as one gets.
+_WITHOUT_SPACES = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+# They are drawn into the letter before them: marks, joiners, variants and the colours of skin.
+_JOINER = "\u200d"
+_CONTINUES = re.compile("[\u200c\u200d\ufe00-\ufe0f\U0001f3fb-\U0001f3ff]")
+_END_OF_SENTENCE = re.compile(
+    "[.!?…]+[\\])\"'”’»]*(?=\\s)|[。！？｡]+[」』”）]*|[।؟۔]+|\\n+", re.UNICODE
+)
 
 
 @dataclass(frozen=True)
@@ -25,31 +41,56 @@ class Word:
     special: bool = False
 
 
+@dataclass(frozen=True)
+class PiecesOfWord:
+    """Which pieces a reader takes for one.
+
+    Args:
+        text: as it was written, or a special token's name.
+        pieces: the positions of its pieces.
+        before: what stands between the previous one and this one.
+        special: whether this is a token that the tokenizer added.
+    """
+
+    text: str
+    pieces: tuple[int, ...]
+    before: str = ""
+    special: bool = False
+
+
 def words_from_pieces(
-    text: str,
+    text: str | Sequence[str],
     pieces: Sequence[str],
     attribution: ArrayLike,
     *,
     offsets: Sequence[tuple[int, int]],
     word_ids: Sequence[int | None],
+    sequence_ids: Sequence[int | None] | None = None,
+    granularity: Granularity = "word",
     special_tokens: bool = False,
 ) -> list[Word]:
     """Merge word pieces to the words of the text; a word's relevance is the sum of its pieces'.
 
     A Hugging Face fast tokenizer gives everything that is needed: after
     `encoding = tokenizer(text)` these are `encoding.tokens()`, `encoding.encodings[0].offsets` and
-    `encoding.word_ids()`.
+    `encoding.word_ids()`; after `tokenizer(text, second)` also `encoding.sequence_ids()`.
+
+    A word ends at a space, and between letters and punctuation. In scripts without spaces
+    (Chinese, Japanese, Thai, …) each piece is a word. A character is never divided.
 
     Args:
-        text: what was tokenized.
+        text: what was tokenized; of a pair, both texts.
         pieces: the S tokens.
         attribution: one number per token, (S,) or (1, S).
-        offsets: where each token starts and ends in the text.
+        offsets: where each token starts and ends in its text.
         word_ids: the number of the word that each token belongs to; None for special tokens.
+        sequence_ids: which of the texts each token belongs to, 0 or 1; None for special tokens.
+        granularity: "piece", "word" or "sentence". A sentence ends at its punctuation or line.
         special_tokens: whether special tokens, padding included, are kept. They are hidden by
             default: their relevance says nothing about the text.
 
     Raises:
+        ArgumentError: for the pieces of two texts with one text.
         ValueError: where the lengths disagree, or the attribution contains NaN.
 
     Example:
@@ -71,33 +112,184 @@ def words_from_pieces(
         "offsets": len(offsets),
         "word_ids": len(word_ids),
     }
+    if sequence_ids is not None:
+        lengths["sequence_ids"] = len(sequence_ids)
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} {length}" for name, length in lengths.items())
         raise ValueError(f"found {found}, expected one of each per token of a single text")
-
-    words: list[Word] = []
-    end_of_previous = 0
-    for group in _groups(word_ids):
-        total = float(relevance[group].sum())
-        if word_ids[group[0]] is None:
-            if special_tokens:
-                words.append(Word(pieces[group[0]], total, " " if words else "", special=True))
-            continue
-        start, end = offsets[group[0]][0], offsets[group[-1]][1]
-        # Some tokenizers count the space before a word to the word.
-        while start < end and text[start].isspace():
-            start += 1
-        words.append(Word(text[start:end], total, text[end_of_previous:start]))
-        end_of_previous = max(end_of_previous, end)
-    return words
+    words = group_pieces(
+        text,
+        pieces,
+        offsets=offsets,
+        word_ids=word_ids,
+        sequence_ids=sequence_ids,
+        granularity=granularity,
+        special_tokens=special_tokens,
+    )
+    return [
+        Word(word.text, float(relevance[list(word.pieces)].sum()), word.before, word.special)
+        for word in words
+    ]
 
 
-def _groups(word_ids: Sequence[int | None]) -> list[list[int]]:
-    """The positions of each word's pieces; every special token is a group of its own."""
+def group_pieces(
+    text: str | Sequence[str],
+    pieces: Sequence[str],
+    *,
+    offsets: Sequence[tuple[int, int]],
+    word_ids: Sequence[int | None],
+    sequence_ids: Sequence[int | None] | None = None,
+    granularity: Granularity = "word",
+    special_tokens: bool = False,
+) -> list[PiecesOfWord]:
+    """Which pieces make which word; the arguments are those of `words_from_pieces`."""
+    if granularity not in get_args(Granularity):
+        raise ArgumentError(
+            f"found granularity={granularity!r}, expected one of {', '.join(get_args(Granularity))}"
+        )
+    texts = (text,) if isinstance(text, str) else tuple(text)
+    of_text = _sequences(len(texts), word_ids, sequence_ids)
+    spans = [
+        (start + len(whole) - len(whole.lstrip()), start + len(whole.rstrip()))
+        for (start, end), number in zip(offsets, of_text, strict=True)
+        for whole in [texts[number or 0][start:end]]
+    ]
     groups: list[list[int]] = []
-    for position, word in enumerate(word_ids):
-        if groups and word is not None and word == word_ids[groups[-1][-1]]:
-            groups[-1].append(position)
+    blanks: list[int] = []  # pieces of spaces alone go to the word behind them
+    for place, number in enumerate(of_text):
+        start, end = spans[place]
+        blank = number is not None and start >= end
+        if blank and "\n" not in texts[number or 0][slice(*offsets[place])]:
+            blanks.append(place)
+            continue
+        if blanks and (number is None or number != of_text[blanks[0]]):
+            groups, blanks = _ended(groups, blanks), []
+        together = groups and not blanks and _joined(groups[-1][-1], place, texts, of_text, spans,
+                                                     word_ids, granularity)  # fmt: skip
+        if together:
+            groups[-1].append(place)
         else:
-            groups.append([position])
-    return groups
+            groups.append([*blanks, place])
+        blanks = []
+    groups = _ended(groups, blanks)
+    if granularity == "sentence":
+        groups = _sentences(groups, texts, of_text, spans)
+    return list(_named(groups, texts, pieces, of_text, spans, offsets, special_tokens))
+
+
+def _ended(groups: list[list[int]], blanks: list[int]) -> list[list[int]]:
+    """Spaces at the end of a text, with the word before them."""
+    if not blanks or not groups:
+        return [blanks] if blanks else groups
+    return [*groups[:-1], [*groups[-1], *blanks]]
+
+
+def _sequences(
+    count: int, word_ids: Sequence[int | None], sequence_ids: Sequence[int | None] | None
+) -> list[int | None]:
+    """The number of each piece's text; none of special tokens."""
+    found = sequence_ids
+    if found is None:
+        found = [None if word is None else 0 for word in word_ids]
+        known = [(place, word) for place, word in enumerate(word_ids) if word is not None]
+        for (place, word), (following, next_word) in pairwise(known):
+            again = word == next_word and following > place + 1
+            if next_word < word or again:
+                raise ArgumentError(
+                    "found the pieces of more than one text: give text=(first, second) and "
+                    "sequence_ids=encoding.sequence_ids()"
+                )
+    if any(number is not None and number >= count for number in found):
+        raise ArgumentError(f"found the pieces of two texts and {count} text: give both")
+    return list(found)
+
+
+def _joined(
+    left: int,
+    right: int,
+    texts: Sequence[str],
+    of_text: Sequence[int | None],
+    spans: Sequence[tuple[int, int]],
+    word_ids: Sequence[int | None],
+    granularity: Granularity,
+) -> bool:
+    """Whether two neighbouring pieces are of one word, or of one character at least."""
+    number = of_text[right]
+    if number is None or of_text[left] != number:
+        return False
+    text, (start, end), (_, end_of_left) = texts[number], spans[right], spans[left]
+    if start >= end or end_of_left <= spans[left][0]:  # a line break
+        return False
+    first, last = text[start], text[end_of_left - 1]
+    if start < end_of_left:  # bytes of one character
+        return True
+    if start > end_of_left:
+        return False
+    if _CONTINUES.match(first) or unicodedata.category(first)[0] == "M" or last == _JOINER:
+        return True
+    if granularity == "piece" or _without_spaces(first) or _without_spaces(last):
+        return False
+    both = {unicodedata.category(one)[0] for one in (first, last)}
+    if both <= {"L", "M"}:
+        return True
+    same_kind = both <= {"L", "M", "N"} or not both & {"L", "M", "N"}
+    return same_kind and word_ids[left] == word_ids[right]
+
+
+def _without_spaces(letter: str) -> bool:
+    return unicodedata.name(letter, "").startswith(_WITHOUT_SPACES)
+
+
+def _sentences(
+    groups: Sequence[list[int]],
+    texts: Sequence[str],
+    of_text: Sequence[int | None],
+    spans: Sequence[tuple[int, int]],
+) -> list[list[int]]:
+    """Words joined to the sentences that they stand in."""
+    ends = [[found.end() for found in _END_OF_SENTENCE.finditer(text)] for text in texts]
+    joined: list[list[int]] = []
+    before: object = None
+    for group in groups:
+        number, start = of_text[group[-1]], spans[group[-1]][0]
+        of = number is not None and (number, sum(end <= start for end in ends[number or 0]))
+        if of and of == before:
+            joined[-1] += group
+        else:
+            joined.append(list(group))
+        before = of
+    return joined
+
+
+def _named(
+    groups: Sequence[list[int]],
+    texts: Sequence[str],
+    pieces: Sequence[str],
+    of_text: Sequence[int | None],
+    spans: Sequence[tuple[int, int]],
+    offsets: Sequence[tuple[int, int]],
+    special_tokens: bool,
+) -> Iterator[PiecesOfWord]:
+    """Groups of pieces with their texts, and what stands between them."""
+    end_of_previous, text_of_previous, first = 0, 0, True
+    for group in groups:
+        number = of_text[group[-1]]
+        if number is None:
+            if special_tokens:
+                before = "" if first else " "
+                yield PiecesOfWord(pieces[group[0]], tuple(group), before, special=True)
+                first = False
+            continue
+        visible = [place for place in group if spans[place][0] < spans[place][1]]
+        if visible:
+            start, end = spans[visible[0]][0], spans[visible[-1]][1]
+        else:  # a line break, or nothing but spaces
+            start, end = offsets[group[0]][0], offsets[group[-1]][1]
+        if number != text_of_previous:
+            end_of_previous = 0
+        before = texts[number][end_of_previous:start]
+        if number != text_of_previous and not first:
+            before = "\n\n" + before
+        yield PiecesOfWord(texts[number][start:end], tuple(group), before)
+        end_of_previous, text_of_previous = max(end_of_previous, end), number
+        first = False

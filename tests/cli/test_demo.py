@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from captum_transformer_lrp.cli import app
 from captum_transformer_lrp.cli.demo import OURS
-from captum_transformer_lrp.cli.methods import method_label
+from captum_transformer_lrp.results.classes import method_label
 
 
 @pytest.fixture(scope="module")

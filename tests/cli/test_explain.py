@@ -14,9 +14,10 @@ from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
+from captum_transformer_lrp import explain_image
 from captum_transformer_lrp.cli import app
-from captum_transformer_lrp.cli.subjects import Request, explain_image_by
 from captum_transformer_lrp.models import load_image_model
+from captum_transformer_lrp.visualization import on_photo
 
 MODEL = "vit_tiny_patch16_224"
 
@@ -59,17 +60,17 @@ def test_the_figure_is_written_and_the_classes_are_printed(
 def test_the_picture_is_the_whole_photo_dark_where_the_model_sees_nothing(folder: Path) -> None:
     loaded = load_image_model(MODEL, checkpoint=folder / "w.safetensors")
     photo = Image.new("RGB", (80, 60), "white")
-    found = explain_image_by(loaded, photo, Request(["attention_rollout"]))
+    found = explain_image(loaded, photo, method="attention_rollout")
     assert found.photo.size == (80, 60)
-    drawn = np.asarray(found.drawn_photo())
+    shown, box, title = found.shown()
+    drawn = np.asarray(shown)
     assert drawn[30, 40].min() == 255
     assert drawn[30, 2].max() < 128
-    (maps,) = found.drawn_maps().values()
-    (one,) = maps.values()
+    one = on_photo(found.map(), shown.size, box)
     assert one.shape == (60, 80)
     assert one[30, 40] > 0
     assert one[30, 2] == 0
-    assert found.photo_title() == "photo (dark: not seen)"
+    assert title == "photo (dark: not seen)"
 
 
 def test_json_is_all_that_is_printed(explain: Callable[..., Result]) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from typer.testing import Result
 
 from captum_transformer_lrp import examples
-from captum_transformer_lrp.cli.files import photos_in, read_photo
+from captum_transformer_lrp.cli.files import photos_in
+from captum_transformer_lrp.photos import read_photo
 
 SCENES = ("--model", "bundled/scenes")
 RAMP = np.tile(np.arange(256, dtype=np.uint8), (16, 1))

@@ -16,7 +16,8 @@ from typer.testing import Result
 
 from captum_transformer_lrp import examples
 from captum_transformer_lrp.cli.errors import UsageError
-from captum_transformer_lrp.cli.outputs import check_no_input, output_names, write_whole
+from captum_transformer_lrp.cli.outputs import check_no_input, output_names
+from captum_transformer_lrp.result import write_whole
 
 SCENES = ("--model", "bundled/scenes")
 

@@ -16,8 +16,8 @@ from typer.testing import Result
 from captum_transformer_lrp import examples
 from captum_transformer_lrp.attr.comparison import compare
 from captum_transformer_lrp.benchmarks.runner import weights_digest
-from captum_transformer_lrp.cli.files import read_photo
 from captum_transformer_lrp.models import load_image_model
+from captum_transformer_lrp.photos import read_photo
 
 SCENES = ("--model", "bundled/scenes")
 

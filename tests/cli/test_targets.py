@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from captum_transformer_lrp.cli.targets import resolve_target
+from captum_transformer_lrp.results.targets import resolve_target
 
 NAMES = ["tabby, tabby cat", "tiger cat", "muscat", "crane", "crane", "golden retriever"]
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captum_transformer_lrp.cli.files import photos_in, read_photo
+from captum_transformer_lrp.cli.files import photos_in
+from captum_transformer_lrp.photos import read_photo
 from tests.fuzz.mutants import DURATIONS, fuzz, read_or_refused
 
 

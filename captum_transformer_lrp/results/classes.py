@@ -1,0 +1,257 @@
+"""What a classifier says, which of its classes are explained, and by which methods."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from captum_transformer_lrp.errors import ArgumentError
+from captum_transformer_lrp.results.targets import resolve_target
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Targets: TypeAlias = int | str | Sequence[int | str] | None
+
+_LIBRARIES = ("captum-transformer-lrp", "torch", "captum", "timm", "transformers", "numpy")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One class with the probability that the model gives to it.
+
+    Args:
+        index: of its logit.
+        name: the class's name.
+        probability: 0 to 1; None where the model has one logit, which is a score.
+    """
+
+    index: int
+    name: str
+    probability: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The prediction as a JSON object.
+
+        >>> Prediction(1, "cat", 0.5).as_json()
+        {'index': 1, 'name': 'cat', 'probability': 0.5}
+        """
+        return asdict(self)
+
+    def __str__(self) -> str:
+        from captum_transformer_lrp.visualization.labels import percent
+
+        return self.name if self.probability is None else f"{self.name} {percent(self.probability)}"
+
+
+def predict(
+    model: nn.Module,
+    inputs: Tensor,
+    keywords: Mapping[str, Tensor],
+    class_names: Sequence[str],
+) -> list[Prediction]:
+    """The classes of the only example in a batch, the most probable first.
+
+    Args:
+        model: (1, …) to logits (1, classes), a tuple that begins with them, or a `ModelOutput`.
+        inputs: one example.
+        keywords: further arguments of the model.
+        class_names: one per logit; none where nobody knows them.
+    """
+    import torch
+
+    with torch.no_grad():
+        output = model(inputs, **keywords)
+    logits: Tensor = getattr(output, "logits", output)
+    if not isinstance(logits, torch.Tensor):
+        logits = logits[0]
+    if logits.dim() != 2 or len(logits) != 1 or len(class_names) not in (0, logits.shape[1]):
+        expected = f"each of its {len(class_names)} classes" if class_names else "each class"
+        raise ValueError(
+            f"the model returned a tensor of shape {tuple(logits.shape)}, expected one logit for "
+            f"{expected}"
+        )
+    names = class_names or [f"class {index}" for index in range(logits.shape[1])]
+    of_each = getattr(getattr(model, "config", None), "problem_type", None)
+    scores = logits[0].float()
+    # Several classes may be right at once, so that each has a probability of its own.
+    several = of_each == "multi_label_classification"
+    probabilities = scores.sigmoid() if several else scores.softmax(-1)
+    known = several or len(scores) > 1
+    return [
+        Prediction(index, names[index], float(probabilities[index]) if known else None)
+        for index in scores.argsort(descending=True).tolist()
+    ]
+
+
+def choose(
+    predictions: Sequence[Prediction], target: Targets, top_k: int, class_names: Sequence[str] = ()
+) -> list[Prediction]:
+    """The classes to explain: the ones asked for, else the most probable ones.
+
+    Raises:
+        ArgumentError: for a class that the model does not have.
+    """
+    by_index = {prediction.index: prediction for prediction in predictions}
+    names = [by_index[index].name for index in range(len(by_index))]
+    wanted = [target] if isinstance(target, int | str) else list(target or ())
+    if not wanted:
+        if top_k < 1:
+            raise ArgumentError(f"found top_k={top_k}, expected at least 1")
+        return list(predictions[:top_k])
+    try:
+        found = [resolve_target(str(one), names) for one in wanted]
+    except ValueError as error:
+        raise ArgumentError(str(error)) from error
+    return [by_index[index] for index in dict.fromkeys(found)]
+
+
+def class_labels(explained: Sequence[Prediction]) -> list[str]:
+    """The names of classes, with their indices where two share a name.
+
+    >>> class_labels([Prediction(3, "crane", 0.5), Prediction(7, "crane", 0.4)])
+    ['crane (3)', 'crane (7)']
+    """
+    names = [each.name for each in explained]
+    return [
+        f"{each.name} ({each.index})" if names.count(each.name) > 1 else each.name
+        for each in explained
+    ]
+
+
+def listed(explained: Sequence[Prediction]) -> str:
+    """Classes with their probabilities as a text.
+
+    >>> listed([Prediction(0, "cat", 0.75), Prediction(1, "dog", 0.25)])
+    'cat 75.0 %, dog 25.0 %'
+    """
+    return ", ".join(map(str, explained))
+
+
+def method_label(name: str) -> str:
+    """A method's name for a reader.
+
+    >>> method_label("transformer_attribution"), method_label("partial_lrp")
+    ('transformer attribution', 'partial LRP')
+    """
+    words = {"lrp": "LRP", "gradcam": "Grad-CAM", "shap": "SHAP", "x": "×", "lift": "LIFT"}
+    return " ".join(words.get(word, word) for word in name.split("_"))
+
+
+def method_names(method: str | Sequence[str]) -> list[str]:
+    """One or several methods as a list without duplicates."""
+    return [method] if isinstance(method, str) else list(dict.fromkeys(method))
+
+
+def explain_by(
+    methods: Sequence[str],
+    model: nn.Module,
+    inputs: Tensor,
+    explained: Sequence[Prediction],
+    keywords: Mapping[str, Tensor],
+    on_progress: Callable[[], None],
+) -> dict[str, dict[str, Any]]:
+    """For each method's name, for each class's label, the map of the only example in a batch.
+
+    Returns:
+        arrays (H, W) for images, (S,) for tokens.
+    """
+    from captum_transformer_lrp.attr.comparison import compare
+
+    targets: dict[str, Any] = {
+        label: each.index for label, each in zip(class_labels(explained), explained, strict=True)
+    }
+    found = {}
+    for method in methods:
+        maps = compare(
+            model, inputs, targets, [method], additional_forward_args=dict(keywords) or None
+        )[method]
+        found[method] = {label: one[0].float().cpu().numpy() for label, one in maps.items()}
+        on_progress()
+    return found
+
+
+def provenance(
+    loaded: Any,
+    method: str | Sequence[str],
+    target: Targets = None,
+    top_k: int = 1,
+    **options: Any,
+) -> dict[str, Any]:
+    """What one needs to know to compute the same again.
+
+    Args:
+        loaded: an `ImageModel` or a `TextModel`, which says what is known of its weights.
+        method: one or several.
+        target: classes by index or name; none for the `top_k` most probable.
+        top_k: how many classes where no target is given.
+        options: further arguments.
+    """
+    wanted = [target] if isinstance(target, int | str) else list(target or ())
+    device = next((str(one.device) for one in loaded.model.parameters()), "cpu")
+    return {
+        "model": loaded.name,
+        **loaded.about,
+        "methods": method_names(method),
+        "options": {
+            "targets": wanted or f"the {top_k} most probable", "device": device, **options
+        },
+        "versions": {"python": platform.python_version()}
+        | {library: version(library) for library in _LIBRARIES},
+    }  # fmt: skip
+
+
+class OfClasses:
+    """Which of a result's maps is meant: by method and class."""
+
+    maps: Mapping[str, Mapping[str, Any]]
+    predictions: Sequence[Prediction]
+    explained: Sequence[Prediction]
+    about: Mapping[str, Any]
+    subject: str
+
+    def chosen(self, target: int | str | None, method: str | None) -> tuple[str, int]:
+        """A method's name and the place among the explained classes; the first by default.
+
+        Raises:
+            ArgumentError: for a class or a method that was not explained.
+        """
+        methods = list(self.maps)
+        if method is not None and method not in methods:
+            raise ArgumentError(f"found method {method!r}, expected one of {', '.join(methods)}")
+        place = 0
+        if target is not None:
+            wanted = choose(self.predictions, target, 1)[0]
+            if wanted not in self.explained:
+                raise ArgumentError(
+                    f"{wanted.name} was not explained, but {listed(self.explained)}: give it as "
+                    "target="
+                )
+            place = list(self.explained).index(wanted)
+        return method or methods[0], place
+
+    def maps_by_index(self) -> dict[str, Any]:
+        """Every map under `METHOD/CLASS INDEX`."""
+        return {
+            f"{method}/{each.index}": one.copy()
+            for method, of_class in self.maps.items()
+            for each, one in zip(self.explained, of_class.values(), strict=True)
+        }
+
+    def provenance(self) -> dict[str, Any]:
+        """What computed the maps, of which input and which classes."""
+        targets = [each.as_json() for each in self.explained]
+        return {**self.about, "input": self.subject, "targets": targets}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Predictions, explained classes, maps, and what computed them."""
+        arrays: dict[str, Any] = self.to_numpy()  # type: ignore[attr-defined]
+        return {
+            "provenance": self.provenance(),
+            "predictions": [each.as_json() for each in self.predictions[:5]],
+            "explained": [each.as_json() for each in self.explained],
+            "maps": {name: array.tolist() for name, array in arrays.items()},
+        }
