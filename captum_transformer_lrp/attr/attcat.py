@@ -13,8 +13,8 @@ from captum_transformer_lrp.attr.token_attribution import (
     mean_of_live,
     one_sequence,
 )
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import Phase
 
 
 class AttCat(OneRecordingAttribution):

@@ -17,8 +17,8 @@ from typing_extensions import Unpack
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.attention_rollout import HeadFusion, check_head_fusion
 from captum_transformer_lrp.attr.base import RecordedAttribution, Settings, captum_method, row_view
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import Phase
 
 logger = logging.getLogger(__name__)
 

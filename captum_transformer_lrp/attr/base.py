@@ -19,9 +19,9 @@ from typing_extensions import Unpack
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
 from captum_transformer_lrp.attr.targets import predicted, seed
-from captum_transformer_lrp.engine.arguments import replace_tensors, tensors_in
+from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
+from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, AttentionStep, Phase
 from captum_transformer_lrp.engine.recording import Recording, recorded
-from captum_transformer_lrp.engine.tape import ALL_PHASES, AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer

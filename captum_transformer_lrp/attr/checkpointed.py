@@ -12,9 +12,9 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine.checkpoints import Log, Pending, Replay, Segment
-from captum_transformer_lrp.engine.marks import Mark
+from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 
 Combine = Callable[[AttentionStep, Tensor | None, Tensor], Tensor]
 """An attention's weighted map, of its gradient and its relevance."""

@@ -9,7 +9,7 @@ import torch
 from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 
-from captum_transformer_lrp.engine.arguments import replace_tensors
+from captum_transformer_lrp.engine.graph.arguments import replace_tensors
 
 
 def in_chunks(

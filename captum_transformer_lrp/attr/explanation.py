@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.arguments import replace_tensors
+from captum_transformer_lrp.engine.graph.arguments import replace_tensors
 from captum_transformer_lrp.result import Result
 
 

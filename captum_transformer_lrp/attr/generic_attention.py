@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from captum_transformer_lrp.attr.base import RolloutAttribution, weigh_by_gradients
+from captum_transformer_lrp.engine.graph.tape import AttentionStep
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import AttentionStep
 
 
 class GenericAttention(RolloutAttribution):

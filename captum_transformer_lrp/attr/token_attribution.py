@@ -11,8 +11,8 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, row_view
+from captum_transformer_lrp.engine.graph.tape import AttentionStep, Residual
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import AttentionStep, Residual
 from captum_transformer_lrp.errors import ExplanationError
 
 TokenGranularity: TypeAlias = Literal["input", "token"]

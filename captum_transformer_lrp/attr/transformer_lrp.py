@@ -13,8 +13,8 @@ from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import RecordedAttribution, Settings, captum_method, sum_all
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import Phase
 from captum_transformer_lrp.rules import Preset
 from captum_transformer_lrp.rules import preset as named_preset
 from captum_transformer_lrp.rules.presets import Start

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine.flows import upsampled_to
-from captum_transformer_lrp.engine.marks import Mark
+from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.tape import AttentionStep, Phase
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.call import Examples
 

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.arguments import (
+from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
     Kwargs,
     replace_tensors,
     tensors_in,
 )
-from captum_transformer_lrp.engine.tape import AttentionStep, Phase, stand_in_for
-from captum_transformer_lrp.engine.tensor_table import TensorTable
+from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase, stand_in_for
+from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.errors import ExplanationError
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.interception import Interception
+    from captum_transformer_lrp.engine.watch.interception import Interception
 
 Pending = dict[int, Tensor]
 """What has arrived at tensors of the forward pass, by their number."""

@@ -22,7 +22,7 @@ from captum_transformer_lrp.rules import Call
 from captum_transformer_lrp.rules.call import MatmulKernel, sum_to_shape
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.tape import Step
+    from captum_transformer_lrp.engine.graph.tape import Step
 
 NATIVE: Final = ()
 """Returned by a flow that leaves the matter to the call's own derivative."""

@@ -11,20 +11,20 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.arguments import Function
 from captum_transformer_lrp.engine.checkpoints import Log
-from captum_transformer_lrp.engine.checks import (
+from captum_transformer_lrp.engine.graph.arguments import Function
+from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase, Tape
+from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
     check_finite_output,
     check_inputs,
     check_model,
     check_output,
 )
-from captum_transformer_lrp.engine.eager import as_written, uncompiled
-from captum_transformer_lrp.engine.interception import Interception
-from captum_transformer_lrp.engine.marks import Mark
-from captum_transformer_lrp.engine.tape import ALL_PHASES, Phase, Tape
-from captum_transformer_lrp.engine.token_ids import TokenIds, at_tokens
+from captum_transformer_lrp.engine.watch.eager import as_written, uncompiled
+from captum_transformer_lrp.engine.watch.interception import Interception
+from captum_transformer_lrp.engine.watch.token_ids import TokenIds, at_tokens
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
 
@@ -45,7 +45,7 @@ class Recording:
         leaves: for every explained input the tensors on the tape that stand for it: itself, or for
             integer token ids the embeddings that were looked up for them.
         places: for every input of token ids and each of its leaves the token that each embedding
-            was looked up for (see :mod:`captum_transformer_lrp.engine.token_ids`).
+            was looked up for (see :mod:`captum_transformer_lrp.engine.watch.token_ids`).
         shapes: the shapes of the inputs.
         are_ids: whether each input is token ids.
         dtype: the precision of what came in, float32 or float64, to return results in.

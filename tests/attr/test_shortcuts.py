@@ -23,7 +23,7 @@ from captum_transformer_lrp import (
     TransformerAttribution,
     TransformerLRP,
 )
-from captum_transformer_lrp.engine.tape import ALL_PHASES, Tape
+from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Tape
 from captum_transformer_lrp.rules import LinearRule, PassRule, SignAwareStabilizer, rows
 from captum_transformer_lrp.rules import weighted as weighted_rules
 from captum_transformer_lrp.rules.call import Call, LinearKernel

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
 from captum_transformer_lrp.attr.targets import seed
-from captum_transformer_lrp.engine.tape import Phase
+from captum_transformer_lrp.engine.graph.tape import Phase
 
 
 class Swish(torch.autograd.Function):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_transformer_lrp.engine.marks import read_examples
+from captum_transformer_lrp.engine.graph.marks import read_examples
 from captum_transformer_lrp.rules.call import Examples
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.arguments import Function
+from captum_transformer_lrp.engine.graph.arguments import Function
 from captum_transformer_lrp.engine.operations.pooling import _dim
 
 X = torch.zeros(2, 3, 4)

@@ -13,7 +13,7 @@ from torch.nn.attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from captum_transformer_lrp import ExplanationError, TransformerAttribution
-from captum_transformer_lrp.engine.eager import uncompiled
+from captum_transformer_lrp.engine.watch.eager import uncompiled
 
 PAD = 0
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [PAD, PAD, 12, 13, 14, 15, 16]])

@@ -11,9 +11,9 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.interception import Interception
-from captum_transformer_lrp.engine.marks import Mark
-from captum_transformer_lrp.engine.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.rules import SignAwareStabilizer
 from captum_transformer_lrp.rules.registry import MODULE_RULES, rule_overrides
 

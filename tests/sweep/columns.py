@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer_lrp import ExplanationError, TransformerAttribution, TransformerLRP
 from captum_transformer_lrp.attr.targets import seed
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording, find_logits
-from captum_transformer_lrp.engine.tape import Phase
 from tests.sweep.cases import Case
 from tests.sweep.results import Result
 from tests.sweep.softmax_attention import computes_softmax_attention

@@ -1,7 +1,7 @@
 """What each PyTorch operation means to the engine: its operands, its kernel, its flow of mass.
 
 Importing this package enters its handlers in
-:data:`captum_transformer_lrp.engine.interception.HANDLERS`.
+:data:`captum_transformer_lrp.engine.watch.interception.HANDLERS`.
 """
 
 from captum_transformer_lrp.engine.operations import (

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine import moves
-from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.books import report_filling
-from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.books import report_filling
+from captum_transformer_lrp.engine.watch import moves
+from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.rules.spellings import spelled
 
 

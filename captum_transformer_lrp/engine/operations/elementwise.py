@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows, in_place
-from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.interception import Interception, handles
-from captum_transformer_lrp.engine.tape import Normalized
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.tape import Normalized
+from captum_transformer_lrp.engine.watch import in_place
+from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.call import SoftmaxKernel

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.interception import HIGHER_ORDER, Interception
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.watch.interception import HIGHER_ORDER, Interception
 from captum_transformer_lrp.rules.call import AutogradKernel
 
 

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs, expand
-from captum_transformer_lrp.engine.interception import Interception, handles
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, expand
+from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.errors import ExplanationError
 
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
-from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.interception import Interception, handles
-from captum_transformer_lrp.engine.marks import (
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.marks import (
     unknown_examples,
 )
+from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
-from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.interception import Interception, handles
-from captum_transformer_lrp.engine.marks import (
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     broadcast_examples,
     merged,
     unknown_examples,
 )
+from captum_transformer_lrp.engine.graph.tape import AttentionStep
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
-from captum_transformer_lrp.engine.tape import AttentionStep
+from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,
     Examples,

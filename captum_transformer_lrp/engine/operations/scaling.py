@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
-from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.interception import Interception, handles
-from captum_transformer_lrp.engine.marks import (
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     attends_beyond,
     broadcast_examples,
@@ -19,6 +18,7 @@ from captum_transformer_lrp.engine.marks import (
     is_statistic_of,
     merged,
 )
+from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.rules import GELURule, ScaleRule, registry
 from captum_transformer_lrp.rules.call import (
     AutogradKernel,

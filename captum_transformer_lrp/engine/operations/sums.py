@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
-from captum_transformer_lrp.engine.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.interception import Interception, handles
-from captum_transformer_lrp.engine.marks import (
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     attends_beyond,
     broadcast_examples,
@@ -19,12 +18,13 @@ from captum_transformer_lrp.engine.marks import (
     is_statistic_of,
     merged,
 )
+from captum_transformer_lrp.engine.graph.tape import Residual, Stream
 from captum_transformer_lrp.engine.operations.scaling import (
     function_of_same,
     scaled_by_constant,
     two_operands,
 )
-from captum_transformer_lrp.engine.tape import Residual, Stream
+from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import ScaleRule
 from captum_transformer_lrp.rules.call import (

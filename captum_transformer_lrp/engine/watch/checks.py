@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.eager import runs_as_written
-from captum_transformer_lrp.engine.tape import Tape
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.watch.eager import runs_as_written
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 
 

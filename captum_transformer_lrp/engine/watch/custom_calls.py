@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.arguments import (
+from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
     Kwargs,
     replace_tensors,
 )
-from captum_transformer_lrp.engine.custom import CustomCall, bridged
+from captum_transformer_lrp.engine.watch.custom import CustomCall, bridged
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.interception import Interception
+    from captum_transformer_lrp.engine.watch.interception import Interception
 
 
 def inside_custom(

@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_transformer_lrp.rules.call import Examples
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.units import Unit
+    from captum_transformer_lrp.engine.watch.units import Unit
 
 
 @dataclass(frozen=True, eq=False)

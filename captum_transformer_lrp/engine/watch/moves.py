@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.arguments import (
+from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
     Kwargs,
     replace_tensors,
     tensors_in,
 )
-from captum_transformer_lrp.engine.marks import (
+from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     broadcast_examples,
     merged,
@@ -28,14 +28,14 @@ from captum_transformer_lrp.engine.marks import (
     rearranged_examples,
     unknown_examples,
 )
-from captum_transformer_lrp.engine.structure import COPIES, PERMUTATIONS
-from captum_transformer_lrp.engine.tape import Phase
+from captum_transformer_lrp.engine.graph.structure import COPIES, PERMUTATIONS
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.call import Examples
 from captum_transformer_lrp.rules.spellings import spelled
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.interception import Interception
+    from captum_transformer_lrp.engine.watch.interception import Interception
 
 
 def get_property(watch: Interception, function: Function, args: tuple[Any, ...]) -> Any:

@@ -2,8 +2,8 @@
 
 :class:`Interception` is a ``TorchFunctionMode``.  While it is active, in its own thread only,
 PyTorch offers it each call — ``nn.Linear`` and ``a + b`` alike, whoever wrote the module — and it
-makes the call, puts a switch behind it (see :mod:`captum_transformer_lrp.engine.tape`) and notes
-the provenance of the result.  The model is not touched.
+makes the call, puts a switch behind it (see :mod:`captum_transformer_lrp.engine.graph.tape`) and
+notes the provenance of the result.  The model is not touched.
 """
 
 from __future__ import annotations
@@ -19,15 +19,9 @@ from torch._ops import HigherOrderOperator
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
-from captum_transformer_lrp.engine import (
-    custom_calls,
-    flows,
-    in_place,
-    moves,
-    token_calls,
-    unit_calls,
-)
-from captum_transformer_lrp.engine.arguments import (
+from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.checkpoints import Log
+from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
     Kwargs,
@@ -37,27 +31,33 @@ from captum_transformer_lrp.engine.arguments import (
     tensors_in,
     title,
 )
-from captum_transformer_lrp.engine.books import report_constants
-from captum_transformer_lrp.engine.checkpoints import Log
-from captum_transformer_lrp.engine.checks import check_model
-from captum_transformer_lrp.engine.custom import CustomCall, CustomCalls
-from captum_transformer_lrp.engine.eager import as_written
-from captum_transformer_lrp.engine.frames import calling_modules, module_name
-from captum_transformer_lrp.engine.marks import (
+from captum_transformer_lrp.engine.graph.books import report_constants
+from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     broadcast_examples,
     merged,
 )
-from captum_transformer_lrp.engine.structure import (
+from captum_transformer_lrp.engine.graph.structure import (
     CASTS,
     IGNORED,
     JOINS,
     REARRANGEMENTS,
 )
-from captum_transformer_lrp.engine.tape import Phase, Tape, raised
-from captum_transformer_lrp.engine.tensor_table import TensorTable
-from captum_transformer_lrp.engine.token_ids import TokenIds
-from captum_transformer_lrp.engine.units import Unit, Units, is_single_operation
+from captum_transformer_lrp.engine.graph.tape import Phase, Tape, raised
+from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
+from captum_transformer_lrp.engine.watch import (
+    custom_calls,
+    in_place,
+    moves,
+    token_calls,
+    unit_calls,
+)
+from captum_transformer_lrp.engine.watch.checks import check_model
+from captum_transformer_lrp.engine.watch.custom import CustomCall, CustomCalls
+from captum_transformer_lrp.engine.watch.eager import as_written
+from captum_transformer_lrp.engine.watch.frames import calling_modules, module_name
+from captum_transformer_lrp.engine.watch.token_ids import TokenIds
+from captum_transformer_lrp.engine.watch.units import Unit, Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
 from captum_transformer_lrp.rules.call import AutogradKernel, Examples, Kernel, SoftmaxKernel

@@ -11,7 +11,7 @@ from typing import Any
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.frames import calling_modules
+from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.rules import CaptumRule, Rule
 from captum_transformer_lrp.rules.stock import EngineRule
 

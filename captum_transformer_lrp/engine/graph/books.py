@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 
 
 def report_constants(

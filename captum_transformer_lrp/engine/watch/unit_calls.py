@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
-from captum_transformer_lrp.engine.arguments import (
+from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
     Kwargs,
     replace_tensors,
     tensors_in,
 )
-from captum_transformer_lrp.engine.marks import Mark, merged
-from captum_transformer_lrp.engine.units import Unit
+from captum_transformer_lrp.engine.graph.marks import Mark, merged
+from captum_transformer_lrp.engine.watch.units import Unit
 from captum_transformer_lrp.rules.call import AutogradKernel
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.interception import Interception
+    from captum_transformer_lrp.engine.watch.interception import Interception
 
 
 def inside_unit(

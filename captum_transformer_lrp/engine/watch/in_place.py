@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine import moves
-from captum_transformer_lrp.engine.arguments import (
+from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
     Kwargs,
@@ -20,13 +19,14 @@ from captum_transformer_lrp.engine.arguments import (
     tensors_in,
     title,
 )
-from captum_transformer_lrp.engine.marks import rearranged_examples
+from captum_transformer_lrp.engine.graph.marks import rearranged_examples
+from captum_transformer_lrp.engine.watch import moves
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.call import Examples
 from captum_transformer_lrp.rules.spellings import in_place_spellings
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.interception import Interception
+    from captum_transformer_lrp.engine.watch.interception import Interception
 
 _OUT_OF_PLACE: dict[Function, Function] = dict(in_place_spellings())
 

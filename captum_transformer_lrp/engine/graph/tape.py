@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.flows import NATIVE, SHAPES_ONLY, Flow
-from captum_transformer_lrp.engine.marks import Mark
-from captum_transformer_lrp.engine.tensor_table import TensorTable
+from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Kernel, SoftmaxKernel, Stabilizer
 from captum_transformer_lrp.rules.normalization import NormalizationKernel

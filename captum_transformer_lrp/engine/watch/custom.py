@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.tape import Tape
+    from captum_transformer_lrp.engine.graph.tape import Tape
 
 _MODULE_CALL = nn.Module._call_impl.__code__
 
@@ -95,7 +95,7 @@ class _Bridge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        from captum_transformer_lrp.engine.tape import Phase
+        from captum_transformer_lrp.engine.graph.tape import Phase
 
         (grad,) = grads
         if ctx.tape.phase is Phase.GRADIENT:

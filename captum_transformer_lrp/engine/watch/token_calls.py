@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine import in_place, moves
-from captum_transformer_lrp.engine.arguments import (
+from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
     Kwargs,
     first_tensor,
     tensors_in,
 )
-from captum_transformer_lrp.engine.marks import Mark
-from captum_transformer_lrp.engine.structure import CASTS, JOINS, REARRANGEMENTS
-from captum_transformer_lrp.engine.token_ids import ELEMENTWISE, TokenIds, moved
+from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.structure import CASTS, JOINS, REARRANGEMENTS
+from captum_transformer_lrp.engine.watch import in_place, moves
+from captum_transformer_lrp.engine.watch.token_ids import ELEMENTWISE, TokenIds, moved
 from captum_transformer_lrp.rules.spellings import spelled
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.interception import Interception
+    from captum_transformer_lrp.engine.watch.interception import Interception
 
 
 def with_token_ids(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
