@@ -15,7 +15,7 @@ from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules.call import Examples
+from captum_transformer_lrp.rules.examples import Examples
 
 Granularity = Literal["input", "token", "matrix"]
 GRANULARITIES = ("input", "token", "matrix")

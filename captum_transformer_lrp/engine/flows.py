@@ -19,7 +19,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
-from captum_transformer_lrp.rules.call import MatmulKernel, sum_to_shape
+from captum_transformer_lrp.rules.kernels import MatmulKernel, sum_to_shape
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.engine.graph.tape import Step

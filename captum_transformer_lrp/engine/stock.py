@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer_lrp.engine.graph.arguments import Function, tensors_in
-from captum_transformer_lrp.engine.graph.marks import Mark, broadcast_examples, merged
+from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 from captum_transformer_lrp.engine.watch.frames import calling_frame, calling_modules
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.stock import EngineRule
 
 _CAPTUM_FORWARD = LRP._forward_fn_wrapper.__code__

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call, sum_to_shape, with_sign
+from captum_transformer_lrp.rules.call import Call, with_sign
+from captum_transformer_lrp.rules.kernels import sum_to_shape
 
 
 class TaylorSoftmaxRule(Rule):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call, sum_to_shape, with_sign
+from captum_transformer_lrp.rules.call import Call, with_sign
+from captum_transformer_lrp.rules.kernels import sum_to_shape
 
 MASKED = -1e4
 """Constants up to here, added to attention scores, switch positions off."""

@@ -14,33 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.errors import ExplanationError
-
-_MIXED = (
-    "the examples of the batch cannot be told apart in one of the model's tensors, so relevance "
-    "cannot be summed for each: explain one example at a time"
-)
-
-
-class Kernel(Protocol):
-    """The operation of a call without its bias: a function and its vector-Jacobian product.
-
-    Attributes:
-        by_row: whether each row of the output (along its last dimension) depends on the same row
-            of the one input, and in the same way.
-    """
-
-    by_row: bool
-
-    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
-        """The operation's value at ``inputs``, with ``weight`` in the place of its weight."""
-        ...
-
-    def vjp(
-        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """``seedᵀ · ∂forward/∂input`` for every input."""
-        ...
+from captum_transformer_lrp.rules.examples import Examples
+from captum_transformer_lrp.rules.kernels import Kernel
 
 
 class Stabilizer(Protocol):
@@ -49,58 +24,6 @@ class Stabilizer(Protocol):
     def __call__(self, numerator: Tensor, denominator: Tensor, scale: Tensor | None) -> Tensor:
         """``numerator / denominator``, kept finite."""
         ...
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Which example of the batch each element of a tensor belongs to.
-
-    Relevance is normalised per example, and the examples need not lie along dimension 0: windowed
-    attention folds them into ``batch · windows``, sequence-first code keeps them in dimension 1.
-
-    Args:
-        count: number of examples.
-        axis: the dimension that the examples lie along, or None where that is not known.
-        index: for each position of that dimension, its example, or -1 for padding that belongs to
-            none; None if position = example.
-    """
-
-    count: int
-    axis: int | None = 0
-    index: tuple[int, ...] | None = None
-
-    @property
-    def known(self) -> bool:
-        """Whether per-example sums can be taken."""
-        return self.count == 1 or self.axis is not None
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of ``values`` (shape as the call's output) for each example, shape ``(count,)``."""
-        if self.count == 1:
-            return values.sum().reshape(1)
-        if self.axis is None:
-            raise ExplanationError(_MIXED)
-        rows = values.movedim(self.axis, 0).flatten(1).sum(1) if values.dim() > 1 else values
-        if self.index is None:
-            return rows
-        index = torch.tensor(self.index, dtype=torch.long, device=values.device)
-        sums = rows.new_zeros(self.count + 1).index_add(0, index % (self.count + 1), rows)
-        return sums[: self.count]
-
-    def spread(self, per_example: Tensor, dim: int) -> Tensor:
-        """``per_example`` of shape ``(count,)``, shaped to multiply a tensor of ``dim`` axes."""
-        if self.count == 1:
-            return per_example.reshape([1] * dim)
-        if self.axis is None:
-            raise ExplanationError(_MIXED)
-        rows = per_example
-        if self.index is not None:
-            with_nobody = torch.cat([per_example, per_example.new_zeros(1)])
-            index = torch.tensor(self.index, dtype=torch.long, device=per_example.device)
-            rows = with_nobody[index]
-        shape = [1] * dim
-        shape[self.axis] = -1
-        return rows.reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -192,6 +115,7 @@ class Call:
             :math:`1/\varepsilon` of R.
 
         Example:
+            >>> from captum_transformer_lrp.rules.kernels import AutogradKernel
             >>> call = Call(torch.add, AutogradKernel(torch.add), (), torch.zeros(1), epsilon=0.5)
             >>> call.share(torch.tensor([11.0]), torch.tensor([1.0]), lambda: torch.tensor([9.0]))
             tensor([2.])
@@ -216,127 +140,3 @@ def with_sign(denominator: Tensor, epsilon: float) -> Tensor:
     if not epsilon:
         return denominator
     return denominator + torch.copysign(denominator.new_full((), epsilon), denominator)
-
-
-def sum_to_shape(values: Tensor, shape: torch.Size) -> Tensor:
-    """Undo broadcasting: add up ``values`` over the axes that ``shape`` was broadcast along."""
-    return values if values.shape == shape else values.sum_to_size(shape)
-
-
-class AutogradKernel:
-    """Any differentiable function as a kernel; its vector-Jacobian product is autograd's.
-
-    Args:
-        function: called as ``function(*inputs)``, or ``function(*inputs, weight)`` if the call
-            has a weight.
-
-    Example:
-        >>> kernel = AutogradKernel(torch.mul)
-        >>> u, v = torch.tensor([2.0]), torch.tensor([5.0])
-        >>> kernel.vjp(torch.ones(1), (u, v), None)
-        (tensor([5.]), tensor([2.]))
-    """
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        self.function = function
-        self.by_row = False
-
-    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
-        """See :class:`Kernel`."""
-        return self.function(*inputs) if weight is None else self.function(*inputs, weight)
-
-    def vjp(
-        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """See :class:`Kernel`."""
-        with torch.enable_grad():
-            values = [_differentiable(value) for value in inputs]
-            output = self.forward(values, None if weight is None else weight.detach())
-            return torch.autograd.grad(output, values, seed)
-
-
-class SoftmaxKernel(AutogradKernel):
-    """A softmax, whose derivative follows from its output: its input need not be kept.
-
-    Args:
-        function: called as ``function(input)``.
-        dim: the axis that sums to 1.
-    """
-
-    def __init__(self, function: Callable[..., Tensor], dim: int) -> None:
-        super().__init__(function)
-        self.dim = dim
-
-    def vjp_at(self, output: Tensor, seed: Tensor) -> Tensor:
-        """``seedᵀ · ∂output/∂input``."""
-        # PyTorch's own, which passes over the map once.
-        return torch._softmax_backward_data(seed, output, self.dim, output.dtype)
-
-
-def _differentiable(value: Tensor) -> Tensor:
-    """The same values, where a new autograd graph begins."""
-    if torch._C._are_functorch_transforms_active():  # vmap lets no tensor be made a leaf
-        start = torch.zeros((), dtype=value.dtype, device=value.device, requires_grad=True)
-        return start + value.detach()
-    return value.detach().requires_grad_()
-
-
-class MatmulKernel:
-    """``u @ v`` with its vector-Jacobian product ``(seed @ vᵀ, uᵀ @ seed)``."""
-
-    by_row = False
-
-    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
-        """See :class:`Kernel`."""
-        u, v = inputs
-        return torch.matmul(u, v)
-
-    def vjp(
-        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """See :class:`Kernel`."""
-        return self.vjp_of(0, seed, inputs), self.vjp_of(1, seed, inputs)
-
-    def vjp_of(self, place: int, seed: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """The vector-Jacobian product for one operand."""
-        u, v = inputs
-        if u.dim() < 2 or v.dim() < 2:
-            return AutogradKernel(torch.matmul).vjp(seed, inputs, None)[place]
-        product = seed @ v.mT if place == 0 else u.mT @ seed
-        return sum_to_shape(product, inputs[place].shape)
-
-
-class LinearKernel:
-    """``x · Wᵀ`` of :func:`torch.nn.functional.linear`."""
-
-    by_row = True
-
-    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
-        """See :class:`Kernel`."""
-        assert weight is not None
-        return torch.nn.functional.linear(inputs[0], weight)
-
-    def vjp(
-        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """See :class:`Kernel`."""
-        assert weight is not None
-        return (seed @ weight if weight.dim() == 2 else seed.unsqueeze(-1) * weight,)
-
-
-class ProductKernel:
-    """``x · W`` of :func:`torch.matmul`, with a matrix W."""
-
-    by_row = True
-
-    def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
-        """See :class:`Kernel`."""
-        assert weight is not None
-        return torch.matmul(inputs[0], weight)
-
-    def vjp(
-        self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """See :class:`Kernel`."""
-        assert weight is not None
-        return (seed @ weight.mT,)

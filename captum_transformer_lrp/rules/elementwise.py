@@ -7,7 +7,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call, sum_to_shape
+from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.kernels import sum_to_shape
 from captum_transformer_lrp.rules.spellings import spelled
 
 

@@ -25,7 +25,7 @@ class LinearRule(Rule):
     is absorbed and reported.
 
     Example:
-        >>> from captum_transformer_lrp.rules.call import LinearKernel
+        >>> from captum_transformer_lrp.rules.kernels import LinearKernel
         >>> x, w = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0, -1.0, 1.0]])
         >>> call = Call(torch.nn.functional.linear, LinearKernel(), (x,), x @ w.T, weight=w)
         >>> LinearRule().relevance(call, torch.ones(1, 1))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import AutogradKernel, Call, with_sign
+from captum_transformer_lrp.rules.call import Call, with_sign
+from captum_transformer_lrp.rules.kernels import AutogradKernel
 
 
 class _LaidOutGradient(torch.autograd.Function):

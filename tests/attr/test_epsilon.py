@@ -34,7 +34,7 @@ from captum_transformer_lrp.rules import (
     transformer_rules,
 )
 from captum_transformer_lrp.rules.binary import SolveRule
-from captum_transformer_lrp.rules.call import AutogradKernel, MatmulKernel
+from captum_transformer_lrp.rules.kernels import AutogradKernel, MatmulKernel
 
 METHODS = [TransformerAttribution, PartialLRP, TransformerLRP]
 

@@ -26,7 +26,8 @@ from captum_transformer_lrp import (
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Tape
 from captum_transformer_lrp.rules import LinearRule, PassRule, SignAwareStabilizer, rows
 from captum_transformer_lrp.rules import weighted as weighted_rules
-from captum_transformer_lrp.rules.call import Call, LinearKernel
+from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.kernels import LinearKernel
 
 METHODS = [
     TransformerAttribution,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from captum_transformer_lrp.engine.graph.marks import read_examples
-from captum_transformer_lrp.rules.call import Examples
+from captum_transformer_lrp.rules.examples import Examples, read_examples
 
 
 @pytest.mark.parametrize(

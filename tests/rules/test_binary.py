@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from captum_transformer_lrp.rules import Call, MatmulRule, SignAwareStabilizer, SkipAddRule
-from captum_transformer_lrp.rules.call import AutogradKernel, Examples
+from captum_transformer_lrp.rules.examples import Examples
+from captum_transformer_lrp.rules.kernels import AutogradKernel
 
 
 def check_two(equations: Any, operation: Callable[..., Tensor], u: Tensor, v: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer_lrp.rules import Call, LinearRule
-from captum_transformer_lrp.rules.call import LinearKernel
+from captum_transformer_lrp.rules.kernels import LinearKernel
 
 
 def check(

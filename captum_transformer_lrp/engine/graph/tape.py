@@ -30,7 +30,8 @@ from captum_transformer_lrp.engine.flows import NATIVE, SHAPES_ONLY, Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.rules import Call, Rule
-from captum_transformer_lrp.rules.call import Kernel, SoftmaxKernel, Stabilizer
+from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.kernels import Kernel, SoftmaxKernel
 from captum_transformer_lrp.rules.normalization import NormalizationKernel
 from captum_transformer_lrp.rules.rows import on_rows
 

@@ -15,7 +15,7 @@ from captum_transformer_lrp.engine.watch import in_place
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
-from captum_transformer_lrp.rules.call import SoftmaxKernel
+from captum_transformer_lrp.rules.kernels import SoftmaxKernel
 from captum_transformer_lrp.rules.normalization import NormalizationKernel, with_gradient_laid_out
 from captum_transformer_lrp.rules.spellings import spelled
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.marks import merged, rearranged_examples, unknown_examples
+from captum_transformer_lrp.engine.graph.marks import merged
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
-from captum_transformer_lrp.rules.call import AutogradKernel, Examples
+from captum_transformer_lrp.rules.examples import Examples, rearranged_examples, unknown_examples
+from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.watch.interception import HIGHER_ORDER, Interception
-from captum_transformer_lrp.rules.call import AutogradKernel
+from captum_transformer_lrp.rules.kernels import AutogradKernel
 
 
 def _flex_attention(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:

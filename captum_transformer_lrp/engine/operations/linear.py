@@ -12,18 +12,11 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.marks import (
-    Mark,
-    broadcast_examples,
-)
+from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.rules import registry
-from captum_transformer_lrp.rules.call import (
-    Examples,
-    Kernel,
-    LinearKernel,
-    ProductKernel,
-)
+from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
+from captum_transformer_lrp.rules.kernels import Kernel, LinearKernel, ProductKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
 
@@ -114,11 +107,11 @@ class ConvolutionKernel:
         self._options = options
 
     def forward(self, inputs: Any, weight: Tensor | None) -> Tensor:
-        """See :class:`~captum_transformer_lrp.rules.call.Kernel`."""
+        """See :class:`~captum_transformer_lrp.rules.kernels.Kernel`."""
         return self._function(inputs[0], weight, **self._options)
 
     def vjp(self, seed: Tensor, inputs: Any, weight: Tensor | None) -> tuple[Tensor, ...]:
-        """See :class:`~captum_transformer_lrp.rules.call.Kernel`."""
+        """See :class:`~captum_transformer_lrp.rules.kernels.Kernel`."""
         with torch.enable_grad():
             x = torch.empty_like(inputs[0], requires_grad=True)
             return torch.autograd.grad(self.forward((x,), weight), x, seed)

@@ -10,23 +10,13 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.marks import (
-    Mark,
-    broadcast_examples,
-    merged,
-    unknown_examples,
-)
+from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.tape import AttentionStep
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
-from captum_transformer_lrp.rules.call import (
-    AutogradKernel,
-    Examples,
-    Kernel,
-    MatmulKernel,
-    ProductKernel,
-)
+from captum_transformer_lrp.rules.examples import Examples, broadcast_examples, unknown_examples
+from captum_transformer_lrp.rules.kernels import AutogradKernel, Kernel, MatmulKernel, ProductKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
 Axes = tuple[int, ...]

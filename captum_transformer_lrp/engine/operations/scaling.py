@@ -13,16 +13,14 @@ from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     attends_beyond,
-    broadcast_examples,
     is_function_of_same,
     is_statistic_of,
     merged,
 )
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.rules import GELURule, ScaleRule, registry
-from captum_transformer_lrp.rules.call import (
-    AutogradKernel,
-)
+from captum_transformer_lrp.rules.examples import broadcast_examples
+from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
 _SCALE, _ACTIVATION = ScaleRule(), GELURule()

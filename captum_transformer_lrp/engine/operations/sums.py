@@ -13,7 +13,6 @@ from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     attends_beyond,
-    broadcast_examples,
     is_function_of_same,
     is_statistic_of,
     merged,
@@ -27,9 +26,8 @@ from captum_transformer_lrp.engine.operations.scaling import (
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import ScaleRule
-from captum_transformer_lrp.rules.call import (
-    AutogradKernel,
-)
+from captum_transformer_lrp.rules.examples import broadcast_examples
+from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
 _BIAS = ScaleRule()

@@ -19,10 +19,9 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
-from captum_transformer_lrp.engine.graph.marks import rearranged_examples
 from captum_transformer_lrp.engine.watch import moves
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules.call import Examples
+from captum_transformer_lrp.rules.examples import Examples, rearranged_examples
 from captum_transformer_lrp.rules.spellings import in_place_spellings
 
 if TYPE_CHECKING:

@@ -32,11 +32,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     title,
 )
 from captum_transformer_lrp.engine.graph.books import report_constants
-from captum_transformer_lrp.engine.graph.marks import (
-    Mark,
-    broadcast_examples,
-    merged,
-)
+from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.structure import (
     CASTS,
     IGNORED,
@@ -45,6 +41,7 @@ from captum_transformer_lrp.engine.graph.structure import (
 )
 from captum_transformer_lrp.engine.graph.tape import Phase, Tape, raised
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
+from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch import (
     custom_calls,
     in_place,
@@ -57,10 +54,11 @@ from captum_transformer_lrp.engine.watch.custom import CustomCall, CustomCalls
 from captum_transformer_lrp.engine.watch.eager import as_written
 from captum_transformer_lrp.engine.watch.frames import calling_modules, module_name
 from captum_transformer_lrp.engine.watch.token_ids import TokenIds
-from captum_transformer_lrp.engine.watch.units import Unit, Units, is_single_operation
+from captum_transformer_lrp.engine.watch.units import Units, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
-from captum_transformer_lrp.rules.call import AutogradKernel, Examples, Kernel, SoftmaxKernel
+from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
+from captum_transformer_lrp.rules.kernels import AutogradKernel, Kernel, SoftmaxKernel
 from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
 from captum_transformer_lrp.rules.spellings import spelled
 

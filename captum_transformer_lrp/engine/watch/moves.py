@@ -19,19 +19,18 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
-from captum_transformer_lrp.engine.graph.marks import (
-    Mark,
+from captum_transformer_lrp.engine.graph.marks import Mark, merged
+from captum_transformer_lrp.engine.graph.structure import COPIES, PERMUTATIONS
+from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules.examples import (
+    Examples,
     broadcast_examples,
-    merged,
     numbered,
     read_examples,
     rearranged_examples,
     unknown_examples,
 )
-from captum_transformer_lrp.engine.graph.structure import COPIES, PERMUTATIONS
-from captum_transformer_lrp.engine.graph.tape import Phase
-from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules.call import Examples
 from captum_transformer_lrp.rules.spellings import spelled
 
 if TYPE_CHECKING:

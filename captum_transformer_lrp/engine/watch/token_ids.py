@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.marks import read_examples
-from captum_transformer_lrp.rules.call import Examples
+from captum_transformer_lrp.rules.examples import Examples, read_examples
 from captum_transformer_lrp.rules.spellings import spelled
 
 ELEMENTWISE: frozenset[Callable[..., Any]] = frozenset(

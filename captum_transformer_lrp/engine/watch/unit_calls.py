@@ -15,8 +15,8 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
 )
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.watch.units import Unit
-from captum_transformer_lrp.rules.call import AutogradKernel
+from captum_transformer_lrp.engine.graph.unit import Unit
+from captum_transformer_lrp.rules.kernels import AutogradKernel
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.engine.watch.interception import Interception

@@ -4,34 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 
 from captum.attr._utils.lrp_rules import PropagationRule
-from torch import Tensor, nn
+from torch import nn
 
+from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.rules import CaptumRule, Rule
 from captum_transformer_lrp.rules.stock import EngineRule
-
-
-@dataclass(eq=False)
-class Unit:
-    """One call of a module that has a rule.
-
-    Args:
-        frame: the interpreter's frame of the call, which identifies it while it runs.
-        module: the module.
-        rule: its rule.
-        arguments: positional and keyword arguments of the call.
-    """
-
-    frame: FrameType | None
-    module: nn.Module
-    rule: Rule
-    arguments: tuple[tuple[Any, ...], dict[str, Any]]
-    inputs: tuple[Tensor, ...] = ()
 
 
 class Units:
