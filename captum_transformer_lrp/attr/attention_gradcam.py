@@ -7,7 +7,8 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution, gradients
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 

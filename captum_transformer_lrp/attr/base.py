@@ -20,8 +20,10 @@ from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
-from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, AttentionStep, Phase
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase
 from captum_transformer_lrp.engine.recording import Recording, recorded
+from captum_transformer_lrp.engine.walk import backward_to_each
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -560,7 +562,7 @@ def weigh_by_gradients(
         for place, gradient in enumerate(gradients(recording, start, steps)):
             arrived(place, gradient)
     else:
-        recording.tape.backward_to_each(Phase.GRADIENT, recording.output, start, steps, arrived)
+        backward_to_each(recording.tape, Phase.GRADIENT, recording.output, start, steps, arrived)
 
 
 def relevances(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:

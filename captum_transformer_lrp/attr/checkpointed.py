@@ -13,8 +13,10 @@ from torch import Tensor
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine.checkpoints import Log, Pending, Replay, Segment
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.walk import holding_back
 
 Combine = Callable[[AttentionStep, Tensor | None, Tensor], Tensor]
 """An attention's weighted map, of its gradient and its relevance."""
@@ -131,7 +133,7 @@ def _through(
     if descent.moved is None:
         found = replay.backward(Phase.ROLLOUT, descent.mass, wanted)
     else:
-        with tape.holding_back() as send_on:
+        with holding_back(tape) as send_on:
             replay.backward(Phase.ROLLOUT, descent.mass, wanted)
             send_on()
             found = replay.backward(Phase.ROLLOUT, descent.moved, wanted)

@@ -20,7 +20,8 @@ from captum_transformer_lrp.attr.token_attribution import (
     mean_of_live,
     one_sequence,
 )
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 

@@ -18,7 +18,7 @@ from captum_transformer_lrp.attr.token_attribution import (
     one_sequence,
 )
 from captum_transformer_lrp.attr.transformed_values import transformed_values
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Normalized, Residual
+from captum_transformer_lrp.engine.graph.seen import AttentionStep, Normalized, Residual
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 

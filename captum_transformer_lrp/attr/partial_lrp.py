@@ -10,7 +10,8 @@ from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import Settings, SingleAttentionAttribution, relevances
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.rules import preset as named_preset
 

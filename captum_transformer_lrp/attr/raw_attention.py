@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 
 

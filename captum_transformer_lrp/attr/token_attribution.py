@@ -11,7 +11,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, row_view
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Residual
+from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.token_attribution import as_stream, by_token
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase, Residual
+from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 

@@ -22,7 +22,8 @@ from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.checkpoints import Log
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.watch.checks import check_finite_output
 

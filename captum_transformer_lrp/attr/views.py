@@ -12,8 +12,10 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.flows import upsampled_to
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.engine.walk import moved_mass
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
 
@@ -54,7 +56,7 @@ def _carried(
     recording: Recording, origin: Tensor, seed: Tensor, wanted: Sequence[Tensor], moved: bool
 ) -> list[Tensor]:
     if moved:
-        return recording.tape.moved_mass(origin, seed, wanted)
+        return moved_mass(recording.tape, origin, seed, wanted)
     return recording.tape.backward(Phase.ROLLOUT, origin, seed, wanted)
 
 

@@ -22,8 +22,10 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
-from captum_transformer_lrp.engine.graph.tape import AttentionStep, Phase, stand_in_for
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
+from captum_transformer_lrp.engine.graph.values import stand_in_for
 from captum_transformer_lrp.errors import ExplanationError
 
 if TYPE_CHECKING:

@@ -11,41 +11,34 @@ an equal part.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.tape import NATIVE, Flow, Step
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
 from captum_transformer_lrp.rules.kernels import MatmulKernel, sum_to_shape
 
-if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.graph.tape import Step
-
-NATIVE: Final = ()
-"""Returned by a flow that leaves the matter to the call's own derivative."""
+by_shape = partial(Flow, reads_values=False)
+"""A flow that looks at the shapes of an operation's inputs and output, not at their values."""
 
 
-class Flow(Protocol):
-    """How mass passes an operation."""
-
-    def __call__(self, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-        """The mass of each input, None for none at all; or :data:`NATIVE`."""
-        ...
-
-
+@by_shape
 def keep(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Element by element: every element keeps its mass."""
     return (sum_to_shape(mass, call.inputs[0].shape),)
 
 
+@by_shape
 def native(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Pooling: what the derivative does."""
     return NATIVE
 
 
+@Flow
 def summands(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A sum: each output's mass goes in equal parts to the summands that are not exactly 0.
 
@@ -58,11 +51,13 @@ def summands(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return (part * present,)
 
 
+@by_shape
 def blocked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Attention weights send no mass to the scores that they come from."""
     return (None,)
 
 
+@by_shape
 def masked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Scaling by a constant keeps mass, but for what is multiplied by zero."""
     assert call.constant is not None
@@ -70,6 +65,7 @@ def masked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return (sum_to_shape(kept, call.inputs[0].shape),)
 
 
+@by_shape
 def spread_evenly(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A linear layer: each output's mass goes in equal parts to the inputs that it is made from."""
     assert call.weight is not None
@@ -79,12 +75,14 @@ def spread_evenly(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | Non
     return call.vjp(mass / count.clamp(min=1), inputs=(ones,), weight=all_weights)
 
 
+@by_shape
 def spread_over_features(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``F.linear``: each token's mass, spread evenly over its input features."""
     (x,) = call.inputs
     return ((mass.sum(-1, keepdim=True) / x.shape[-1]).expand_as(x),)
 
 
+@by_shape
 def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """The convolution that makes the tokens: mass has its spatial shape here, and stops.
 
@@ -96,6 +94,7 @@ def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None
     return (None,)
 
 
+@by_shape
 def upsampled(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A convolution that makes tokens of pixels that were moved before, such as frames of a video.
 
@@ -112,6 +111,7 @@ def upsampled_to(shape: torch.Size, grid: Tensor) -> Tensor:
     return pixels.expand(shape) / shape[1]
 
 
+@by_shape
 def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.
 
@@ -126,6 +126,7 @@ def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     )
 
 
+@by_shape
 def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``A @ V``: mass goes to the values by the weighted map.
 
@@ -157,6 +158,7 @@ def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return (None, to_values) if position == 0 else (to_values, None)
 
 
+@Flow
 def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A product of two activations that is no attention: by the size of what is multiplied."""
     sizes = [value.abs() for value in call.inputs]
@@ -170,6 +172,7 @@ def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     )
 
 
+@Flow
 def accumulation(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A sum of several tensors' elements: by the size of what is added."""
     sizes = [value.abs() for value in call.inputs]
@@ -178,6 +181,7 @@ def accumulation(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None
     return [size * part for size, part in zip(sizes, call.vjp(share, inputs=sizes), strict=True)]
 
 
+@Flow
 def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Nothing is known of it: mass goes to inputs of its shape, else by the magnitudes of eq. 2."""
     alike = [value.shape == mass.shape for value in call.inputs]
@@ -197,6 +201,7 @@ def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return tuple(size * factor.reshape(-1, *[1] * (size.dim() - 1)) for size in sizes)
 
 
+@Flow
 def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A module explained as a whole: tokens keep their mass if the shape says that they can."""
     first, *others = call.inputs
@@ -210,12 +215,3 @@ def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
             "does not say which token is which: explain it without a rule of its own"
         )
     return (kept, *(None for _ in others))
-
-
-SHAPES_ONLY: Final = frozenset(
-    {
-        keep, native, blocked, masked, spread_evenly, spread_over_features, capture_grid, upsampled,
-        skip_add, attention,
-    }
-)  # fmt: skip
-"""The flows that look at the shapes of an operation's inputs and output, not at their values."""

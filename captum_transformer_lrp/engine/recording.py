@@ -15,6 +15,7 @@ from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.arguments import Function
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase, Tape
+from captum_transformer_lrp.engine.walk import at_positions, backward_together
 from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
     check_finite_output,
@@ -87,7 +88,7 @@ class Recording:
         positions = _positions(targets, sizes)
         wanted = sorted({one for of_target in positions or () for one in of_target})
         if self.log is None and wanted and 2 * len(wanted) <= sizes[:-1].numel():
-            part = self.tape.at_positions(self.output, wanted)
+            part = at_positions(self.tape, self.output, wanted)
             if part is not None:
                 self.output = part
                 place = {one: number for number, one in enumerate(wanted)}
@@ -126,13 +127,13 @@ class Recording:
         tensors = tuple(map(id, wanted))
         place = next((n for n, one in enumerate(self.targets) if one is start), None)
         if place is None:
-            return self.tape.backward_together(phase, self.output, seeds_of(start), wanted)
+            return backward_together(self.tape, phase, self.output, seeds_of(start), wanted)
         found = self.ahead.pop((phase, place, tensors), None)
         if found is None:
             together = max(1, EXAMPLES_TOGETHER // self.output.shape[0])
             seeds = [seeds_of(one) for one in self.targets[place : place + together]]
             flat = [seed for of_target in seeds for seed in of_target]
-            results = iter(self.tape.backward_together(phase, self.output, flat, wanted))
+            results = iter(backward_together(self.tape, phase, self.output, flat, wanted))
             for number, of_target in enumerate(seeds, place):
                 self.ahead[phase, number, tensors] = [next(results) for _ in of_target]
             found = self.ahead.pop((phase, place, tensors))

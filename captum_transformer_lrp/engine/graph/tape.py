@@ -16,23 +16,21 @@ anew whenever a phase needs them.
 
 from __future__ import annotations
 
-import contextlib
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.flows import NATIVE, SHAPES_ONLY, Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.seen import AttentionStep, Normalized, Residual, Stream
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
+from captum_transformer_lrp.engine.graph.values import Shape, raised, stand_in
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.kernels import Kernel, SoftmaxKernel
-from captum_transformer_lrp.rules.normalization import NormalizationKernel
 from captum_transformer_lrp.rules.rows import on_rows
 
 
@@ -57,85 +55,27 @@ class Phase(enum.Enum):
 ALL_PHASES = frozenset(Phase)
 
 
-@dataclass(eq=False)
-class Residual:
-    """One skip connection of the forward pass: a stream of tokens, and a branch added to it.
+NATIVE: Final = ()
+"""Returned by a flow that leaves the matter to the call's own derivative."""
+
+
+@dataclass(frozen=True)
+class Flow:
+    """How token mass passes an operation in the rollout phase.
 
     Args:
-        stream: the operand that skips the branch; on the tape, as are the others.
-        branch: what is added to it.
-        output: their sum.
-        attends: whether an attention lies in the branch.
-        norm: the normalisation that the sum goes through before the stream goes on, as in
-            post-norm models; None if the sum is the stream.
+        mass: given the step, its call and the mass of the call's output: the mass of each input,
+            None for none at all; or :data:`NATIVE`.
+        reads_values: whether it looks at the values of the inputs and output, not only at their
+            shapes.
     """
 
-    stream: Tensor
-    branch: Tensor
-    output: Tensor
-    attends: bool
-    norm: Normalized | None = None
+    mass: Callable[[Step, Call, Tensor], Sequence[Tensor | None]]
+    reads_values: bool = True
 
-
-@dataclass(eq=False)
-class Stream:
-    """What skips attentions.
-
-    Args:
-        tensor: the operand of the addition that goes around them.
-        attentions: their bits in :attr:`Mark.attentions`.
-    """
-
-    tensor: Tensor
-    attentions: int
-
-
-@dataclass(eq=False)
-class Normalized:
-    """One normalisation of the forward pass: its input, its output and how it was computed."""
-
-    source: Tensor
-    output: Tensor
-    kernel: NormalizationKernel
-
-
-@dataclass(eq=False)
-class AttentionStep:
-    """One attention of the forward pass: a softmax map that multiplied values.
-
-    Args:
-        index: its place in the order of the forward pass.
-        name: the qualified name of the module that computed it.
-        attention: A, the map as it multiplied the values; on the tape.
-        mark: its provenance.
-        event: its bit in :attr:`Mark.events` and :attr:`Mark.attentions`.
-        position: which operand of the product A was, 0 or 1.
-        axes: the axes of A, counted from the end, along which queries and keys lie; None where
-            there is not one of each.
-        values: V, what it multiplied; None if streams are not kept, as for the next two, but that
-            the first attention has an output.
-        output: the product, A V.
-        residual: the skip connection around it, if there is one.
-        weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
-            None for an attention that takes no part.
-        held_back: mass that no attention has moved yet, while :meth:`Tape.moved_mass` moves it.
-    """
-
-    index: int
-    name: str
-    attention: Tensor
-    mark: Mark
-    event: int
-    position: int
-    axes: tuple[int, int] | None = (-2, -1)
-    values: Tensor | None = None
-    output: Tensor | None = None
-    residual: Residual | None = None
-    weighted: Tensor | None = None
-    held_back: Tensor | None = None
-
-
-Shape: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+    def __call__(self, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+        """See ``mass``."""
+        return self.mass(step, call, mass)
 
 
 @dataclass(eq=False)
@@ -166,7 +106,7 @@ class Step:
     def call(self, saved: Sequence[Tensor]) -> Call:
         """The call, put together again from the tensors that autograd kept."""
         kept = 1 if self.keeps is Keeps.OUTPUT else 0
-        saved = [*saved[:kept], *(_stand_in(one) for one in self.shapes), *saved[kept:]]
+        saved = [*saved[:kept], *(stand_in(one) for one in self.shapes), *saved[kept:]]
         rest = [raised(one, saved[0].dtype) for one in saved[1 + self.inputs :]]
         return Call(
             function=self.function,
@@ -266,7 +206,7 @@ class Tape:
                 continue
             seen.add(node)
             leaf = getattr(node, "variable", None)
-            if node.name().startswith(_Switch.__name__) or (
+            if node.name().startswith(TapeSwitch.__name__) or (
                 leaf is not None and self.mark(leaf) is not None
             ):
                 return True
@@ -347,73 +287,33 @@ class Tape:
         """
         if not torch.is_grad_enabled():
             return output  # the model wants no derivative, as inside a custom autograd function
-        graph = output if output.requires_grad else None
+        has_graph, others = output.requires_grad, (weight, bias, constant)
         step = Step(
-            self,
-            function,
-            kernel,
-            rule,
-            flow,
-            mark,
-            name,
-            len(inputs),
-            graph is not None,
-            weight is not None,
-            bias is not None,
-            constant is not None,
-            gate,
-            facts,
-        )
-        needs_derivative = Phase.GRADIENT in self.phases and graph is None
-        if (
-            (Phase.RELEVANCE in self.phases and rule.reads_values)
-            or (Phase.ROLLOUT in self.phases and flow not in SHAPES_ONLY)
-            or (needs_derivative and not isinstance(kernel, SoftmaxKernel))
-        ):
-            step.keeps = Keeps.VALUES
-        else:
-            step.keeps = Keeps.OUTPUT if needs_derivative else Keeps.SHAPES
+            self, function, kernel, rule, flow, mark, name, len(inputs), has_graph,
+            weight is not None, bias is not None, constant is not None, gate, facts,
+            self._keeps(kernel, rule, flow, has_graph=has_graph),
+        )  # fmt: skip
         kept = [
             value if original is None else original
-            for value in (weight, bias, constant)
+            for value in others
             if value is not None
             for original in (self.originals.get(value),)
         ]
-        switched: Tensor = _Switch.apply(step, graph, output.detach(), *inputs, *kept)
+        graph = output if has_graph else None
+        switched: Tensor = TapeSwitch.apply(step, graph, output.detach(), *inputs, *kept)
         self.marks[switched] = mark
         return switched
 
-    def at_positions(self, output: Tensor, positions: Sequence[tuple[int, ...]]) -> Tensor | None:
-        """The part of a linear layer's output that was made at some positions.
-
-        What goes backward from there touches nothing else of the output, which for a language model
-        has a row of its whole vocabulary for each token.
-
-        Args:
-            output: (N, …, C), on the tape.
-            positions: indices of the axes between the first and the last.
-
-        Returns:
-            (N, positions, C), on the tape; None unless ``output`` is a linear layer's, examples
-            first, whose inputs were kept.
-        """
-        node = output.grad_fn
-        step = getattr(node, "step", None)
-        if node is None or not isinstance(step, Step) or self.keeps_books:
-            return None
-        examples = step.mark.examples
-        in_front = examples.count == 1 or (examples.axis == 0 and examples.index is None)
-        is_whole = output.shape[0] == examples.count
-        if not (step.kernel.by_row and step.keeps is Keeps.VALUES and in_front and is_whole):
-            return None
-        value, x, *others = node.saved_tensors  # type: ignore[attr-defined]
-        if value.shape != output.shape:
-            return None
-        places = (slice(None), *torch.tensor(positions, device=x.device).unbind(1))
-        with torch.enable_grad():
-            part: Tensor = _Switch.apply(step, None, value[places], x[places], *others)
-        self.marks[part] = step.mark
-        return part
+    def _keeps(self, kernel: Kernel, rule: Rule, flow: Flow, *, has_graph: bool) -> Keeps:
+        """What the phases that will be run need of a call."""
+        needs_derivative = Phase.GRADIENT in self.phases and not has_graph
+        if (
+            (Phase.RELEVANCE in self.phases and rule.reads_values)
+            or (Phase.ROLLOUT in self.phases and flow.reads_values)
+            or (needs_derivative and not isinstance(kernel, SoftmaxKernel))
+        ):
+            return Keeps.VALUES
+        return Keeps.OUTPUT if needs_derivative else Keeps.SHAPES
 
     def backward(
         self,
@@ -430,94 +330,12 @@ class Tape:
             for tensor, value in zip(wanted, found, strict=True)
         ]
 
-    @contextlib.contextmanager
-    def holding_back(self) -> Iterator[Callable[[], None]]:
-        """Carry mass in two passes, so that what no attention has moved can be left out.
 
-        In the first pass attentions keep what arrives.  Then the yielded function is called.  The
-        second pass starts from no mass at all: the attentions send on what they have kept.  So the
-        row of C − I is computed without the difference.
-        """
-
-        def send_on() -> None:
-            self.holds_back = False
-            self.grids.clear()
-
-        self.holds_back = True
-        try:
-            yield send_on
-        finally:
-            self.holds_back = False
-            for step in self.attentions:
-                step.held_back = None
-
-    def moved_mass(self, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
-        """Run the rollout phase, for the mass that at least one attention moves."""
-        with self.holding_back() as send_on:
-            self.backward(Phase.ROLLOUT, output, seed, wanted)
-            send_on()
-            return self.backward(Phase.ROLLOUT, output, torch.zeros_like(seed), wanted)
-
-    def backward_to_each(
-        self,
-        phase: Phase,
-        output: Tensor,
-        seed: Tensor,
-        steps: Sequence[AttentionStep],
-        arrived: Callable[[int, Tensor], None],
-    ) -> None:
-        """Run one phase down to attention maps, and hand over what arrives as soon as it does.
-
-        :meth:`backward` keeps what arrives at every map until the pass has ended; of this, only
-        what ``arrived(place, value)`` keeps is in memory.  It is called once for each step, by its
-        place in ``steps``, with zeros where nothing arrives.
-        """
-        self.phase = phase
-        maps = [step.attention for step in steps]
-        missing = set(range(len(steps)))
-
-        def note(place: int, value: Tensor | None) -> None:
-            if value is not None:  # as it is where a call in between has no derivative
-                missing.discard(place)
-                arrived(place, value)
-
-        # A pass that goes down to the lowest maps comes by all that are computed from them.
-        lowest = [
-            map
-            for map, step in zip(maps, steps, strict=True)
-            if not any(step.mark.attentions & below.event for below in steps)
-        ]
-        hooks = [map.register_hook(partial(note, place)) for place, map in enumerate(maps)]
-        try:
-            torch.autograd.grad(output, lowest, seed, retain_graph=True, allow_unused=True)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for place in missing:
-            arrived(place, torch.zeros_like(maps[place]))
-
-    def backward_together(
-        self, phase: Phase, output: Tensor, seeds: Sequence[Tensor], wanted: Sequence[Tensor]
-    ) -> list[list[Tensor]]:
-        """Run one phase for several seeds in one pass; for each what :meth:`backward` returns."""
-
-        def run(seed: Tensor) -> list[Tensor]:
-            return self.backward(phase, output, seed, wanted)
-
-        if len(seeds) > 1:
-            try:
-                found = torch.func.vmap(run)(torch.stack(list(seeds)))
-                return [[one[place] for one in found] for place in range(len(seeds))]
-            except RuntimeError:
-                pass  # an operation or a rule of somebody's that vmap cannot do: one by one
-        return [run(seed) for seed in seeds]
-
-
-class _Switch(torch.autograd.Function):
+class TapeSwitch(torch.autograd.Function):
     """The identity, with a backward pass for each phase."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: D102
         ctx: Any, step: Step, graph: Tensor | None, value: Tensor, *tensors: Tensor
     ) -> Tensor:
         ctx.step = step
@@ -533,7 +351,9 @@ class _Switch(torch.autograd.Function):
         return value.detach()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(  # noqa: D102
+        ctx: Any, *grads: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         step: Step = ctx.step
         count = len(ctx.needs_input_grad) - 3
@@ -575,20 +395,3 @@ def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:
     if call.kernel.by_row:
         return (on_rows(call, grad, lambda some, rows: some.vjp(rows)[0]),)
     return call.vjp(grad)
-
-
-def raised(constant: Tensor, dtype: torch.dtype) -> Tensor:
-    """A constant in a dtype, if that is more precise."""
-    lower = constant.is_floating_point() and constant.element_size() < dtype.itemsize
-    return constant.to(dtype) if lower else constant
-
-
-def _stand_in(shape: Shape) -> Tensor:
-    """A tensor of a shape, dtype and device that takes no memory."""
-    size, dtype, device = shape
-    return torch.empty((), dtype=dtype, device=device).expand(size)
-
-
-def stand_in_for(tensor: Tensor) -> Tensor:
-    """A tensor of the same shape, dtype and device that takes no memory."""
-    return _stand_in((tensor.shape, tensor.dtype, tensor.device))

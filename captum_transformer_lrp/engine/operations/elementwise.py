@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.tape import Normalized
+from captum_transformer_lrp.engine.graph.seen import Normalized
 from captum_transformer_lrp.engine.watch import in_place
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.errors import ExplanationError

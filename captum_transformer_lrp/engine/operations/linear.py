@@ -13,6 +13,7 @@ from torch import Tensor
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
@@ -47,7 +48,7 @@ def weighted(
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
-    flow: flows.Flow = flows.spread_over_features,
+    flow: Flow = flows.spread_over_features,
     examples: Examples | None = None,
 ) -> Tensor:
     """Record an operation that is linear in one activation."""
@@ -82,7 +83,7 @@ def weighted(
     )
 
 
-def _features(function: Function, weight: Tensor, flow: flows.Flow) -> int | None:
+def _features(function: Function, weight: Tensor, flow: Flow) -> int | None:
     """The axis, counted from the end, that a layer's outputs lie along."""
     if function in registry.CONVOLUTIONS:
         return 1 - weight.dim()
@@ -146,7 +147,7 @@ def _convolution(watch: Interception, function: Function, args: Args, kwargs: Kw
     )
 
 
-def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor) -> flows.Flow:
+def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor) -> Flow:
     """Below the first attention a convolution makes the tokens; later ones move their mass."""
     pointwise = all(size == 1 for size in weight.shape[2:])
     if mark.attentions or pointwise:

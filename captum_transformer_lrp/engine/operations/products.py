@@ -11,7 +11,8 @@ from torch import Tensor
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.tape import AttentionStep
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
 from captum_transformer_lrp.engine.watch.interception import Interception, handles
@@ -191,7 +192,7 @@ def multiplied(
         )
         watch.tape.attentions.append(record)
         facts = {"attention": record, "position": position, "gate": position}
-        flow: flows.Flow = flows.attention
+        flow: Flow = flows.attention
         mark = merged([values], examples).but(
             attention=False,
             softmax=False,

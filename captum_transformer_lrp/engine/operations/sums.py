@@ -17,7 +17,7 @@ from captum_transformer_lrp.engine.graph.marks import (
     is_statistic_of,
     merged,
 )
-from captum_transformer_lrp.engine.graph.tape import Residual, Stream
+from captum_transformer_lrp.engine.graph.seen import Residual, Stream
 from captum_transformer_lrp.engine.operations.scaling import (
     function_of_same,
     scaled_by_constant,

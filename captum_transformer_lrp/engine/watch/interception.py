@@ -39,9 +39,10 @@ from captum_transformer_lrp.engine.graph.structure import (
     JOINS,
     REARRANGEMENTS,
 )
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape, raised
+from captum_transformer_lrp.engine.graph.tape import Flow, Phase, Tape
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.engine.graph.unit import Unit
+from captum_transformer_lrp.engine.graph.values import raised
 from captum_transformer_lrp.engine.watch import (
     custom_calls,
     in_place,
@@ -496,7 +497,7 @@ class Interception(TorchFunctionMode):
         args: Args,
         kwargs: Kwargs,
         *,
-        flow: flows.Flow = flows.keep,
+        flow: Flow = flows.keep,
         event: bool = False,
         kernel: Kernel | None = None,
         run: Function | None = None,

@@ -1,0 +1,27 @@
+"""Values of another precision, and stand-ins for values that are not kept."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Shape: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
+
+
+def raised(constant: Tensor, dtype: torch.dtype) -> Tensor:
+    """A constant in a dtype, if that is more precise."""
+    lower = constant.is_floating_point() and constant.element_size() < dtype.itemsize
+    return constant.to(dtype) if lower else constant
+
+
+def stand_in(shape: Shape) -> Tensor:
+    """A tensor of a shape, dtype and device that takes no memory."""
+    size, dtype, device = shape
+    return torch.empty((), dtype=dtype, device=device).expand(size)
+
+
+def stand_in_for(tensor: Tensor) -> Tensor:
+    """A tensor of the same shape, dtype and device that takes no memory."""
+    return stand_in((tensor.shape, tensor.dtype, tensor.device))

@@ -1,0 +1,133 @@
+"""Walking backward over the tape: one phase, from where to where, and in how many passes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Keeps, Phase, Step, Tape, TapeSwitch
+
+
+def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]]) -> Tensor | None:
+    """The part of a linear layer's output that was made at some positions.
+
+    What goes backward from there touches nothing else of the output, which for a language model
+    has a row of its whole vocabulary for each token.
+
+    Args:
+        tape: the calls.
+        output: (N, …, C), on the tape.
+        positions: indices of the axes between the first and the last.
+
+    Returns:
+        (N, positions, C), on the tape; None unless ``output`` is a linear layer's, examples
+        first, whose inputs were kept.
+    """
+    node = output.grad_fn
+    step = getattr(node, "step", None)
+    if node is None or not isinstance(step, Step) or tape.keeps_books:
+        return None
+    examples = step.mark.examples
+    in_front = examples.count == 1 or (examples.axis == 0 and examples.index is None)
+    is_whole = output.shape[0] == examples.count
+    if not (step.kernel.by_row and step.keeps is Keeps.VALUES and in_front and is_whole):
+        return None
+    value, x, *others = node.saved_tensors  # type: ignore[attr-defined]
+    if value.shape != output.shape:
+        return None
+    places = (slice(None), *torch.tensor(positions, device=x.device).unbind(1))
+    with torch.enable_grad():
+        part: Tensor = TapeSwitch.apply(step, None, value[places], x[places], *others)
+    tape.marks[part] = step.mark
+    return part
+
+
+@contextlib.contextmanager
+def holding_back(tape: Tape) -> Iterator[Callable[[], None]]:
+    """Carry mass in two passes, so that what no attention has moved can be left out.
+
+    In the first pass attentions keep what arrives.  Then the yielded function is called.  The
+    second pass starts from no mass at all: the attentions send on what they have kept.  So the
+    row of C − I is computed without the difference.
+    """
+
+    def send_on() -> None:
+        tape.holds_back = False
+        tape.grids.clear()
+
+    tape.holds_back = True
+    try:
+        yield send_on
+    finally:
+        tape.holds_back = False
+        for step in tape.attentions:
+            step.held_back = None
+
+
+def moved_mass(tape: Tape, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
+    """Run the rollout phase, for the mass that at least one attention moves."""
+    with holding_back(tape) as send_on:
+        tape.backward(Phase.ROLLOUT, output, seed, wanted)
+        send_on()
+        return tape.backward(Phase.ROLLOUT, output, torch.zeros_like(seed), wanted)
+
+
+def backward_to_each(
+    tape: Tape,
+    phase: Phase,
+    output: Tensor,
+    seed: Tensor,
+    steps: Sequence[AttentionStep],
+    arrived: Callable[[int, Tensor], None],
+) -> None:
+    """Run one phase down to attention maps, and hand over what arrives as soon as it does.
+
+    :meth:`Tape.backward` keeps what arrives at every map until the pass has ended; of this, only
+    what ``arrived(place, value)`` keeps is in memory.  It is called once for each step, by its
+    place in ``steps``, with zeros where nothing arrives.
+    """
+    tape.phase = phase
+    maps = [step.attention for step in steps]
+    missing = set(range(len(steps)))
+
+    def note(place: int, value: Tensor | None) -> None:
+        if value is not None:  # as it is where a call in between has no derivative
+            missing.discard(place)
+            arrived(place, value)
+
+    # A pass that goes down to the lowest maps comes by all that are computed from them.
+    lowest = [
+        map
+        for map, step in zip(maps, steps, strict=True)
+        if not any(step.mark.attentions & below.event for below in steps)
+    ]
+    hooks = [map.register_hook(partial(note, place)) for place, map in enumerate(maps)]
+    try:
+        torch.autograd.grad(output, lowest, seed, retain_graph=True, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for place in missing:
+        arrived(place, torch.zeros_like(maps[place]))
+
+
+def backward_together(
+    tape: Tape, phase: Phase, output: Tensor, seeds: Sequence[Tensor], wanted: Sequence[Tensor]
+) -> list[list[Tensor]]:
+    """Run one phase for several seeds in one pass; for each what :meth:`Tape.backward` returns."""
+
+    def run(seed: Tensor) -> list[Tensor]:
+        return tape.backward(phase, output, seed, wanted)
+
+    if len(seeds) > 1:
+        try:
+            found = torch.func.vmap(run)(torch.stack(list(seeds)))
+            return [[one[place] for one in found] for place in range(len(seeds))]
+        except RuntimeError:
+            pass  # an operation or a rule of somebody's that vmap cannot do: one by one
+    return [run(seed) for seed in seeds]
