@@ -34,6 +34,7 @@ __all__ = [
     "explain_continuation",
     "explain_image",
     "explain_text",
+    "transformer_rules",
 ]
 
 if TYPE_CHECKING:

@@ -19,6 +19,7 @@ from captum_transformer_lrp.attr.transformer_attribution import (
     TransformerAttribution as TransformerAttribution,
 )
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP as TransformerLRP
+from captum_transformer_lrp.engine.stock import transformer_rules as transformer_rules
 from captum_transformer_lrp.errors import ArgumentError as ArgumentError
 from captum_transformer_lrp.errors import ExplanationError as ExplanationError
 from captum_transformer_lrp.errors import NoAttentionError as NoAttentionError

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.benchmarks.curves import Curve
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.images import (
     LabelledImage,
@@ -23,7 +24,7 @@ from captum_transformer_lrp.benchmarks.images import (
 )
 from captum_transformer_lrp.benchmarks.methods import PAPER, methods_by_name
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Result, Summary
+from captum_transformer_lrp.benchmarks.results import MODEL, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import Benchmark, run, weights_digest
 from captum_transformer_lrp.benchmarks.statistics import ExactMean, MethodMeans
 from captum_transformer_lrp.models import ImageModel

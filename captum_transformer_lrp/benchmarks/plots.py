@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib import colormaps
 from matplotlib.figure import Figure as Drawing
 
-from captum_transformer_lrp.benchmarks.results import Curve
+from captum_transformer_lrp.benchmarks.curves import Curve
 
 _WIDTH, _HEIGHT, _LEGEND = 4.2, 3.6, 2.6
 # More shades than these, one over the other, hide the curves.

@@ -14,6 +14,7 @@ from captum_transformer_lrp.benchmarks.annotated_texts import (
     ReadDocument,
     TextBenchmark,
 )
+from captum_transformer_lrp.benchmarks.curves import Curve
 from captum_transformer_lrp.benchmarks.eraser import (
     AnnotatedDocument,
     AnnotationError,
@@ -22,7 +23,7 @@ from captum_transformer_lrp.benchmarks.eraser import (
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.optional import scikit_learn_metrics
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Figure, Result, Summary
+from captum_transformer_lrp.benchmarks.results import MODEL, Figure, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import run
 from captum_transformer_lrp.benchmarks.statistics import ExactMean, MethodMeans
 from captum_transformer_lrp.models import TextModel

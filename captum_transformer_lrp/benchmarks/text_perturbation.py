@@ -16,10 +16,11 @@ from captum_transformer_lrp.benchmarks.annotated_texts import (
     TextBenchmark,
 )
 from captum_transformer_lrp.benchmarks.corpus_tokens import EncodedTokens
+from captum_transformer_lrp.benchmarks.curves import Curve
 from captum_transformer_lrp.benchmarks.eraser import EraserDocuments
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Figure, Result, Summary
+from captum_transformer_lrp.benchmarks.results import MODEL, Figure, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import run
 from captum_transformer_lrp.benchmarks.statistics import ExactMean, MethodMeans
 from captum_transformer_lrp.models import TextModel

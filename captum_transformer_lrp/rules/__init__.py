@@ -3,6 +3,8 @@
 A rule is a subclass of Captum's ``PropagationRule``; the registry says which operation it is for.
 """
 
+from importlib import import_module
+
 from captum_transformer_lrp.rules.attention_aware import (
     ConstantGateRule,
     TaylorSoftmaxRule,
@@ -34,7 +36,6 @@ from captum_transformer_lrp.rules.normalization import ConstantDeviationRule
 from captum_transformer_lrp.rules.presets import DEFAULT_EPSILON, Preset, preset
 from captum_transformer_lrp.rules.registry import register_rule, unregister_rule
 from captum_transformer_lrp.rules.stabilizers import AdditiveStabilizer, SignAwareStabilizer
-from captum_transformer_lrp.rules.stock import transformer_rules
 from captum_transformer_lrp.rules.weighted import (
     AlphaBetaRule,
     BoundedRule,
@@ -80,3 +81,10 @@ __all__ = [
     "transformer_rules",
     "unregister_rule",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """``transformer_rules``, which is the engine's: it is imported when it is first asked for."""
+    if name != "transformer_rules":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module("captum_transformer_lrp.engine.stock").transformer_rules

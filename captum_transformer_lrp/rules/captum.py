@@ -67,3 +67,11 @@ def _detached_copy(module: nn.Module, dtype: torch.dtype) -> nn.Module:
             if name.endswith("_hooks"):
                 submodule.__dict__[name].clear()
     return duplicate
+
+
+class EngineRule(Rule):
+    """What Captum finds on a module inside ``transformer_rules()``: the engine sees to it."""
+
+    def relevance(self, call: Call, relevance: Tensor) -> Tensor:
+        """Never called: the engine has a rule for each call that the module makes."""
+        raise AssertionError("EngineRule stands for the rules of a module's calls")

@@ -22,6 +22,7 @@ from captum_transformer_lrp import (
     PartialLRP,
     TransformerAttribution,
     TransformerLRP,
+    transformer_rules,
 )
 from captum_transformer_lrp.rules import (
     DEFAULT_EPSILON,
@@ -31,7 +32,6 @@ from captum_transformer_lrp.rules import (
     PoolingRule,
     SkipAddRule,
     preset,
-    transformer_rules,
 )
 from captum_transformer_lrp.rules.binary import SolveRule
 from captum_transformer_lrp.rules.kernels import AutogradKernel, MatmulKernel

@@ -14,7 +14,7 @@ from captum.attr import LRP
 from captum.attr._utils import lrp_rules
 from torch import Tensor, nn
 
-from captum_transformer_lrp import TransformerLRP
+from captum_transformer_lrp import TransformerLRP, transformer_rules
 from captum_transformer_lrp.rules import (
     AlphaBetaRule,
     EpsilonRule,
@@ -22,7 +22,6 @@ from captum_transformer_lrp.rules import (
     LinearRule,
     Preset,
     Rule,
-    transformer_rules,
 )
 
 

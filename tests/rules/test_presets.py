@@ -11,16 +11,8 @@ import torch
 from captum.attr import LRP
 from torch import Tensor, nn
 
-from captum_transformer_lrp import TransformerLRP
-from captum_transformer_lrp.rules import (
-    Call,
-    EpsilonRule,
-    GammaRule,
-    PassRule,
-    Rule,
-    preset,
-    transformer_rules,
-)
+from captum_transformer_lrp import TransformerLRP, transformer_rules
+from captum_transformer_lrp.rules import Call, EpsilonRule, GammaRule, PassRule, Rule, preset
 
 
 class Own(nn.Module):

@@ -14,8 +14,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from captum_transformer_lrp import TransformerLRP, UnsupportedOperationError
-from captum_transformer_lrp.rules import PassRule, Rule, transformer_rules
+from captum_transformer_lrp import TransformerLRP, UnsupportedOperationError, transformer_rules
+from captum_transformer_lrp.rules import PassRule, Rule
 
 pytestmark = pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
 TARGET = 2

@@ -11,7 +11,7 @@ from torch import nn
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.rules import CaptumRule, Rule
-from captum_transformer_lrp.rules.stock import EngineRule
+from captum_transformer_lrp.rules.captum import EngineRule
 
 
 class Units:
