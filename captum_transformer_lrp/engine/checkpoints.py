@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -26,10 +26,8 @@ from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.engine.graph.values import stand_in_for
+from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.errors import ExplanationError
-
-if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.watch.interception import Interception
 
 Pending = dict[int, Tensor]
 """What has arrived at tensors of the forward pass, by their number."""
@@ -94,6 +92,20 @@ class Log:
         self.segments = [Segment(0, 0)]
         self.outside: dict[int, Tensor] = {}
 
+    @classmethod
+    def started(cls, watch: Interception, given: Sequence[Tensor]) -> Log:
+        """Keep the calls that follow, in the place of what they compute.
+
+        Args:
+            watch: what makes the calls.
+            given: the model's inputs.
+        """
+        log = watch.log = cls(watch)
+        for tensor in given:
+            if watch.tape.mark(tensor) is not None:
+                log.give(tensor)
+        return log
+
     def number(self, tensor: Tensor) -> int:
         """The number of a tensor of the forward pass.
 
@@ -103,9 +115,9 @@ class Log:
         found = self._numbers.get(tensor)
         if found is None:
             raise ExplanationError(
-                f"{self._watch.module_name()} uses a tensor that is not made by a call that can be "
-                "made again, such as one that was written into or the result of a custom autograd "
-                "function: explain the model without checkpointing"
+                f"{self._watch.context.names.caller()} uses a tensor that is not made by a call "
+                "that can be made again, such as one that was written into or the result of a "
+                "custom autograd function: explain the model without checkpointing"
             )
         return found
 

@@ -11,11 +11,13 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
+from captum_transformer_lrp.engine import operations
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.arguments import Function
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase, Tape
 from captum_transformer_lrp.engine.walk import at_positions, backward_together
+from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
     check_finite_output,
@@ -25,7 +27,9 @@ from captum_transformer_lrp.engine.watch.checks import (
 )
 from captum_transformer_lrp.engine.watch.eager import as_written, uncompiled
 from captum_transformer_lrp.engine.watch.interception import Interception
+from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.token_ids import TokenIds, at_tokens
+from captum_transformer_lrp.engine.watch.units import Units
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
 
@@ -234,20 +238,23 @@ def recorded(
         phases=frozenset() if checkpointing else phases,
         epsilon=epsilon,
     )
+    device = inputs[0].device
+    rules = CallRules(
+        function_rules,
+        Units(model, class_rules, module_rules),
+        pixel_rule=pixel_rule,
+        strict=strict,
+    )
     interception = Interception(
         tape,
         model,
         inputs[0].shape[0],
-        function_rules,
-        class_rules,
-        module_rules=module_rules,
-        strict=strict,
+        rules,
+        operations.table(rules.functions),
+        precision=Precision(torch.float32 if device.type == "mps" else dtype, device.type),
         keeps_readout=keeps_readout,
-        pixel_rule=pixel_rule,
-        device_type=inputs[0].device.type,
-        dtype=torch.float32 if inputs[0].device.type == "mps" else dtype,
     )
-    device = inputs[0].device
+    context = interception.context
     devices = [device] if device.type == "cuda" else []
     try:
         with (
@@ -261,11 +268,11 @@ def recorded(
             for index, value in enumerate(inputs):
                 stand_in = value.detach().clone() if value.is_inference() else value.detach()
                 if value.is_floating_point():
-                    stand_in = interception.raised(stand_in)
+                    stand_in = context.precision.raised(stand_in)
                     stand_in.requires_grad_()
-                    interception.input_dims[index] = value.dim()
+                    rules.input_dims[index] = value.dim()
                     tape.marks[stand_in] = Mark(
-                        interception.examples,
+                        context.examples,
                         origins=1 << index,
                         stem=value.dim() > 2,
                         source=index,
@@ -273,17 +280,17 @@ def recorded(
                     )
                     leaves.append([stand_in])
                 else:
-                    interception.token_ids[id(stand_in)] = TokenIds.given(stand_in, index)
+                    context.look_ups.ids[id(stand_in)] = TokenIds.given(stand_in, index)
                     leaves.append([])
                 arguments.append(stand_in)
-            log = interception.starts_log(arguments) if checkpointing else None
+            log = Log.started(interception, arguments) if checkpointing else None
             with uncompiled(), interception:
                 result = forward_func(*arguments, *args, **kwargs)
             output = find_logits(result)
             output = interception.resolve(output)
             del result
             places: list[list[Tensor]] = [[] for _ in inputs]
-            for index, leaf, of_leaf in interception.token_leaves:
+            for index, leaf, of_leaf in context.look_ups.leaves:
                 leaves[index].append(leaf)
                 places[index].append(of_leaf)
             if log is None:
@@ -299,7 +306,15 @@ def recorded(
                 return interception.read_out(value, output)
 
             yield Recording(
-                tape, output, leaves, places, shapes, are_ids, interception.given, read_out, log
+                tape,
+                output,
+                leaves,
+                places,
+                shapes,
+                are_ids,
+                context.precision.given,
+                read_out,
+                log,
             )
     finally:
         interception.close()

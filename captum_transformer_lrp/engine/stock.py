@@ -14,11 +14,14 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from captum_transformer_lrp.engine import operations
 from captum_transformer_lrp.engine.graph.arguments import Function, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.frames import calling_frame, calling_modules
 from captum_transformer_lrp.engine.watch.interception import Interception
+from captum_transformer_lrp.engine.watch.units import Units
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.base import engine_propagates
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -66,13 +69,9 @@ class StockLRP(TorchFunctionMode):
         strict: bool,
     ) -> None:
         super().__init__()
-        self._options: dict[str, Any] = {
-            "function_rules": function_rules,
-            "class_rules": class_rules,
-            "module_rules": module_rules,
-            "pixel_rule": pixel_rule,
-            "strict": strict,
-        }
+        self._function_rules = function_rules
+        self._module_rules = class_rules, module_rules
+        self._options: dict[str, Any] = {"pixel_rule": pixel_rule, "strict": strict}
         self._stabilizer = stabilizer
         self._epsilon = epsilon
         self._frame: FrameType | None = None
@@ -117,14 +116,16 @@ class StockLRP(TorchFunctionMode):
         tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon)
         tape.phase = Phase.RELEVANCE
         tape.explicit_zeros = True
+        units = Units(attribution.model, *self._module_rules)
+        rules = CallRules(self._function_rules, units, **self._options)
         interception = _LayerwiseInterception(
-            tape, attribution.model, inputs[0].shape[0], **self._options
+            tape, attribution.model, inputs[0].shape[0], rules, operations.table(rules.functions)
         )
         for index, value in enumerate(inputs):
-            interception.input_dims[index] = value.dim()
+            rules.input_dims[index] = value.dim()
             if value.requires_grad:
                 tape.marks[value] = Mark(
-                    interception.examples, origins=1 << index, source=index, base=object()
+                    interception.context.examples, origins=1 << index, source=index, base=object()
                 )
         for layer in _explained_layers(attribution):
             if "rule" not in vars(layer):  # a block, which Captum gives no rule

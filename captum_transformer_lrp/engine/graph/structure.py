@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from captum_transformer_lrp.rules.spellings import spelled
+from torch import Tensor
+
+from captum_transformer_lrp.rules.spellings import in_place_spellings, spelled
 
 REARRANGEMENTS: frozenset[Callable[..., Any]] = frozenset(
     spelled(
@@ -60,3 +62,9 @@ IGNORED: frozenset[Callable[..., Any]] = frozenset(
     )
 )  # fmt: skip
 """Calls whose result is no activation: shapes, comparisons, fresh constants."""
+
+OUT_OF_PLACE: dict[Callable[..., Any], Callable[..., Any]] = dict(in_place_spellings())
+"""For calls that change their first argument those that return what it would be."""
+
+UPDATES = frozenset(OUT_OF_PLACE) | {Tensor.__setitem__, Tensor.copy_}
+"""The calls that change their first argument."""

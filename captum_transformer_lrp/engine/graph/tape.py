@@ -193,8 +193,8 @@ class Tape:
         self._events = 0
         self._linear_events = 0
 
-    def mark(self, tensor: Tensor) -> Mark | None:
-        """What is known of a tensor, None if it does not descend from the inputs."""
+    def mark(self, tensor: object) -> Mark | None:
+        """What is known of a tensor, None for anything that does not descend from the inputs."""
         return self.marks.get(tensor)
 
     def made(self, tensor: Tensor) -> bool:

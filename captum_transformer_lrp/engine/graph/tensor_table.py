@@ -38,8 +38,8 @@ class TensorTable(Generic[Value]):
         self._found = found
         self._forget = forget
 
-    def get(self, tensor: Tensor) -> Value | None:
-        """What is known of a tensor, or None."""
+    def get(self, tensor: object) -> Value | None:
+        """What is known of a tensor; None for anything else."""
         entry = self._found.get(id(tensor))
         return None if entry is None else entry[1]
 

@@ -25,3 +25,8 @@ def stand_in(shape: Shape) -> Tensor:
 def stand_in_for(tensor: Tensor) -> Tensor:
     """A tensor of the same shape, dtype and device that takes no memory."""
     return stand_in((tensor.shape, tensor.dtype, tensor.device))
+
+
+def is_laid_out_plainly(base: Tensor) -> bool:
+    """Whether places in its memory are places in whatever contiguous tensor replaces it."""
+    return bool(base.is_contiguous() and base.storage_offset() == 0)

@@ -9,26 +9,69 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
-from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, first_tensor
 from captum_transformer_lrp.engine.graph.seen import Normalized
-from captum_transformer_lrp.engine.watch import in_place
-from captum_transformer_lrp.engine.watch.interception import Interception, handles
+from captum_transformer_lrp.engine.graph.tape import Flow
+from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
-from captum_transformer_lrp.rules.kernels import SoftmaxKernel
+from captum_transformer_lrp.rules.kernels import AutogradKernel, Kernel, SoftmaxKernel
 from captum_transformer_lrp.rules.normalization import NormalizationKernel, with_gradient_laid_out
 from captum_transformer_lrp.rules.spellings import spelled
 
+HANDLERS = Handlers()
 
-@handles(*registry.ACTIVATIONS)
-def _activation(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+
+def elementwise(
+    watch: Context,
+    function: Function,
+    args: Args,
+    kwargs: Kwargs,
+    *,
+    flow: Flow = flows.keep,
+    event: bool = False,
+    kernel: Kernel | None = None,
+    run: Function | None = None,
+    **changes: Any,
+) -> Any:
+    """A call that maps its first argument to a tensor of the same shape.
+
+    ``run`` is what is called in the place of ``function``, which has the same values.
+    """
+    source, rest = first_tensor(args, kwargs)
+    mark = watch.mark(source)
+    if mark is None:
+        raise watch.unsupported(function, "an activation as a second argument")
+    others = args[1:]  # a kernel that held the first one would keep its memory
+    if isinstance(kernel, SoftmaxKernel):
+        output = watch.computed(function, *args, **kwargs)
+    else:
+        output = watch.made(run or function, *args, **kwargs)
+    if output is source or not output.is_floating_point():
+        return output
+    if event:
+        changes["events"] = mark.events | watch.tape.new_event()
+    mark = mark.but(source=None, channels=0, **changes)
+    return watch.record(
+        function,
+        kernel or AutogradKernel(lambda value: function(value, *others, **rest)),
+        (source,),
+        output,
+        rule=watch.rules.of(function),
+        flow=flow,
+        mark=mark,
+    )
+
+
+@HANDLERS.handles(*registry.ACTIVATIONS)
+def _activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     inplace = kwargs.pop("inplace", False)
-    mark = watch.tape.mark(args[0] if args else kwargs["input"])
+    mark = watch.mark(args[0] if args else kwargs["input"])
     attends = mark is not None and mark.scores and function in _OF_SCORES
     changes: dict[str, Any] = {"attention": True, "flow": flows.blocked} if attends else {}
-    output = watch.elementwise(function, args, kwargs, event=True, activated=True, **changes)
+    output = elementwise(watch, function, args, kwargs, event=True, activated=True, **changes)
     if inplace:
-        in_place.replace(watch, args[0], output)
+        watch.replace(args[0], output)
     return output
 
 
@@ -36,16 +79,17 @@ _OF_SCORES = frozenset(spelled("exp", "sigmoid", "relu", "acos", "arccos"))
 """Of scores they make attention weights: a softmax spelled out, and attention without softmax."""
 
 
-@handles(*registry.NORMALIZATIONS)
-def _normalization(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*registry.NORMALIZATIONS)
+def _normalization(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     if function is F.batch_norm and (kwargs.get("training", args[5] if len(args) > 5 else False)):
         raise ExplanationError(
-            f"{watch.module_name()} normalises by the statistics of the batch, so that one "
+            f"{watch.names.caller()} normalises by the statistics of the batch, so that one "
             "example's explanation would depend on the others: call model.eval() first"
         )
     source = args[0] if args else kwargs["input"]
     kernel = NormalizationKernel(function, args[1:], kwargs)
-    output = watch.elementwise(
+    output = elementwise(
+        watch,
         function,
         args,
         kwargs,
@@ -62,9 +106,9 @@ def _normalization(watch: Interception, function: Function, args: Args, kwargs: 
     return output
 
 
-@handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",
+@HANDLERS.handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",
                   "dropout3d", "feature_alpha_dropout"))  # fmt: skip
-def _dropout(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+def _dropout(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     def bind(
         input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False,
         train: bool = False,
@@ -74,14 +118,14 @@ def _dropout(watch: Interception, function: Function, args: Args, kwargs: Kwargs
     source, p, training, _ = bind(*args, **kwargs)
     if p and training:
         raise ExplanationError(
-            f"{watch.module_name()} drops activations at random (p = {p}), so the output has no "
+            f"{watch.names.caller()} drops activations at random (p = {p}), so the output has no "
             "one explanation: call model.eval() first"
         )
     return source
 
 
-@handles(*spelled("masked_fill"))
-def _masked_fill(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("masked_fill"))
+def _masked_fill(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """Filled positions are no longer what they were: their relevance goes to the filling."""
 
     def bind(input: Tensor, mask: Tensor, value: Any) -> Any:
@@ -94,14 +138,14 @@ def _masked_fill(watch: Interception, function: Function, args: Args, kwargs: Kw
         return torch.where(mask, value, x)
 
 
-@handles(*registry.SOFTMAXES)
-def _softmax(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*registry.SOFTMAXES)
+def _softmax(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     source = args[0] if args else kwargs["input"]
-    mark = watch.tape.mark(source)
+    mark = watch.mark(source)
     assert mark is not None
     attends = mark.scores
     if not attends:
-        watch.tape.other_mixing.append(watch.module_name())
+        watch.tape.other_mixing.append(watch.names.caller())
     kwargs.pop("_stacklevel", None)
     dtype = kwargs.get("dtype")
     if isinstance(dtype, torch.dtype) and dtype.itemsize < source.element_size():
@@ -112,7 +156,8 @@ def _softmax(watch: Interception, function: Function, args: Args, kwargs: Kwargs
     if isinstance(dim, int):
         rest = {name: value for name, value in kwargs.items() if name != "input"}
         kernel = SoftmaxKernel(lambda scores: function(scores, *others, **rest), dim)
-    return watch.elementwise(
+    return elementwise(
+        watch,
         function,
         args,
         kwargs,

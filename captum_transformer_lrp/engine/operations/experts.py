@@ -11,14 +11,16 @@ from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import merged
 from captum_transformer_lrp.engine.operations.linear import weighted
-from captum_transformer_lrp.engine.watch.interception import Interception, handles
+from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules.examples import Examples, rearranged_examples, unknown_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
+HANDLERS = Handlers()
 
-@handles(*spelled("grouped_mm", "_grouped_mm"))
-def _grouped_mm(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+
+@HANDLERS.handles(*spelled("grouped_mm", "_grouped_mm"))
+def _grouped_mm(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """Each group of rows times its expert's weight; PyTorch's kernel knows no float64."""
 
     def bind(
@@ -29,8 +31,8 @@ def _grouped_mm(watch: Interception, function: Function, args: Args, kwargs: Kwa
 
     rows, experts, ends, bias = bind(*args, **kwargs)
     if (
-        watch.tape.mark(rows) is None
-        or watch.tape.mark(experts)
+        watch.mark(rows) is None
+        or watch.mark(experts)
         or rows.dim() != 2
         or ends is None
         or bias is not None
@@ -56,8 +58,8 @@ def _grouped_mm(watch: Interception, function: Function, args: Args, kwargs: Kwa
     )
 
 
-@handles(*spelled("index_add", "scatter_add"))
-def _accumulate(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("index_add", "scatter_add"))
+def _accumulate(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """``onto`` with the rows of ``source`` added at the places that ``index`` says."""
 
     def bind(input: Tensor, dim: int, index: Tensor, *rest: Any, **named: Any) -> Any:
@@ -66,11 +68,11 @@ def _accumulate(watch: Interception, function: Function, args: Args, kwargs: Kwa
 
     onto, dim, index, source, alpha = bind(*args, **kwargs)
     adds_rows = function.__name__ == "index_add"
-    of_onto, of_source = watch.tape.mark(onto), watch.tape.mark(source)
+    of_onto, of_source = watch.mark(onto), watch.mark(source)
     with watch:
         if alpha != 1:
             source = source * alpha
-            of_source = watch.tape.mark(source)
+            of_source = watch.mark(source)
         if of_source is None or (of_onto is None and bool(onto.any())):
             return onto + function(torch.zeros_like(onto), dim, index, source)
     marks = [mark for mark in (of_onto, of_source) if mark is not None]
@@ -86,15 +88,14 @@ def _accumulate(watch: Interception, function: Function, args: Args, kwargs: Kwa
         return total
 
     inputs = [source] if of_onto is None else [onto, source]
-    return watch.tape.record(
+    return watch.record(
         function,
         AutogradKernel(run),
         inputs,
         run(*inputs),
-        rule=watch.rule_for(function),
+        rule=watch.rules.of(function),
         flow=flows.accumulation,
         mark=merged(marks, examples).but(source=None, base=object(), statistic=False),
-        name=watch.book_title(),
     )
 
 

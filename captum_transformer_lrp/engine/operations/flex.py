@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.watch.interception import HIGHER_ORDER, Interception
+from captum_transformer_lrp.engine.operations.elementwise import elementwise
+from captum_transformer_lrp.engine.watch.context import Context, Handler
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 
 
-def _flex_attention(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+def _flex_attention(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """``softmax(score_mod(Q Kᵀ · scale))``, masked, times V; its log-sum-exp and largest scores.
 
     A ``score_mod`` that adds something adds a constant, as a float mask of fused attention does;
@@ -30,7 +31,7 @@ def _flex_attention(watch: Interception, function: Function, args: Args, kwargs:
         return query, key, value, score_mod, block_mask[-1], scale, buffers
 
     query, key, value, score_mod, mask_mod, scale, buffers = bind(*args, **kwargs)
-    if buffers or any(watch.tape.mark(tensor) for tensor in _closed_over(score_mod)):
+    if buffers or any(watch.mark(tensor) for tensor in _closed_over(score_mod)):
         raise watch.unsupported(function, "a score_mod that reads activations")
     groups = query.shape[1] // key.shape[1]
     with watch:
@@ -44,10 +45,10 @@ def _flex_attention(watch: Interception, function: Function, args: Args, kwargs:
         return out, scores.logsumexp(-1) / math.log(2), scores.amax(-1) / math.log(2)
 
 
-HIGHER_ORDER["flex_attention"] = _flex_attention
+OPERATORS: dict[str, Handler] = {"flex_attention": _flex_attention}
 
 
-def _modified(watch: Interception, scores: Tensor, score_mod: Callable[..., Tensor]) -> Tensor:
+def _modified(watch: Context, scores: Tensor, score_mod: Callable[..., Tensor]) -> Tensor:
     change = _for_all_scores(score_mod, scores)
     with torch.no_grad():
         added, changed = change(torch.zeros_like(scores)), change(scores)
@@ -57,8 +58,8 @@ def _modified(watch: Interception, scores: Tensor, score_mod: Callable[..., Tens
         with watch:
             return scores + added
     # The rule is that of any activation function.
-    found: Tensor = watch.elementwise(
-        torch.tanh, (scores,), {}, kernel=AutogradKernel(change), run=change, event=True
+    found: Tensor = elementwise(
+        watch, torch.tanh, (scores,), {}, kernel=AutogradKernel(change), run=change, event=True
     )
     return found
 

@@ -10,13 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, expand
-from captum_transformer_lrp.engine.watch.interception import Interception, handles
+from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.errors import ExplanationError
 
+HANDLERS = Handlers()
 
-@handles(F.scaled_dot_product_attention)
+
+@HANDLERS.handles(F.scaled_dot_product_attention)
 def _scaled_dot_product_attention(
-    watch: Interception, function: Function, args: Args, kwargs: Kwargs
+    watch: Context, function: Function, args: Args, kwargs: Kwargs
 ) -> Any:
     def bind(
         query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
@@ -28,7 +30,7 @@ def _scaled_dot_product_attention(
     query, key, value, mask, p, is_causal, scale, grouped = bind(*args, **kwargs)
     if p:
         raise ExplanationError(
-            f"{watch.module_name()} drops attention at random (p = {p}), so the output has no one "
+            f"{watch.names.caller()} drops attention at random (p = {p}), so the output has no one "
             "explanation: call model.eval() first"
         )
     with watch:
@@ -51,9 +53,7 @@ def _scaled_dot_product_attention(
         return torch.matmul(softmax(scores, -1), value)
 
 
-@handles(F.multi_head_attention_forward)
-def _multi_head_attention(
-    watch: Interception, function: Function, args: Args, kwargs: Kwargs
-) -> Any:
+@HANDLERS.handles(F.multi_head_attention_forward)
+def _multi_head_attention(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     with watch:
         return expand(function)(*args, **kwargs)

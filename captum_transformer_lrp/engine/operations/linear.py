@@ -14,24 +14,22 @@ from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import Flow
-from captum_transformer_lrp.engine.watch.interception import Interception, handles
+from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
 from captum_transformer_lrp.rules.kernels import Kernel, LinearKernel, ProductKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
+HANDLERS = Handlers()
 
-@handles(F.linear)
-def _linear(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+
+@HANDLERS.handles(F.linear)
+def _linear(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     def bind(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
         return input, weight, bias
 
     x, weight, bias = bind(*args, **kwargs)
-    if (
-        watch.tape.mark(x) is None
-        or watch.tape.mark(weight)
-        or (bias is not None and watch.tape.mark(bias))
-    ):
+    if watch.mark(x) is None or watch.mark(weight) or (bias is not None and watch.mark(bias)):
         with watch:
             product = torch.matmul(x, weight.t())
             return product if bias is None else product + bias
@@ -41,7 +39,7 @@ def _linear(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
 
 
 def weighted(
-    watch: Interception,
+    watch: Context,
     function: Function,
     kernel: Kernel,
     x: Tensor,
@@ -52,18 +50,18 @@ def weighted(
     examples: Examples | None = None,
 ) -> Tensor:
     """Record an operation that is linear in one activation."""
-    mark = watch.tape.mark(x)
+    mark = watch.mark(x)
     assert mark is not None
     if mark.source is not None and flow is flows.spread_over_features:
         watch.tape.patch_features = x.shape[-1]
-    return watch.tape.record(
+    return watch.record(
         function,
         kernel,
         (x,),
         output,
-        rule=watch.rule_for(
+        rule=watch.rules.of(
             F.linear if function in registry.PRODUCTS else function,
-            reads_pixels=watch.reads_pixels(mark, function),
+            reads_pixels=watch.rules.reads_pixels(mark, function),
         ),
         flow=flow,
         mark=mark.but(
@@ -77,7 +75,6 @@ def weighted(
             activated=False,
             features=_features(function, weight, flow),
         ),
-        name=watch.book_title(),
         weight=weight,
         bias=bias,
     )
@@ -118,8 +115,8 @@ class ConvolutionKernel:
             return torch.autograd.grad(self.forward((x,), weight), x, seed)
 
 
-@handles(*registry.CONVOLUTIONS)
-def _convolution(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*registry.CONVOLUTIONS)
+def _convolution(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     names = (
         ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
         if "transpose" in function.__name__
@@ -128,8 +125,8 @@ def _convolution(watch: Interception, function: Function, args: Args, kwargs: Kw
     options = dict(zip(names, args, strict=False)) | kwargs
     x, weight = options.pop("input"), options.pop("weight")
     bias = options.pop("bias", None)
-    mark = watch.tape.mark(x)
-    if mark is None or watch.tape.mark(weight):
+    mark = watch.mark(x)
+    if mark is None or watch.mark(weight):
         raise watch.unsupported(function, "a kernel that is an activation")
     output = watch.computed(function, x, weight, bias, **options)
     if bias is not None:
@@ -158,15 +155,15 @@ def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor) -> Flow:
     return flows.upsampled if are_pixels else flows.spread_evenly
 
 
-@handles(*spelled("addmm"))
-def _addmm(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("addmm"))
+def _addmm(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     def bind(
         input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
     ) -> Any:
         return input, mat1, mat2, beta, alpha
 
     bias, x, weight, beta, alpha = bind(*args, **kwargs)
-    plain = watch.tape.mark(x) and not watch.tape.mark(weight) and not watch.tape.mark(bias)
+    plain = watch.mark(x) and not watch.mark(weight) and not watch.mark(bias)
     if plain and beta == 1 and alpha == 1:
         output = watch.computed(torch.addmm, bias, x, weight)
         return weighted(watch, function, ProductKernel(), x, weight, bias, output)

@@ -9,17 +9,19 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.watch.interception import Interception, handles
+from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.examples import Examples, unknown_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
+HANDLERS = Handlers()
 
-@handles(*registry.POOLINGS)
-def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+
+@HANDLERS.handles(*registry.POOLINGS)
+def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     source = args[0] if args else kwargs["input"]
-    mark = watch.tape.mark(source)
+    mark = watch.mark(source)
     assert mark is not None
     output = function(*args, **kwargs)
     if not isinstance(output, Tensor):
@@ -39,12 +41,12 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
             before = sum(one < examples.axis for one in gone)
             examples = Examples(examples.count, examples.axis - before, examples.index)
     others = args[1:]  # a kernel that held the first one would keep its memory
-    return watch.tape.record(
+    return watch.record(
         function,
         AutogradKernel(lambda value: function(value, *others, **kwargs)),
         (source,),
         output,
-        rule=watch.rule_for(function),
+        rule=watch.rules.of(function),
         flow=flows.summands if function in _SUMS else flows.native,
         mark=mark.but(
             examples=examples,
@@ -54,7 +56,6 @@ def _pooling(watch: Interception, function: Function, args: Args, kwargs: Kwargs
             channels=0,
             features=None if reduces else mark.features,
         ),
-        name=watch.book_title(),
     )
 
 
@@ -75,8 +76,8 @@ _REDUCTIONS = frozenset(
 _SUMS = frozenset(spelled("sum", "nansum"))
 
 
-@handles(*spelled("var_mean", "std_mean"))
-def _spread_and_mean(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("var_mean", "std_mean"))
+def _spread_and_mean(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     spread = torch.var if function.__name__ == "var_mean" else torch.std
     source, rest = (args[0], args[1:]) if args else (kwargs.pop("input"), ())
     of_mean = {name: kwargs[name] for name in ("dim", "keepdim") if name in kwargs}
@@ -84,8 +85,8 @@ def _spread_and_mean(watch: Interception, function: Function, args: Args, kwargs
         return spread(source, *rest, **kwargs), torch.mean(source, *rest[:1], **of_mean)
 
 
-@handles(*spelled("max", "min", "maximum", "minimum"))
-def _extremum(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("max", "min", "maximum", "minimum"))
+def _extremum(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """Of one tensor along a dimension, of one tensor in all, or of two element by element."""
     larger = function.__name__.startswith("max")
     values = (*args, *kwargs.values())

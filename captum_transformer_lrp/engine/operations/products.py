@@ -15,17 +15,19 @@ from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
-from captum_transformer_lrp.engine.watch.interception import Interception, handles
+from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples, unknown_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel, Kernel, MatmulKernel, ProductKernel
 from captum_transformer_lrp.rules.spellings import spelled
+
+HANDLERS = Handlers()
 
 Axes = tuple[int, ...]
 """Axes of a tensor, counted from either end."""
 
 
-@handles(*spelled("matmul", "__matmul__", "bmm", "mm"))
-def _matmul(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("matmul", "__matmul__", "bmm", "mm"))
+def _matmul(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     def bind(u: Any = None, v: Any = None, **named: Any) -> Any:
         return (u if u is not None else named.get("input", named.get("self"))), (
             v if v is not None else named.get("other", named.get("mat2"))
@@ -36,13 +38,13 @@ def _matmul(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
     return multiplied(watch, function, MatmulKernel(), torch.matmul, u, v, output, None)
 
 
-@handles(*spelled("__rmatmul__"))
-def _rmatmul(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("__rmatmul__"))
+def _rmatmul(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     return _matmul(watch, torch.matmul, (args[1], args[0]), {})
 
 
-@handles(*spelled("baddbmm"))
-def _baddbmm(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("baddbmm"))
+def _baddbmm(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     def bind(
         input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
     ) -> Any:
@@ -55,8 +57,8 @@ def _baddbmm(watch: Interception, function: Function, args: Args, kwargs: Kwargs
         return scores if beta == 0 else scores + (offset if beta == 1 else beta * offset)
 
 
-@handles(*spelled("einsum"))
-def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("einsum"))
+def _einsum(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     equation, operands = args[0], args[1:]
     if not isinstance(equation, str):
         raise watch.unsupported(function, "index lists; write the equation as a string")
@@ -66,7 +68,7 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
         return _einsum_of_one(watch, equation, operands[0])
     if len(operands) > 2:
         return _einsum_of_many(watch, equation, operands)
-    active = [operand for operand in operands if watch.tape.mark(operand)]
+    active = [operand for operand in operands if watch.mark(operand)]
     u, v = operands
     output = watch.computed(torch.einsum, equation, u, v)
 
@@ -76,7 +78,7 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
     examples = None
     for operand in active:
         letters = equation.replace(" ", "").split("->")
-        mark = watch.tape.mark(operand)
+        mark = watch.mark(operand)
         assert mark is not None
         own = letters[0].split(",")[0 if operand is u else 1]
         if mark.examples.count > 1 and mark.examples.axis is not None and len(letters) == 2:
@@ -89,7 +91,7 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
                 if axis < extra:
                     examples = mark.examples
     if examples is None:
-        known = watch.tape.mark(active[0])
+        known = watch.mark(active[0])
         assert known is not None
         examples = unknown_examples(known.examples)
     axes, free = _contracted_axes(equation), _free_axes(equation)
@@ -97,7 +99,7 @@ def _einsum(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
     return multiplied(watch, function, kernel, run, u, v, output, examples, axes, free)
 
 
-def _einsum_of_one(watch: Interception, equation: str, operand: Tensor) -> Tensor:
+def _einsum_of_one(watch: Context, equation: str, operand: Tensor) -> Tensor:
     """An einsum of one operand sums over axes and permutes the others."""
     left, _, right = equation.replace(" ", "").partition("->")
     if "." in left or len(set(left)) < len(left) or not set(right) <= set(left):
@@ -109,7 +111,7 @@ def _einsum_of_one(watch: Interception, equation: str, operand: Tensor) -> Tenso
         return operand.permute([kept.index(letter) for letter in right])
 
 
-def _einsum_of_many(watch: Interception, equation: str, operands: tuple[Tensor, ...]) -> Tensor:
+def _einsum_of_many(watch: Context, equation: str, operands: tuple[Tensor, ...]) -> Tensor:
     """An einsum of more than two operands multiplies them one after another."""
     left, arrow, right = equation.replace(" ", "").partition("->")
     if "." in left or not arrow:
@@ -127,7 +129,7 @@ def _einsum_of_many(watch: Interception, equation: str, operands: tuple[Tensor, 
 
 
 def multiplied(
-    watch: Interception,
+    watch: Context,
     function: Function,
     kernel: Kernel,
     run: Callable[[Tensor, Tensor], Tensor],
@@ -143,7 +145,7 @@ def multiplied(
     ``axes`` are those that each operand is contracted along, ``free`` those of the result that only
     it has, unless as in a matmul.
     """
-    of_u, of_v = watch.tape.mark(u), watch.tape.mark(v)
+    of_u, of_v = watch.mark(u), watch.mark(v)
     if of_u is None or of_v is None:
         x, weight = (u, v) if of_v is None else (v, u)
         mark = of_u or of_v
@@ -165,7 +167,7 @@ def multiplied(
             found,
         )
         if x.dim() > 2 and weight.dim() > 2:  # learned queries, as latents and probes have them
-            known = watch.tape.mark(product)
+            known = watch.mark(product)
             assert known is not None
             watch.tape.marks[product] = known.but(scores=True)
         return product
@@ -182,7 +184,7 @@ def multiplied(
         values = (of_v, of_u)[position]
         record = AttentionStep(
             index=len(watch.tape.attentions),
-            name=watch.module_name(),
+            name=watch.names.caller(),
             attention=(u, v)[position],
             mark=(of_u, of_v)[position],
             event=event,
@@ -204,14 +206,14 @@ def multiplied(
         flow = flows.product
         # Q · (softmax(K)ᵀ · V): queries choose among contexts, as scores choose among values.
         facts = {"mass": shares_by_attention(of_u, of_v)}
-        watch.tape.other_mixing.append(watch.module_name())
+        watch.tape.other_mixing.append(watch.names.caller())
         mark = mark.but(scores=True, events=mark.events | event)
-    output = watch.tape.record(
+    output = watch.record(
         function,
         kernel,
         (u, v),
         output,
-        rule=watch.rule_for(torch.matmul),
+        rule=watch.rules.of(torch.matmul),
         flow=flow,
         mark=mark.but(
             source=None,
@@ -221,7 +223,6 @@ def multiplied(
             activated=False,
             features=None,
         ),
-        name=watch.book_title(),
         **facts,
     )
     # The first one's output tells tokens from features.
@@ -302,22 +303,22 @@ def _matmul_examples(mark: Mark, operand: Tensor, output: Tensor) -> Examples:
     return unknown_examples(mark.examples)
 
 
-@handles(*spelled("solve_triangular"))
-def _solve_triangular(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("solve_triangular"))
+def _solve_triangular(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """The inverse of a triangular matrix times another: what linear attention in chunks needs."""
     matrix, right = args[:2]
-    marks = [watch.tape.mark(one) for one in (matrix, right)]
+    marks = [watch.mark(one) for one in (matrix, right)]
     if kwargs.get("left") is False or any(mark is None for mark in marks):
         raise watch.unsupported(function, "anything but two activations, the matrix on the left")
     known = [mark for mark in marks if mark is not None]
     output = function(matrix, right, **kwargs)
     mark = merged(known, broadcast_examples(known[1].examples, right.shape, output.shape))
-    return watch.tape.record(
+    return watch.record(
         function,
         AutogradKernel(lambda first, second: function(first, second, **kwargs)),
         (matrix, right),
         output,
-        rule=watch.rule_for(function),
+        rule=watch.rules.of(function),
         flow=flows.unknown,
         mark=mark.but(
             events=mark.events | watch.tape.new_event(),
@@ -327,5 +328,4 @@ def _solve_triangular(watch: Interception, function: Function, args: Args, kwarg
             channels=0,
             features=None,
         ),
-        name=watch.book_title(),
     )

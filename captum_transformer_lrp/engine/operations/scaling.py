@@ -17,51 +17,51 @@ from captum_transformer_lrp.engine.graph.marks import (
     is_statistic_of,
     merged,
 )
-from captum_transformer_lrp.engine.watch.interception import Interception, handles
+from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import GELURule, ScaleRule, registry
 from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
+HANDLERS = Handlers()
+
 _SCALE, _ACTIVATION = ScaleRule(), GELURule()
 
 
-@handles(*spelled("mul", "multiply", "__mul__", "__rmul__"))
-def _mul(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("mul", "multiply", "__mul__", "__rmul__"))
+def _mul(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     u, v = two_operands(args, kwargs)
     return _scaled(watch, function, torch.mul, u, v)
 
 
-@handles(*spelled("div", "divide", "true_divide", "__truediv__", "__div__"))
-def _div(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("div", "divide", "true_divide", "__truediv__", "__div__"))
+def _div(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     if kwargs.pop("rounding_mode", None) is not None:
         raise watch.unsupported(function, "rounding")
     u, v = two_operands(args, kwargs)
     return _divided(watch, function, u, v)
 
 
-@handles(*spelled("__rtruediv__", "__rdiv__"))
-def _rdiv(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("__rtruediv__", "__rdiv__"))
+def _rdiv(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     v, u = two_operands(args, kwargs)
     return _divided(watch, function, u, v)
 
 
-def _divided(watch: Interception, function: Function, u: Any, v: Any) -> Any:
-    divisor = watch.tape.mark(v) if isinstance(v, Tensor) else None
+def _divided(watch: Context, function: Function, u: Any, v: Any) -> Any:
+    divisor = watch.mark(v)
     if divisor is None:
         return _scaled(watch, function, torch.div, u, v)
-    dividend = watch.tape.mark(u) if isinstance(u, Tensor) else None
+    dividend = watch.mark(u)
     if dividend is not None and is_statistic_of(divisor, dividend):
         return _scaled(watch, function, torch.div, u, v)
     with watch:
         return torch.mul(u, torch.reciprocal(v))
 
 
-def _scaled(
-    watch: Interception, function: Function, run: Callable[..., Tensor], u: Any, v: Any
-) -> Any:
-    of_u = watch.tape.mark(u) if isinstance(u, Tensor) else None
-    of_v = watch.tape.mark(v) if isinstance(v, Tensor) else None
+def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: Any, v: Any) -> Any:
+    of_u = watch.mark(u)
+    of_v = watch.mark(v)
     output = watch.made(run, u, v)
     if not (output.is_floating_point() or output.is_complex()):
         return output
@@ -83,12 +83,12 @@ def _scaled(
                 softmax=any(one.softmax for one in whole),
                 attention=any(one.attention for one in whole),
             )
-        return watch.tape.record(
+        return watch.record(
             function,
             AutogradKernel(run),
             (u, v),
             output,
-            rule=watch.rule_for(function if function in registry.SCALINGS else torch.mul),
+            rule=watch.rules.of(function if function in registry.SCALINGS else torch.mul),
             flow=flows.product,
             mark=mark.but(
                 events=mark.events | watch.tape.new_event(),
@@ -98,7 +98,6 @@ def _scaled(
                 channels=0,
                 activated=False,
             ),
-            name=watch.book_title(),
             gate=None if of_u.activated == of_v.activated else int(of_v.activated),
             mass=_gate_factors(of_u, of_v),
         )
@@ -108,7 +107,7 @@ def _scaled(
     return scaled_by_constant(watch, function, of_v, v, u, output)
 
 
-def _complex_scaled(watch: Interception, function: Function, u: Any, v: Any) -> Tensor:
+def _complex_scaled(watch: Context, function: Function, u: Any, v: Any) -> Tensor:
     """A rotation written with complex numbers, by its real and imaginary parts."""
     if not all(isinstance(value, Tensor) and value.is_complex() for value in (u, v)):
         raise watch.unsupported(function, "a complex and a real operand")
@@ -139,7 +138,7 @@ def shares_by_attention(of_u: Mark, of_v: Mark) -> tuple[float, float]:
 
 
 def function_of_same(
-    watch: Interception,
+    watch: Context,
     function: Function,
     run: Callable[..., Tensor],
     u: Tensor,
@@ -156,22 +155,21 @@ def function_of_same(
     direct, of_direct = (v, of_v) if of_v.events & ~of_u.events == 0 else (u, of_u)
     if of_u.events & ~of_v.events == 0:
         direct, of_direct = u, of_u
-    return watch.tape.record(
+    return watch.record(
         function,
         AutogradKernel(run),
         (direct,),
         output,
-        rule=watch.module_rule() or _ACTIVATION,
+        rule=watch.rules.of_module() or _ACTIVATION,
         flow=flows.keep,
         mark=of_direct.but(
             events=of_u.events | of_v.events, source=None, channels=0, activated=True
         ),
-        name=watch.book_title(),
     )
 
 
 def scaled_by_constant(
-    watch: Interception,
+    watch: Context,
     function: Function,
     mark: Mark,
     x: Tensor,
@@ -180,12 +178,12 @@ def scaled_by_constant(
 ) -> Tensor:
     """Record ``x`` scaled by a constant, a parameter or a statistic of itself."""
     constant = by if isinstance(by, Tensor) and by.dim() > 0 else None
-    return watch.tape.record(
+    return watch.record(
         function,
         AutogradKernel(torch.mul),
         (x,),
         output,
-        rule=watch.module_rule() or _SCALE,
+        rule=watch.rules.of_module() or _SCALE,
         flow=flows.keep if constant is None else flows.masked,
         mark=mark.but(
             examples=broadcast_examples(mark.examples, x.shape, output.shape),
@@ -193,7 +191,6 @@ def scaled_by_constant(
             channels=0 if constant is None else constant.numel(),
         ),
         constant=constant,
-        name=watch.book_title(),
     )
 
 

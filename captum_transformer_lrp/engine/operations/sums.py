@@ -23,55 +23,57 @@ from captum_transformer_lrp.engine.operations.scaling import (
     scaled_by_constant,
     two_operands,
 )
-from captum_transformer_lrp.engine.watch.interception import Interception, handles
+from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import ScaleRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
+HANDLERS = Handlers()
+
 _BIAS = ScaleRule()
 """The bias of a linear layer spelled out takes nothing, as that of ``F.linear`` (eq. 5)."""
 
 
-@handles(*spelled("add", "__add__", "__radd__"))
-def _add(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("add", "__add__", "__radd__"))
+def _add(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     alpha = kwargs.pop("alpha", 1)
     u, v = two_operands(args, kwargs)
     return _summed(watch, function, u, v if alpha == 1 else _times(watch, v, alpha))
 
 
-@handles(*spelled("sub", "subtract", "__sub__"))
-def _sub(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("sub", "subtract", "__sub__"))
+def _sub(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     alpha = kwargs.pop("alpha", 1)
     u, v = two_operands(args, kwargs)
     return _subtracted(watch, function, u, v, alpha)
 
 
-@handles(*spelled("__rsub__", "rsub"))
-def _rsub(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.handles(*spelled("__rsub__", "rsub"))
+def _rsub(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     alpha = kwargs.pop("alpha", 1)
     v, u = two_operands(args, kwargs)
     return _subtracted(watch, function, u, v, alpha)
 
 
-def _times(watch: Interception, value: Any, factor: Any) -> Any:
+def _times(watch: Context, value: Any, factor: Any) -> Any:
     with watch:
         return value * factor
 
 
-def _subtracted(watch: Interception, function: Function, u: Any, v: Any, alpha: Any) -> Any:
-    of_u = watch.tape.mark(u) if isinstance(u, Tensor) else None
-    of_v = watch.tape.mark(v) if isinstance(v, Tensor) else None
+def _subtracted(watch: Context, function: Function, u: Any, v: Any, alpha: Any) -> Any:
+    of_u = watch.mark(u)
+    of_v = watch.mark(v)
     if of_u is not None and of_v is not None and is_statistic_of(of_v, of_u):
         output = watch.made(torch.sub, u, v, alpha=alpha)
         return scaled_by_constant(watch, function, of_u, u, 1.0, output)
     return _summed(watch, function, u, _times(watch, v, -alpha))
 
 
-def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
-    of_u = watch.tape.mark(u) if isinstance(u, Tensor) else None
-    of_v = watch.tape.mark(v) if isinstance(v, Tensor) else None
+def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
+    of_u = watch.mark(u)
+    of_v = watch.mark(v)
     if of_u is not None and of_v is not None:
         return _skip_add(watch, function, u, of_u, v, of_v)
     x, mark, constant = (u, of_u, v) if of_u is not None else (v, of_v, u)
@@ -87,42 +89,42 @@ def _summed(watch: Interception, function: Function, u: Any, v: Any) -> Any:
     is_bias = (
         mark.channels > 0
         and mark.channels % max(constant.numel(), 1) == 0
-        and not watch.is_repeated(constant)
+        and not watch.names.is_repeated(constant)
     )
-    takes_nothing = is_bias and not watch.rule_for(F.linear).shares_with_bias
+    takes_nothing = is_bias and not watch.rules.of(F.linear).shares_with_bias
     mark = mark.but(
         examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None, channels=0
     )
     _require_examples(watch, mark)
-    return watch.tape.record(
+    return watch.record(
         function,
         AutogradKernel(torch.add),
         (x,),
         output,
-        rule=watch.module_rule() or _BIAS if takes_nothing else watch.rule_for(torch.add),
+        rule=watch.rules.of_module() or _BIAS if takes_nothing else watch.rules.of(torch.add),
         flow=flows.keep,
         mark=mark,
         constant=constant,
-        name=watch.constant_title(v if of_u is not None else u) if watch.tape.keeps_books else "",
+        name=watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else "",
     )
 
 
-def _copied(watch: Interception, x: Tensor, mark: Mark) -> Tensor:
+def _copied(watch: Context, x: Tensor, mark: Mark) -> Tensor:
     copy = x.clone()
     watch.tape.marks[copy] = mark
     return copy
 
 
-def _require_examples(watch: Interception, mark: Mark) -> None:
+def _require_examples(watch: Context, mark: Mark) -> None:
     if not mark.examples.known:
         raise ExplanationError(
-            f"in {watch.module_name()} the examples of the batch cannot be told apart, so their "
+            f"in {watch.names.caller()} the examples of the batch cannot be told apart, so their "
             "relevance cannot be normalised one by one: explain one example at a time"
         )
 
 
 def _skip_add(
-    watch: Interception, function: Function, u: Tensor, of_u: Mark, v: Tensor, of_v: Mark
+    watch: Context, function: Function, u: Tensor, of_u: Mark, v: Tensor, of_v: Mark
 ) -> Tensor:
     output = watch.made(torch.add, u, v)
     if is_function_of_same(of_u, of_v):
@@ -173,15 +175,14 @@ def _skip_add(
     features = of_u.features if of_u.features is not None else of_v.features
     mark = mark.but(source=None, features=features)
     _require_examples(watch, mark)
-    output = watch.tape.record(
+    output = watch.record(
         function,
         AutogradKernel(torch.add),
         (u, v),
         output,
-        rule=watch.rule_for(torch.add),
+        rule=watch.rules.of(torch.add),
         flow=flows.skip_add,
         mark=mark,
-        name=watch.book_title(),
         mass=factors,
         branch=branch_attentions,
         mass_through_branch=through_attention,

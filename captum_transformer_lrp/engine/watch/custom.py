@@ -11,13 +11,14 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CodeType, FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
+from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.watch.context import Context
 
 _MODULE_CALL = nn.Module._call_impl.__code__
 
@@ -43,6 +44,7 @@ class CustomCalls:
     def __init__(self) -> None:
         self._calls: dict[int, CustomCall] = {}
         self._forwards: frozenset[CodeType] | None = None
+        self._results: dict[int, CustomCall] = {}
 
     def current(self) -> CustomCall | None:
         """The outermost custom function whose forward pass is calling, if any."""
@@ -62,8 +64,38 @@ class CustomCalls:
             frame = frame.f_back
         return found
 
+    def inside(
+        self, watch: Context, custom: CustomCall, function: Function, args: Args, kwargs: Kwargs
+    ) -> Any:
+        """Record a call in a custom function's forward pass; it sees a result without graph."""
+        with torch.enable_grad():
+            result = watch.call(function, args, kwargs)
+
+        def detached(tensor: Tensor) -> Tensor:
+            if watch.mark(tensor) is None or self.returns(tensor):
+                return tensor
+            outside = tensor.detach()
+            watch.writes.replaced[id(outside)] = (outside, tensor)
+            self._results[id(outside)] = custom
+            return outside
+
+        return replace_tensors(result, detached)
+
+    def returns(self, tensor: Tensor) -> bool:
+        """Whether a tensor is what a custom function sees of a recorded call."""
+        return id(tensor) in self._results
+
+    def leave(self, watch: Context, result: Tensor, recorded: Tensor) -> None:
+        """A result has got the custom function's own derivative."""
+        if self._results.pop(id(result)).calls_modules:
+            return
+        joined: Tensor = _Bridge.apply(watch.tape, result, recorded)
+        watch.tape.marks[joined] = watch.tape.marks[recorded]
+        watch.writes.replaced[id(result)] = (result, joined)
+
     def close(self) -> None:
-        """Let go of the interpreter's frames."""
+        """Let go of the interpreter's frames, and of results."""
+        self._results.clear()
         for call in self._calls.values():
             call.frame = None
         self._calls.clear()
@@ -78,14 +110,11 @@ def _forwards_of(function: type[torch.autograd.Function]) -> Iterator[CodeType]:
         yield from _forwards_of(kind)
 
 
-def bridged(tape: Tape, result: Tensor, recorded: Tensor) -> Tensor:
-    """One tensor of a custom function's result and of what was recorded inside it."""
-    joined: Tensor = _Bridge.apply(tape, result, recorded)
-    return joined
-
-
 class _Bridge(torch.autograd.Function):
-    """Gradient to the function's own backward pass, everything else to what was recorded."""
+    """One tensor of a custom function's result and of what was recorded inside it.
+
+    Gradient to the function's own backward pass, everything else to what was recorded.
+    """
 
     @staticmethod
     def forward(ctx: Any, tape: Tape, result: Tensor, recorded: Tensor) -> Tensor:
@@ -95,8 +124,6 @@ class _Bridge(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        from captum_transformer_lrp.engine.graph.tape import Phase
-
         (grad,) = grads
         if ctx.tape.phase is Phase.GRADIENT:
             return None, grad, None

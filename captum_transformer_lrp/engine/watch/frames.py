@@ -28,14 +28,3 @@ def calling_frame(code: CodeType) -> FrameType | None:
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
     return frame
-
-
-def module_name(names: dict[int, str]) -> str:
-    """The qualified name of the innermost calling module, e.g. ``blocks.0.attn``.
-
-    Args:
-        names: from ``id(module)`` to its name in the explained model.
-    """
-    for _, module in calling_modules():
-        return names.get(id(module)) or type(module).__name__
-    return "the forward function"

@@ -6,7 +6,7 @@ The model goes on with its own tensors; from then on another stands for each tha
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,38 +19,33 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
+from captum_transformer_lrp.engine.graph.structure import OUT_OF_PLACE
+from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
 from captum_transformer_lrp.engine.watch import moves
+from captum_transformer_lrp.engine.watch.constant_calls import without_activation
+from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples, rearranged_examples
-from captum_transformer_lrp.rules.spellings import in_place_spellings
-
-if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.watch.interception import Interception
-
-_OUT_OF_PLACE: dict[Function, Function] = dict(in_place_spellings())
-
-UPDATES = frozenset(_OUT_OF_PLACE) | {Tensor.__setitem__, Tensor.copy_}
-"""The calls that change their first argument."""
 
 
-def updated(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+def updated(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """A call that changes its first argument: made out of place, and remembered."""
     target, _ = first_tensor(args, kwargs)
-    active = any(watch.tape.mark(tensor) for tensor in tensors_in((args, kwargs)))
+    active = any(watch.mark(tensor) for tensor in tensors_in((args, kwargs)))
     if not active:
-        if id(target) in watch.state:
+        if id(target) in watch.names.state:
             raise ExplanationError(
-                f"{watch.module_name()} changes {watch.state[id(target)]} in its forward pass "
-                f"({title(function)}): call model.eval() first"
+                f"{watch.names.caller()} changes {watch.names.state[id(target)]} in its forward "
+                f"pass ({title(function)}): call model.eval() first"
             )
-        return watch.without_activation(function, args, kwargs)
-    if id(target) in watch.state:
+        return without_activation(watch, function, args, kwargs)
+    if id(target) in watch.names.state:
         raise ExplanationError(
-            f"{watch.module_name()} writes activations into {watch.state[id(target)]}; an "
+            f"{watch.names.caller()} writes activations into {watch.names.state[id(target)]}; an "
             "explanation must leave the model as it is"
         )
-    if function in _OUT_OF_PLACE:
-        result = watch.call(_OUT_OF_PLACE[function], args, kwargs)
+    if function in OUT_OF_PLACE:
+        result = watch.call(OUT_OF_PLACE[function], args, kwargs)
     else:
         index, value = (..., args[1]) if function is Tensor.copy_ else args[1:]
         result = _set_item(watch, target, index, value)
@@ -58,7 +53,7 @@ def updated(watch: Interception, function: Function, args: Args, kwargs: Kwargs)
     return result
 
 
-def _set_item(watch: Interception, target: Tensor, index: Any, value: Any) -> Tensor:
+def _set_item(watch: Context, target: Tensor, index: Any, value: Any) -> Tensor:
     """``target[index] = value`` (and ``target.copy_(value)``), made out of place."""
     if not isinstance(value, Tensor):
         value = torch.full((), value, dtype=target.dtype, device=target.device)
@@ -73,7 +68,7 @@ def _set_item(watch: Interception, target: Tensor, index: Any, value: Any) -> Te
 
     with torch.enable_grad():
         changed = written(target, value)
-    of_target, of_value = watch.tape.mark(target), watch.tape.mark(value)
+    of_target, of_value = watch.mark(target), watch.mark(value)
     if of_target is not None:
         examples = of_target.examples
     else:
@@ -90,18 +85,18 @@ def _set_item(watch: Interception, target: Tensor, index: Any, value: Any) -> Te
     return changed
 
 
-def replace(watch: Interception, target: Tensor, result: Tensor) -> None:
+def replace(watch: Context, target: Tensor, result: Tensor) -> None:
     """From now on ``result`` stands for ``target``, which the model changed in place."""
     if result is target:
         return
-    watch.replaced[id(target)] = (target, result)
+    watch.writes.replaced[id(target)] = (target, result)
     base = target._base
     if base is not None and base.shape.numel() > 0:
         _write_through(watch, base, target, result)
-    watch.overwritten.add(target.untyped_storage()._cdata)
+    watch.writes.memory.add(target.untyped_storage()._cdata)
 
 
-def _write_through(watch: Interception, base: Tensor, view: Tensor, result: Tensor) -> None:
+def _write_through(watch: Context, base: Tensor, view: Tensor, result: Tensor) -> None:
     """What was written into a view has been written into the tensor that it is a view of."""
     if not is_laid_out_plainly(base):
         return  # reading it is an error from now on
@@ -109,19 +104,19 @@ def _write_through(watch: Interception, base: Tensor, view: Tensor, result: Tens
     onto = base
     if base.dtype != result.dtype:
         onto = base.to(result.dtype)
-        if (mark := watch.tape.mark(base)) is not None:
+        if (mark := watch.mark(base)) is not None:
             watch.tape.marks[onto] = mark
     changed = moves.join(watch, _written_at, (onto, result, *place), {})
-    watch.replaced[id(base)] = (base, changed)
+    watch.writes.replaced[id(base)] = (base, changed)
 
 
-def view_made_again(watch: Interception, tensor: Tensor) -> Tensor:
+def view_made_again(watch: Context, tensor: Tensor) -> Tensor:
     """A view whose memory was changed since, read from what the memory should be now."""
     base = tensor._base
-    found = None if base is None else watch.replaced.get(id(base))
+    found = None if base is None else watch.writes.replaced.get(id(base))
     if base is None or found is None or not is_laid_out_plainly(base):
         raise ExplanationError(
-            f"{watch.module_name()} reads a view of a tensor that was changed in place since; "
+            f"{watch.names.caller()} reads a view of a tensor that was changed in place since; "
             "change the tensor itself, or copy it first"
         )
     now = watch.resolve(base)
@@ -139,8 +134,3 @@ def _written_at(
     """
     places = torch.arange(onto.numel(), device=onto.device).as_strided(size, stride, offset)
     return onto.flatten().index_copy(0, places.flatten(), what.flatten()).view(onto.shape)
-
-
-def is_laid_out_plainly(base: Tensor) -> bool:
-    """Whether places in its memory are places in whatever contiguous tensor replaces it."""
-    return bool(base.is_contiguous() and base.storage_offset() == 0)

@@ -6,8 +6,9 @@ numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +20,17 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
+from captum_transformer_lrp.engine.graph.books import report_filling
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.structure import COPIES, PERMUTATIONS
+from captum_transformer_lrp.engine.graph.structure import (
+    CASTS,
+    COPIES,
+    JOINS,
+    PERMUTATIONS,
+    REARRANGEMENTS,
+)
 from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.watch.context import Context, Handler, Handlers
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import (
     Examples,
@@ -33,19 +42,16 @@ from captum_transformer_lrp.rules.examples import (
 )
 from captum_transformer_lrp.rules.spellings import spelled
 
-if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.watch.interception import Interception
 
-
-def get_property(watch: Interception, function: Function, args: tuple[Any, ...]) -> Any:
+def get_property(watch: Context, function: Function, args: tuple[Any, ...]) -> Any:
     """Read a property of a tensor, such as ``.T`` or ``.real``."""
     owner = watch.resolve(args[0]) if isinstance(args[0], Tensor) else args[0]
-    mark = watch.tape.mark(owner) if isinstance(owner, Tensor) else None
+    mark = watch.mark(owner)
     if mark is None:
         with torch.no_grad():
             result = function(owner)
-        if isinstance(result, Tensor) and (name := watch.constant_name(owner)):
-            watch.constants[result] = name
+        if isinstance(result, Tensor) and (name := watch.names.of_constant(owner)):
+            watch.names.constants[result] = name
         return result
     result = function(owner)
     if isinstance(result, Tensor) and result.requires_grad and result is not owner:
@@ -53,10 +59,10 @@ def get_property(watch: Interception, function: Function, args: tuple[Any, ...])
     return result
 
 
-def rearrange(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+def rearrange(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """A call that puts the elements of one activation elsewhere, or copies them."""
-    source = next(t for t in tensors_in((args, kwargs)) if watch.tape.mark(t))
-    mark = watch.tape.mark(source)
+    source = next(t for t in tensors_in((args, kwargs)) if watch.mark(t))
+    mark = watch.mark(source)
     assert mark is not None
     result = function(*args, **kwargs)
     if function in COPIES:
@@ -82,7 +88,7 @@ def rearrange(watch: Interception, function: Function, args: Args, kwargs: Kwarg
 
 
 def _note_rearranged(
-    watch: Interception, result: Any, mark: Mark, source: Tensor, again: Callable[[Tensor], Any]
+    watch: Context, result: Any, mark: Mark, source: Tensor, again: Callable[[Tensor], Any]
 ) -> None:
     parts = [tensor for tensor in tensors_in(result) if tensor.requires_grad]
     if not parts or all(part is source for part in parts):
@@ -104,12 +110,12 @@ def _note_rearranged(
         )
 
 
-def join(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """A call that puts the elements of several tensors side by side."""
     result = function(*args, **kwargs)
     values = list(tensors_in((args, kwargs)))
-    active = [t for t in values if watch.tape.mark(t)]
-    marks = [mark for t in active if (mark := watch.tape.mark(t))]
+    active = [t for t in values if watch.mark(t)]
+    marks = [mark for t in active if (mark := watch.mark(t))]
     if isinstance(result, Tensor):
         if result.requires_grad:
             examples = _joined_examples(watch, function, args, kwargs, active, result)
@@ -128,7 +134,7 @@ def join(watch: Interception, function: Function, args: Args, kwargs: Kwargs) ->
     return result
 
 
-def _constants_among(watch: Interception, active: Sequence[Tensor]) -> dict[int, Tensor]:
+def _constants_among(watch: Context, active: Sequence[Tensor]) -> dict[int, Tensor]:
     """Those parts of activations that hold constants alone, detached, by the id of the part.
 
     Where class tokens have been joined to activations and are cut out again, they carry the
@@ -136,24 +142,24 @@ def _constants_among(watch: Interception, active: Sequence[Tensor]) -> dict[int,
     """
     found = {}
     for part in active:
-        mark = watch.tape.mark(part)
+        mark = watch.mark(part)
         if mark is not None and not mark.attentions and not _depends_on_inputs(watch, part):
             found[id(part)] = part.detach()
-            watch.constants[found[id(part)]] = f"{watch.module_name()} (constant)"
+            watch.names.constants[found[id(part)]] = f"{watch.names.caller()} (constant)"
     return found if len(found) < len(active) else {}
 
 
-def _depends_on_inputs(watch: Interception, part: Tensor) -> bool:
+def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
     """Whether anything of a part of an activation arrives at the inputs."""
-    if watch.log is not None:
+    if watch.is_logging:
         raise ExplanationError(
-            f"in {watch.module_name()} constants are cut out of activations that they were joined "
+            f"in {watch.names.caller()} constants are cut out of activations that they were joined "
             "to, which takes the whole forward pass to find out: explain the model without "
             "checkpointing, or one example at a time"
         )
     given = [tensor for tensor, mark in watch.tape.marks.items() if mark.source is not None]
     leaves = [leaf for leaf in given if leaf.is_leaf]
-    leaves += [leaf for _, leaf, _ in watch.token_leaves]
+    leaves += [leaf for _, leaf, _ in watch.look_ups.leaves]
     tape, books = watch.tape, dict(watch.tape.absorbed)
     phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
                  if one in tape.phases)  # fmt: skip
@@ -166,7 +172,7 @@ def _depends_on_inputs(watch: Interception, part: Tensor) -> bool:
 
 
 def _joined_examples(
-    watch: Interception,
+    watch: Context,
     function: Function,
     args: Args,
     kwargs: Kwargs,
@@ -174,7 +180,7 @@ def _joined_examples(
     result: Tensor,
 ) -> Examples:
     active = [tensor for tensor in active if tensor.numel()] or active
-    known = [mark.examples for tensor in active if (mark := watch.tape.mark(tensor))]
+    known = [mark.examples for tensor in active if (mark := watch.mark(tensor))]
     if known[0].count == 1:
         return known[0]
     first = active[0]
@@ -188,7 +194,7 @@ def _joined_examples(
     with torch.no_grad():
         stand_ins = {
             id(value): numbered(mark.examples, value.shape)
-            if (mark := watch.tape.mark(value))
+            if (mark := watch.mark(value))
             else torch.zeros(value.shape)
             if value.is_floating_point()
             else value.cpu()
@@ -197,15 +203,15 @@ def _joined_examples(
         return read_examples(again_with(function, args, kwargs)(stand_ins), known[0].count)
 
 
-def cast(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+def cast(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """A call that changes an activation's dtype or device."""
     source = args[0]
-    mark = watch.tape.mark(source)
+    mark = watch.mark(source)
     if mark is None:
         with torch.no_grad():
             return function(*args, **kwargs)
     result = function(*args, **kwargs)
-    if watch.loses_precision(source, result):
+    if watch.precision.loses(source, result):
         # That the model does is a matter of its speed.
         result = source.to(result.device)
     if result.requires_grad and result is not source:
@@ -242,6 +248,47 @@ def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any
     return nn.functional.pad(input, pad, mode if isinstance(mode, str) else "constant")
 
 
+HANDLERS = Handlers()
+"""Moves that are more than that."""
+
+
+@HANDLERS.handles(*spelled("pad", "constant_pad_nd"))
+def _pad(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """Padding takes relevance where something is made of it, such as a norm's bias or a sum."""
+
+    def bind(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
+        return input, pad, mode, value
+
+    x, pad, mode, value = bind(*args, **kwargs)
+    if not isinstance(mode, str):  # of constant_pad_nd
+        mode, value = "constant", mode
+    result = rearrange(watch, function, args, kwargs)
+    if watch.tape.keeps_books and mode == "constant" and math.isfinite(value or 0):
+        inside = nn.functional.pad(torch.ones_like(x, dtype=torch.bool), pad)
+        report_filling(watch.tape, result, inside, f"{watch.names.caller()} (padding)")
+    return result
+
+
+@HANDLERS.handles(*spelled("where"))
+def _where(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """Numbers among the choices become tensors, so that their share is reported."""
+    if function is Tensor.where:  # x.where(condition, other)
+        args = (args[1] if len(args) > 1 else kwargs.pop("condition"), args[0], *args[2:])
+
+    def bind(condition: Tensor, input: Any, other: Any) -> Any:
+        return condition, input, other
+
+    condition, *choices = bind(*args, **kwargs)
+    like = next(choice for choice in choices if isinstance(choice, Tensor))
+    choices = [
+        choice
+        if isinstance(choice, Tensor)
+        else torch.full((), choice, dtype=like.dtype, device=like.device)
+        for choice in choices
+    ]
+    return join(watch, torch.where, (condition, *choices), {})
+
+
 ANYHOW: dict[Function, Function] = {
     Tensor.view: Tensor.reshape,
     Tensor.view_as: Tensor.reshape_as,
@@ -251,3 +298,10 @@ ANYHOW: dict[Function, Function] = {
 """What is done to a stand-in in the place of a call."""
 
 _AS_STRIDED = frozenset(spelled("as_strided"))
+
+MOVES: dict[Function, Handler] = {
+    **dict.fromkeys(CASTS, cast),
+    **dict.fromkeys(JOINS, join),
+    **dict.fromkeys(REARRANGEMENTS, rearrange),
+}
+"""What is done with calls that only move elements, unless they have a rule."""

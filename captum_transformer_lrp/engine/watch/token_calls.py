@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,21 +16,20 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
 )
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.structure import CASTS, JOINS, REARRANGEMENTS
-from captum_transformer_lrp.engine.watch import in_place, moves
+from captum_transformer_lrp.engine.graph.structure import CASTS, JOINS, REARRANGEMENTS, UPDATES
+from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
+from captum_transformer_lrp.engine.watch import moves
+from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.token_ids import ELEMENTWISE, TokenIds, moved
 from captum_transformer_lrp.rules.spellings import spelled
 
-if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.watch.interception import Interception
 
-
-def with_token_ids(watch: Interception, function: Function, args: Args, kwargs: Kwargs) -> Any:
+def with_token_ids(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """A call on token ids: they are moved, computed with, or looked up."""
-    found = [watch.token_ids.get(id(tensor)) for tensor in tensors_in((args, kwargs))]
+    found = [watch.look_ups.ids.get(id(tensor)) for tensor in tensors_in((args, kwargs))]
     known = {id(one.ids): one for one in found if one is not None}
     first = next(iter(known.values()))
-    if function in in_place.UPDATES:
+    if function in UPDATES:
         return _write_ids(watch, function, args, kwargs, known)
     with torch.no_grad():
         result = function(*args, **kwargs)
@@ -49,20 +48,20 @@ def with_token_ids(watch: Interception, function: Function, args: Args, kwargs: 
     ):
         places = [first.places]
     for part, place in zip(parts, places, strict=bool(places)):
-        watch.token_ids[id(part)] = first.become(part, place)
+        watch.look_ups.ids[id(part)] = first.become(part, place)
     return result
 
 
 def _write_ids(
-    watch: Interception, function: Function, args: Args, kwargs: Kwargs, known: dict[int, TokenIds]
+    watch: Context, function: Function, args: Args, kwargs: Kwargs, known: dict[int, TokenIds]
 ) -> Any:
     """Ids that are written into others, as those of a decoder are."""
     target, _ = first_tensor(args, kwargs)
     base = target if target._base is None else target._base
     first = next(iter(known.values()))
-    followed = in_place.is_laid_out_plainly(base) and not base.is_floating_point()
+    followed = is_laid_out_plainly(base) and not base.is_floating_point()
     if followed and _joins_one_input(known):
-        onto = watch.token_ids.get(id(base))
+        onto = watch.look_ups.ids.get(id(base))
         onto = onto or first.become(base, torch.zeros_like(base, dtype=torch.long))
 
         def run(change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -75,31 +74,31 @@ def _write_ids(
             return changed
 
         (places,) = moved(run, {**known, id(base): onto})
-        watch.token_ids[id(base)] = first.become(base, places)
+        watch.look_ups.ids[id(base)] = first.become(base, places)
         if target is not base:
             of_view = places.as_strided(target.shape, target.stride(), int(target.storage_offset()))
-            watch.token_ids[id(target)] = first.become(target, of_view)
+            watch.look_ups.ids[id(target)] = first.become(target, of_view)
     with torch.no_grad():
         return function(*args, **kwargs)
 
 
 def _looked_up(
-    watch: Interception, embedded: Tensor, ids: TokenIds, args: Args, kwargs: Kwargs
+    watch: Context, embedded: Tensor, ids: TokenIds, args: Args, kwargs: Kwargs
 ) -> Tensor:
     """Embeddings of token ids: here the tape begins."""
     examples = ids.examples
     axis = examples.axis or 0
-    leaf = watch.raised(embedded.movedim(axis, 0).detach()).requires_grad_()
-    watch.token_leaves.append((ids.index, leaf, ids.places.movedim(axis, 0)))
+    leaf = watch.precision.raised(embedded.movedim(axis, 0).detach()).requires_grad_()
+    watch.look_ups.leaves.append((ids.index, leaf, ids.places.movedim(axis, 0)))
     result = leaf.movedim(0, axis)
     watch.tape.marks[leaf] = watch.tape.marks[result] = Mark(
         examples, origins=1 << ids.index, base=object(), features=-1
     )
     of_input = ids.places > 0
     if not bool(of_input.all()):  # what the model's own ids get is the table's
-        own = watch.raised(embedded.detach())
-        name = next((n for n in map(watch.constant_name, tensors_in((args, kwargs))) if n), "")
-        watch.constants[own] = name or watch.module_name()
+        own = watch.precision.raised(embedded.detach())
+        name = next((n for n in map(watch.names.of_constant, tensors_in((args, kwargs))) if n), "")
+        watch.names.constants[own] = name or watch.names.caller()
         return moves.join(watch, torch.where, (of_input.unsqueeze(-1), result, own), {})
     return result
 

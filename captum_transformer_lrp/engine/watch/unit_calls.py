@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -16,14 +16,12 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.unit import Unit
+from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.rules.kernels import AutogradKernel
-
-if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.watch.interception import Interception
 
 
 def inside_unit(
-    watch: Interception,
+    watch: Context,
     unit: Unit,
     function: Function,
     args: Args,
@@ -32,30 +30,28 @@ def inside_unit(
 ) -> Any:
     """Make a call in the forward pass of a module that has a rule; only autograd records it."""
     if not unit.inputs:
-        unit.inputs = tuple(
-            watch.resolve(t) for t in tensors_in(unit.arguments) if watch.tape.mark(t)
-        )
+        unit.inputs = tuple(watch.resolve(t) for t in tensors_in(unit.arguments) if watch.mark(t))
     result = function(*args, **kwargs)
-    marks = [mark for tensor in active if (mark := watch.tape.mark(tensor))]
+    marks = [mark for tensor in active if (mark := watch.mark(tensor))]
     for tensor in tensors_in(result):
-        if tensor.requires_grad and not watch.tape.mark(tensor):
+        if tensor.requires_grad and not watch.mark(tensor):
             watch.tape.marks[tensor] = merged(marks, marks[0].examples).but(unit=unit)
     return result
 
 
-def leave_unit(watch: Interception, tensor: Tensor, mark: Mark) -> Tensor:
+def leave_unit(watch: Context, tensor: Tensor, mark: Mark) -> Tensor:
     """Put one switch behind a whole module call, when its result is first used outside."""
     unit = mark.unit
     assert unit is not None
     inputs = unit.inputs
     examples = mark.examples
-    marks = [found for value in inputs if (found := watch.tape.mark(value))]
+    marks = [found for value in inputs if (found := watch.mark(value))]
     if inputs[0].shape == tensor.shape:
         examples = marks[0].examples
     args, kwargs = unit.arguments
     positions = {
         id(value): place
-        for place, value in enumerate(t for t in tensors_in(unit.arguments) if watch.tape.mark(t))
+        for place, value in enumerate(t for t in tensors_in(unit.arguments) if watch.mark(t))
     }
 
     def run(*values: Tensor) -> Any:
@@ -63,7 +59,7 @@ def leave_unit(watch: Interception, tensor: Tensor, mark: Mark) -> Tensor:
         return unit.module(*replace_tensors(args, change), **replace_tensors(kwargs, change))
 
     outside = merged(marks, examples)
-    switched = watch.tape.record(
+    switched = watch.record(
         type(unit.module).forward,
         AutogradKernel(run),
         inputs,
@@ -78,7 +74,7 @@ def leave_unit(watch: Interception, tensor: Tensor, mark: Mark) -> Tensor:
             channels=0,
             features=None,
         ),
-        name=watch.names.get(id(unit.module)) or type(unit.module).__name__,
+        name=watch.names.of_module(unit.module),
     )
-    watch.replaced[id(tensor)] = (tensor, switched)
+    watch.writes.replaced[id(tensor)] = (tensor, switched)
     return switched

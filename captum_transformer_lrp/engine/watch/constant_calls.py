@@ -1,0 +1,69 @@
+"""Calls on constants alone: parameters, buffers, masks, and token ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine.graph.arguments import (
+    Args,
+    Function,
+    Kwargs,
+    node_name,
+    replace_tensors,
+    tensors_in,
+)
+from captum_transformer_lrp.engine.graph.structure import UPDATES
+from captum_transformer_lrp.engine.watch.context import Context
+from captum_transformer_lrp.engine.watch.token_calls import with_token_ids
+from captum_transformer_lrp.errors import UnsupportedOperationError
+from captum_transformer_lrp.rules.spellings import spelled
+
+
+def refuse_unannounced(watch: Context, tensor: Tensor) -> None:
+    """Raise for a tensor that depends on activations, but on no call that was seen.
+
+    What a model keeps from an earlier call, with the graph of its parameters, is a constant.
+    """
+    unknown = tensor.requires_grad and not tensor.is_leaf and tensor not in watch.names.constants
+    if unknown and watch.tape.made(tensor):
+        raise UnsupportedOperationError(
+            f"{watch.names.caller()} uses a result of {node_name(tensor)}, a custom operation "
+            "that PyTorch does not announce to anybody: write it with PyTorch functions"
+        )
+
+
+def without_activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A call on constants or token ids alone."""
+    for tensor in tensors_in((args, kwargs)):
+        if id(tensor) in watch.look_ups.ids:
+            return with_token_ids(watch, function, args, kwargs)
+    for tensor in tensors_in((args, kwargs)):
+        refuse_unannounced(watch, tensor)
+    if function not in UPDATES and _is_mixed(args, kwargs):
+        args, kwargs = replace_tensors((args, kwargs), watch.precision.raised_constant)
+    with torch.no_grad():
+        result = function(*args, **kwargs)
+    name = next((n for n in map(watch.names.of_constant, tensors_in((args, kwargs))) if n), "")
+    if name:
+        for tensor in tensors_in(result):
+            if tensor.is_floating_point() and id(tensor) not in watch.names.state:
+                watch.names.note(tensor, name, is_repeated=function in _REPEATS)
+    return result
+
+
+def _is_mixed(args: Args, kwargs: Kwargs) -> bool:
+    """Whether constants made like activations, in the tape's precision, meet the model's own.
+
+    The smallest number of the tape's precision, which masks are multiplied by, is one too.
+    """
+    kinds = {one.dtype for one in tensors_in((args, kwargs)) if one.is_floating_point()}
+    extreme = any(isinstance(one, float) and abs(one) > _LARGEST_FLOAT32 for one in args)
+    return len(kinds) > 1 or extreme
+
+
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
+
+_REPEATS = frozenset(spelled("expand", "expand_as", "broadcast_to", "repeat", "tile"))

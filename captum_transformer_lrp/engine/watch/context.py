@@ -1,0 +1,230 @@
+"""All that a handler is given, and what a table of handlers is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from weakref import proxy
+
+import torch
+from torch import Tensor
+from torch._ops import HigherOrderOperator
+
+from captum_transformer_lrp.engine.graph import books
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, title
+from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.tape import Flow, Phase, Tape
+from captum_transformer_lrp.engine.graph.unit import Unit
+from captum_transformer_lrp.engine.watch.call_rules import CallRules
+from captum_transformer_lrp.engine.watch.names import Names
+from captum_transformer_lrp.engine.watch.precision import Precision
+from captum_transformer_lrp.engine.watch.token_ids import TokenIds
+from captum_transformer_lrp.errors import UnsupportedOperationError
+from captum_transformer_lrp.rules import Rule
+from captum_transformer_lrp.rules.examples import Examples
+from captum_transformer_lrp.rules.kernels import Kernel
+
+
+class Mode(Protocol):
+    """What makes the calls, as its context knows it."""
+
+    @property
+    def is_logging(self) -> bool:
+        """Whether calls are kept in the place of what they compute."""
+
+    def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Make one call of the model."""
+
+    def resolve(self, tensor: Tensor, unit: Unit | None = None) -> Tensor:
+        """The tensor that stands for ``tensor`` now."""
+
+    def replace(self, target: Tensor, result: Tensor) -> None:
+        """From now on ``result`` stands for ``target``, which the model changed in place."""
+
+    def __enter__(self) -> Any: ...
+
+    def __exit__(self, *error: Any) -> None: ...
+
+
+@dataclass
+class Writes:
+    """What the model has written in place.
+
+    Args:
+        replaced: for tensors, by their id(), themselves and what stands for them now.
+        memory: the storages that have been written to.
+    """
+
+    replaced: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    memory: set[int] = field(default_factory=set)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.replaced.clear()
+        self.memory.clear()
+
+
+@dataclass
+class LookUps:
+    """Token ids on their way to embeddings.
+
+    Args:
+        ids: what is known of tensors of ids, by their id().
+        leaves: for each look-up the input, the embeddings and the places of their tokens.
+    """
+
+    ids: dict[int, TokenIds] = field(default_factory=dict)
+    leaves: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
+
+
+class Context:
+    """All that a handler is given.
+
+    As a context manager it lets a handler make calls that are watched in turn.
+
+    Args:
+        mode: what makes the calls.
+        tape: where they are recorded.
+        examples: the examples of the batch, along the first axis.
+        rules: which rule a call goes by.
+        names: what modules and constants are called.
+        precision: what is computed in.
+    """
+
+    def __init__(
+        self,
+        mode: Mode,
+        tape: Tape,
+        examples: Examples,
+        rules: CallRules,
+        names: Names,
+        precision: Precision,
+    ) -> None:
+        self._mode: Mode = proxy(mode)  # it holds this object
+        self.tape = tape
+        self.examples = examples
+        self.rules = rules
+        self.names = names
+        self.precision = precision
+        self.writes = Writes()
+        self.look_ups = LookUps()
+
+    def __enter__(self) -> None:
+        self._mode.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self._mode.__exit__(*error)
+
+    @property
+    def is_logging(self) -> bool:
+        """Whether calls are kept in the place of what they compute."""
+        return self._mode.is_logging
+
+    def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Make one call of the model, in the place of another."""
+        return self._mode.call(function, args, kwargs)
+
+    def resolve(self, tensor: Tensor) -> Tensor:
+        """The tensor that stands for ``tensor`` now."""
+        return self._mode.resolve(tensor)
+
+    def replace(self, target: Tensor, result: Tensor) -> None:
+        """From now on ``result`` stands for ``target``, which the model changed in place."""
+        self._mode.replace(target, result)
+
+    def mark(self, value: object) -> Mark | None:
+        """What is known of an activation; None for anything else."""
+        return self.tape.mark(value)
+
+    def made(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
+        """Make a call, with autograd's graph if anybody will ask for the gradient."""
+        if Phase.GRADIENT not in self.tape.phases:
+            return self.computed(function, *args, **kwargs)
+        result: Tensor = function(*args, **kwargs)
+        return result
+
+    def computed(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
+        """Make a call whose derivative the tape knows."""
+        with torch.no_grad():
+            result: Tensor = function(*args, **kwargs)
+            return result
+
+    def record(
+        self,
+        function: Function,
+        kernel: Kernel,
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        *,
+        rule: Rule,
+        flow: Flow,
+        mark: Mark,
+        name: str | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """Record a call that has been made (:meth:`Tape.record`); the result goes on in its place.
+
+        What its rule absorbs is reported under ``name``, or else under the calling module's.
+        """
+        if name is None:
+            name = self.names.caller() if self.tape.keeps_books else ""
+        return self.tape.record(
+            function, kernel, inputs, output, rule=rule, flow=flow, mark=mark, name=name, **more
+        )
+
+    def report_constants(
+        self,
+        result: Tensor,
+        values: Sequence[Tensor],
+        again: Callable[[Mapping[int, Tensor]], Tensor],
+    ) -> None:
+        """Enter what ``result`` got from constants, made by ``again``, in the books, if any."""
+        if self.tape.keeps_books:
+            books.report_constants(self.tape, result, values, again, self.names.title)
+
+    def unsupported(self, function: Function, what: str) -> UnsupportedOperationError:
+        """The error for a call that cannot be explained."""
+        return UnsupportedOperationError(
+            f"{title(function)}, called by {self.names.caller()}, has no propagation rule for "
+            f"{what}: file one with captum_transformer_lrp.rules.register_rule, set module.rule, "
+            "or pass strict=False to let it follow the generic rule, eq. 2"
+        )
+
+
+Handler = Callable[[Context, Function, Args, Kwargs], Any]
+
+
+class Handlers(dict[Function, Handler]):
+    """What to do with calls of given functions."""
+
+    def handles(self, *functions: Function) -> Callable[[Handler], Handler]:
+        """Decorator: enter a handler for all of ``functions``."""
+
+        def enter(handler: Handler) -> Handler:
+            self.update(dict.fromkeys(functions, handler))
+            return handler
+
+        return enter
+
+
+@dataclass(frozen=True)
+class Table:
+    """What to do with the calls of one forward pass, if they take an activation.
+
+    Args:
+        functions: handlers by function.
+        operators: handlers of PyTorch's higher-order operators, by name.
+        other: the handler of everything else.
+    """
+
+    functions: Mapping[Function, Handler]
+    operators: Mapping[str, Handler]
+    other: Handler
+
+    def handler(self, function: Function) -> Handler:
+        """The handler of a call."""
+        found = self.functions.get(function)
+        if found is None and isinstance(function, HigherOrderOperator):
+            found = self.operators.get(function.name())
+        return found or self.other

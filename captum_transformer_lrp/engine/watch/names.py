@@ -1,0 +1,88 @@
+"""What modules, parameters and buffers are called, and constants that are made from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
+from captum_transformer_lrp.engine.watch.frames import calling_modules
+
+
+class Names:
+    """The names of one forward pass.
+
+    Args:
+        model: the explained model; None if it is a plain function, whose modules are learned when
+            they call.
+
+    Attributes:
+        state: the parameters and buffers, by their id().
+        constants: the tensors that are made from them alone.
+    """
+
+    def __init__(self, model: nn.Module | None) -> None:
+        self.state: dict[int, str] = {}
+        self.constants: TensorTable[str] = TensorTable()
+        self._modules: dict[int, str] = {}
+        self._repeated: TensorTable[bool] = TensorTable()
+        if model is not None:
+            self.learn(model)
+
+    def learn(self, model: nn.Module, wrapper: nn.Module | None = None) -> None:
+        """Note the names of a model's modules, parameters and buffers; a wrapper has none."""
+        for name, module in model.named_modules():
+            self._modules.setdefault(id(module), name)
+            prefix = f"{name}." if name else ""
+            for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    self.state.setdefault(id(tensor), prefix + own_name)
+        if wrapper is not None:
+            self._modules.setdefault(id(wrapper), "")
+
+    def knows(self, module: nn.Module) -> bool:
+        """Whether a module is one of the model's."""
+        return id(module) in self._modules
+
+    def of_module(self, module: nn.Module) -> str:
+        """The qualified name of a module, or else its class."""
+        return self._modules.get(id(module)) or type(module).__name__
+
+    def caller(self) -> str:
+        """The qualified name of the innermost calling module, e.g. ``blocks.0.attn``."""
+        for _, module in calling_modules():
+            return self.of_module(module)
+        return "the forward function"
+
+    def of_constant(self, tensor: Tensor) -> str:
+        """The name of the parameter or buffer that a constant is or was made from, if any."""
+        name = self.state.get(id(tensor))
+        if name is None:
+            name = self.constants.get(tensor)
+        return name or ""
+
+    def title(self, value: Any) -> str:
+        """What the relevance that a constant absorbs is reported under."""
+        name = self.of_constant(value) if isinstance(value, Tensor) else ""
+        return name or f"{self.caller()} (constant)"
+
+    def inherit(self, tensor: Tensor, source: Tensor) -> None:
+        """Call a tensor what its source is called, if that has a name."""
+        if name := self.of_constant(source):
+            self.constants[tensor] = name
+            if source in self._repeated:
+                self._repeated[tensor] = True
+
+    def note(self, tensor: Tensor, name: str, *, is_repeated: bool) -> None:
+        """Call a constant what it was made from."""
+        self.constants[tensor] = name
+        if is_repeated:
+            self._repeated[tensor] = True
+
+    def is_repeated(self, constant: Tensor) -> bool:
+        """Whether a parameter was repeated for the examples, as a class token is; no bias is.
+
+        For a batch of one the shapes do not tell them apart.
+        """
+        return constant in self._repeated
