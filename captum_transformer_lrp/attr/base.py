@@ -33,11 +33,9 @@ from captum_transformer_lrp.rules.presets import (
     is_ill_conditioned,
 )
 from captum_transformer_lrp.rules.registry import (
-    MODULE_RULES,
     Target,
-    named_overrides,
-    rule_overrides,
 )
+from captum_transformer_lrp.rules.rule_set import UserRules
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -124,8 +122,7 @@ class RecordedAttribution(Attribution):
             )
         self._dtype = dtype
         self._epsilon = checked_epsilon(epsilon, stabilizer)
-        self._function_rules, self._class_rules = rule_overrides(rules)
-        self._module_rules = named_overrides(rules)
+        self._rules = UserRules(rules)
         self._stabilizer = stabilizer
         self._strict = strict
 
@@ -162,29 +159,17 @@ class RecordedAttribution(Attribution):
             args = additional_forward_args
         elif additional_forward_args is not None:
             args = (additional_forward_args,)
-        preset = self.preset
         return recorded(
             self.forward_func,
             _format_tensor_into_tuples(inputs),
             args,
             kwargs,
-            function_rules={
-                **(preset.function_rules() if preset else {}),
-                **self._function_rules,
-            },
-            class_rules={
-                **MODULE_RULES,
-                **(preset.class_rules() if preset else {}),
-                **self._class_rules,
-            },
-            module_rules={**(preset.module_rules() if preset else {}), **self._module_rules},
+            rules=self._rules.over(self.preset, strict=self._strict),
             stabilizer=self._stabilizer or SignAwareStabilizer(),
             epsilon=self.epsilon,
-            strict=self._strict,
             keeps_books=keeps_books,
             keeps_readout=self.keeps_readout,
             keeps_streams=self.keeps_streams,
-            pixel_rule=preset.pixels if preset else None,
             dtype=self.dtype,
             needs_attention=self.needs_attention,
             phases=self.phases,

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine import operations
 from captum_transformer_lrp.engine.checkpoints import Log
-from captum_transformer_lrp.engine.graph.arguments import Function
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase, Tape
+from captum_transformer_lrp.engine.table import table
 from captum_transformer_lrp.engine.walk import at_positions, backward_together
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import (
@@ -25,13 +24,13 @@ from captum_transformer_lrp.engine.watch.checks import (
     check_model,
     check_output,
 )
+from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.eager import as_written, uncompiled
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.token_ids import TokenIds, at_tokens
-from captum_transformer_lrp.engine.watch.units import Units
-from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.rule_set import RuleSet
 
 EXAMPLES_TOGETHER = 16
 """So many examples fill a processor; beyond, several targets at once cost memory for no time."""
@@ -204,15 +203,11 @@ def recorded(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    function_rules: Mapping[Function, PropagationRule],
-    class_rules: dict[type[nn.Module], PropagationRule],
-    module_rules: Mapping[str, PropagationRule] | None = None,
+    rules: RuleSet,
     stabilizer: Stabilizer,
-    strict: bool,
     keeps_books: bool,
     keeps_readout: bool = False,
     keeps_streams: bool = True,
-    pixel_rule: Rule | None = None,
     dtype: torch.dtype = torch.float32,
     epsilon: float = 0.0,
     needs_attention: bool = True,
@@ -238,61 +233,17 @@ def recorded(
         phases=frozenset() if checkpointing else phases,
         epsilon=epsilon,
     )
-    device = inputs[0].device
-    rules = CallRules(
-        function_rules,
-        Units(model, class_rules, module_rules),
-        pixel_rule=pixel_rule,
-        strict=strict,
-    )
-    interception = Interception(
-        tape,
-        model,
-        inputs[0].shape[0],
-        rules,
-        operations.table(rules.functions),
-        precision=Precision(torch.float32 if device.type == "mps" else dtype, device.type),
-        keeps_readout=keeps_readout,
-    )
+    interception = _watching(model, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout)
     context = interception.context
-    devices = [device] if device.type == "cuda" else []
     try:
-        with (
-            torch.inference_mode(False),
-            torch.enable_grad(),
-            torch.random.fork_rng(devices),
-            torch.autocast(device.type, enabled=False),
-        ):
-            leaves: list[list[Tensor]] = []
-            arguments: list[Tensor] = []
-            for index, value in enumerate(inputs):
-                stand_in = value.detach().clone() if value.is_inference() else value.detach()
-                if value.is_floating_point():
-                    stand_in = context.precision.raised(stand_in)
-                    stand_in.requires_grad_()
-                    rules.input_dims[index] = value.dim()
-                    tape.marks[stand_in] = Mark(
-                        context.examples,
-                        origins=1 << index,
-                        stem=value.dim() > 2,
-                        source=index,
-                        base=object(),
-                    )
-                    leaves.append([stand_in])
-                else:
-                    context.look_ups.ids[id(stand_in)] = TokenIds.given(stand_in, index)
-                    leaves.append([])
-                arguments.append(stand_in)
+        with _undisturbed(inputs[0].device):
+            arguments, leaves = _on_tape(context, inputs)
             log = Log.started(interception, arguments) if checkpointing else None
             with uncompiled(), interception:
                 result = forward_func(*arguments, *args, **kwargs)
-            output = find_logits(result)
-            output = interception.resolve(output)
+            output = interception.resolve(find_logits(result))
             del result
-            places: list[list[Tensor]] = [[] for _ in inputs]
-            for index, leaf, of_leaf in context.look_ups.leaves:
-                leaves[index].append(leaf)
-                places[index].append(of_leaf)
+            places = _looked_up(context, leaves)
             if log is None:
                 interception.close()
             tape.phases = phases
@@ -301,24 +252,78 @@ def recorded(
                 check_attention(tape)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
-
-            def read_out(value: Tensor) -> Tensor:
-                return interception.read_out(value, output)
-
-            yield Recording(
-                tape,
-                output,
-                leaves,
-                places,
-                shapes,
-                are_ids,
-                context.precision.given,
-                read_out,
-                log,
-            )
+            read_out = partial(interception.read_out, output=output)
+            given = context.precision.given
+            yield Recording(tape, output, leaves, places, shapes, are_ids, given, read_out, log)
     finally:
         interception.close()
         tape.clear()
+
+
+def _watching(
+    model: nn.Module | None,
+    tape: Tape,
+    rules: RuleSet,
+    like: Tensor,
+    dtype: torch.dtype,
+    *,
+    keeps_readout: bool,
+) -> Interception:
+    """What watches the forward pass, for a batch with as many examples as ``like``."""
+    device = like.device.type
+    precision = Precision(torch.float32 if device == "mps" else dtype, device)
+    call_rules = CallRules(rules, model)
+    known = table(call_rules.functions)
+    return Interception(
+        tape, model, len(like), call_rules, known, precision=precision, keeps_readout=keeps_readout
+    )
+
+
+@contextlib.contextmanager
+def _undisturbed(device: torch.device) -> Iterator[None]:
+    """Derivatives are recorded as usual, and random numbers are afterwards as before."""
+    devices = [device] if device.type == "cuda" else []
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
+
+
+def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:
+    """What the model is given in the place of its inputs, and each float input's leaf."""
+    arguments: list[Tensor] = []
+    leaves: list[list[Tensor]] = []
+    for index, value in enumerate(inputs):
+        stand_in = value.detach().clone() if value.is_inference() else value.detach()
+        if value.is_floating_point():
+            stand_in = context.precision.raised(stand_in)
+            stand_in.requires_grad_()
+            context.rules.input_dims[index] = value.dim()
+            context.tape.marks[stand_in] = Mark(
+                context.examples,
+                origins=1 << index,
+                stem=value.dim() > 2,
+                source=index,
+                base=object(),
+            )
+            leaves.append([stand_in])
+        else:
+            context.look_ups.ids[id(stand_in)] = TokenIds.given(stand_in, index)
+            leaves.append([])
+        arguments.append(stand_in)
+    return arguments, leaves
+
+
+def _looked_up(context: Context, leaves: list[list[Tensor]]) -> list[list[Tensor]]:
+    """Add the embeddings that were looked up to the leaves; the places of their tokens."""
+    places: list[list[Tensor]] = [[] for _ in leaves]
+    for index, leaf, of_leaf in context.look_ups.leaves:
+        leaves[index].append(leaf)
+        places[index].append(of_leaf)
+    return places
 
 
 def find_logits(result: Any) -> Tensor:

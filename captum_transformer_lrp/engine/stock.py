@@ -14,14 +14,13 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from captum_transformer_lrp.engine import operations
 from captum_transformer_lrp.engine.graph.arguments import Function, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.table import table
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.frames import calling_frame, calling_modules
 from captum_transformer_lrp.engine.watch.interception import Interception
-from captum_transformer_lrp.engine.watch.units import Units
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.base import engine_propagates
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -30,11 +29,9 @@ from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.presets import Preset, checked_epsilon, epsilon_of
 from captum_transformer_lrp.rules.presets import preset as named_preset
 from captum_transformer_lrp.rules.registry import (
-    MODULE_RULES,
     Target,
-    named_overrides,
-    rule_overrides,
 )
+from captum_transformer_lrp.rules.rule_set import RuleSet, UserRules
 from captum_transformer_lrp.rules.stabilizers import SignAwareStabilizer
 
 _CAPTUM_FORWARD = LRP._forward_fn_wrapper.__code__
@@ -48,30 +45,14 @@ class StockLRP(TorchFunctionMode):
     their switches.  Every other PyTorch call in the block goes by untouched.
 
     Args:
-        function_rules: rules that replace the registry's, by function.
-        class_rules: rules of module classes.
-        module_rules: rules of modules, by name.
-        pixel_rule: the rule of a linear operation that reads the inputs themselves.
+        rules: what the calls go by.
         stabilizer: divides relevance safely.
         epsilon: ε of eq. 2.
-        strict: whether an operation without a rule is an error, or follows eq. 2.
     """
 
-    def __init__(
-        self,
-        *,
-        function_rules: Mapping[Function, PropagationRule],
-        class_rules: dict[type[nn.Module], PropagationRule],
-        module_rules: Mapping[str, PropagationRule],
-        pixel_rule: Rule | None,
-        stabilizer: Stabilizer,
-        epsilon: float,
-        strict: bool,
-    ) -> None:
+    def __init__(self, rules: RuleSet, stabilizer: Stabilizer, epsilon: float) -> None:
         super().__init__()
-        self._function_rules = function_rules
-        self._module_rules = class_rules, module_rules
-        self._options: dict[str, Any] = {"pixel_rule": pixel_rule, "strict": strict}
+        self._rules = rules
         self._stabilizer = stabilizer
         self._epsilon = epsilon
         self._frame: FrameType | None = None
@@ -116,10 +97,9 @@ class StockLRP(TorchFunctionMode):
         tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon)
         tape.phase = Phase.RELEVANCE
         tape.explicit_zeros = True
-        units = Units(attribution.model, *self._module_rules)
-        rules = CallRules(self._function_rules, units, **self._options)
+        rules = CallRules(self._rules, attribution.model)
         interception = _LayerwiseInterception(
-            tape, attribution.model, inputs[0].shape[0], rules, operations.table(rules.functions)
+            tape, attribution.model, inputs[0].shape[0], rules, table(rules.functions)
         )
         for index, value in enumerate(inputs):
             rules.input_dims[index] = value.dim()
@@ -219,15 +199,10 @@ def transformer_rules(
     chosen = named_preset(preset) if isinstance(preset, str) else preset
     if input_range is not None:
         chosen = chosen.with_input_range(*input_range)
-    functions, classes = rule_overrides(rules)
     propagation = StockLRP(
-        function_rules={**chosen.function_rules(), **functions},
-        class_rules={**MODULE_RULES, **chosen.class_rules(), **classes},
-        module_rules={**chosen.module_rules(), **named_overrides(rules)},
-        pixel_rule=chosen.pixels,
-        stabilizer=stabilizer or SignAwareStabilizer(),
-        epsilon=epsilon_of(checked_epsilon(epsilon, stabilizer), chosen, stabilizer),
-        strict=strict,
+        UserRules(rules).over(chosen, strict=strict),
+        stabilizer or SignAwareStabilizer(),
+        epsilon_of(checked_epsilon(epsilon, stabilizer), chosen, stabilizer),
     )
     outer = engine_propagates()
     with _captum_tables():

@@ -11,14 +11,13 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine import operations
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.table import table
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.interception import Interception
-from captum_transformer_lrp.engine.watch.units import Units
 from captum_transformer_lrp.rules import SignAwareStabilizer
-from captum_transformer_lrp.rules.registry import MODULE_RULES, rule_overrides
+from captum_transformer_lrp.rules.rule_set import UserRules
 
 
 @dataclass
@@ -47,12 +46,11 @@ class Equations:
         stabilizer: Any = None,
     ) -> Propagated:
         """The engine's answer for ``operation(*inputs)``; examples lie along dimension 0."""
-        functions, classes = rule_overrides(rules)
         tape = Tape(stabilizer or SignAwareStabilizer(), keeps_books=True)
         model = operation if isinstance(operation, nn.Module) else None
-        call_rules = CallRules(functions, Units(model, {**MODULE_RULES, **classes}))
-        table = operations.table(call_rules.functions)
-        watch = Interception(tape, model, inputs[0].shape[0], call_rules, table)
+        call_rules = CallRules(UserRules(rules).over(None), model)
+        known = table(call_rules.functions)
+        watch = Interception(tape, model, inputs[0].shape[0], call_rules, known)
         leaves = [value.detach().clone().requires_grad_() for value in inputs]
         for place, leaf in enumerate(leaves):
             tape.marks[leaf] = Mark(watch.context.examples, origins=1 << place, base=object())

@@ -147,55 +147,22 @@ def multiplied(
     """
     of_u, of_v = watch.mark(u), watch.mark(v)
     if of_u is None or of_v is None:
-        x, weight = (u, v) if of_v is None else (v, u)
-        mark = of_u or of_v
-        assert mark is not None
-        if weight.dtype == torch.bool or not weight.is_floating_point():
-            weight = weight.to(x.dtype)
-        ordered = run if of_v is None else (lambda value, by: run(by, value))
-        found = examples or _matmul_examples(mark, x, output)
-        tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
-        product = weighted(
-            watch,
-            function,
-            ProductKernel() if tokenwise else AutogradKernel(ordered),
-            x,
-            weight,
-            None,
-            output,
-            flows.spread_over_features if tokenwise else flows.spread_evenly,
-            found,
-        )
-        if x.dim() > 2 and weight.dim() > 2:  # learned queries, as latents and probes have them
-            known = watch.mark(product)
-            assert known is not None
-            watch.tape.marks[product] = known.but(scores=True)
-        return product
+        return _linear(watch, function, run, u, v, output, examples)
     if examples is None:
         examples = _matmul_examples(of_u, u, output)
         if not examples.known:
             examples = _matmul_examples(of_v, v, output)
     mark = merged([of_u, of_v], examples)
     event = watch.tape.new_event()
-    facts: dict[str, Any] = {}
     record: AttentionStep | None = None
     position = _map_position((of_u, of_v), (u, v), axes)
     if position is not None:
-        values = (of_v, of_u)[position]
-        record = AttentionStep(
-            index=len(watch.tape.attentions),
-            name=watch.names.caller(),
-            attention=(u, v)[position],
-            mark=(of_u, of_v)[position],
-            event=event,
-            position=position,
-            axes=_queries_and_keys((u, v)[position], free[position], axes[position]),
-            values=(v, u)[position] if watch.tape.keeps_streams else None,
-        )
-        watch.tape.attentions.append(record)
-        facts = {"attention": record, "position": position, "gate": position}
+        operands = (u, v) if position == 0 else (v, u)
+        queries_and_keys = _queries_and_keys(operands[0], free[position], axes[position])
+        record = _attention(watch, operands, position, queries_and_keys, event)
+        facts: dict[str, Any] = {"attention": record, "position": position, "gate": position}
         flow: Flow = flows.attention
-        mark = merged([values], examples).but(
+        mark = merged([(of_v, of_u)[position]], examples).but(
             attention=False,
             softmax=False,
             scores=False,
@@ -208,27 +175,71 @@ def multiplied(
         facts = {"mass": shares_by_attention(of_u, of_v)}
         watch.tape.other_mixing.append(watch.names.caller())
         mark = mark.but(scores=True, events=mark.events | event)
+    mark = mark.but(
+        source=None, base=object(), statistic=False, channels=0, activated=False, features=None
+    )
+    rule = watch.rules.of(torch.matmul)
     output = watch.record(
-        function,
-        kernel,
-        (u, v),
-        output,
-        rule=watch.rules.of(torch.matmul),
-        flow=flow,
-        mark=mark.but(
-            source=None,
-            base=object(),
-            statistic=False,
-            channels=0,
-            activated=False,
-            features=None,
-        ),
-        **facts,
+        function, kernel, (u, v), output, rule=rule, flow=flow, mark=mark, **facts
     )
     # The first one's output tells tokens from features.
     if record is not None and (watch.tape.keeps_streams or record.index == 0):
         record.output = output
     return output
+
+
+def _linear(
+    watch: Context,
+    function: Function,
+    run: Callable[[Tensor, Tensor], Tensor],
+    u: Tensor,
+    v: Tensor,
+    output: Tensor,
+    examples: Examples | None,
+) -> Tensor:
+    """Record a contraction of an activation and a constant, in either order."""
+    of_v = watch.mark(v)
+    x, weight = (u, v) if of_v is None else (v, u)
+    mark = watch.mark(x)
+    assert mark is not None
+    if weight.dtype == torch.bool or not weight.is_floating_point():
+        weight = weight.to(x.dtype)
+    ordered = run if of_v is None else (lambda value, by: run(by, value))
+    found = examples or _matmul_examples(mark, x, output)
+    tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
+    kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
+    flow = flows.spread_over_features if tokenwise else flows.spread_evenly
+    product = weighted(watch, function, kernel, x, weight, None, output, flow, found)
+    if x.dim() > 2 and weight.dim() > 2:  # learned queries, as latents and probes have them
+        known = watch.mark(product)
+        assert known is not None
+        watch.tape.marks[product] = known.but(scores=True)
+    return product
+
+
+def _attention(
+    watch: Context,
+    map_and_values: tuple[Tensor, Tensor],
+    position: int,
+    axes: tuple[int, int] | None,
+    event: int,
+) -> AttentionStep:
+    """Note an attention, whose map is the operand at ``position``."""
+    map, values = map_and_values
+    mark = watch.mark(map)
+    assert mark is not None
+    record = AttentionStep(
+        index=len(watch.tape.attentions),
+        name=watch.names.caller(),
+        attention=map,
+        mark=mark,
+        event=event,
+        position=position,
+        axes=axes,
+        values=values if watch.tape.keeps_streams else None,
+    )
+    watch.tape.attentions.append(record)
+    return record
 
 
 def _map_position(

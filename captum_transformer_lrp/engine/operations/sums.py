@@ -133,25 +133,17 @@ def _skip_add(
     if not examples.known:
         examples = broadcast_examples(of_v.examples, v.shape, output.shape)
     mark = merged([of_u, of_v], examples)
-    factors = (0.5, 0.5)
-    through_attention = (1.0, 0.0)
-    branch_attentions = 0
+    stream = _stream(of_u, of_v)
     attends = False
-    stream: tuple[Tensor, Mark, Mark] | None = None
-    if of_u.events != of_v.events:
-        if of_u.events & ~of_v.events == 0:
-            stream = u, of_u, of_v
-        elif of_v.events & ~of_u.events == 0:
-            stream = v, of_v, of_u
     if stream is not None:
-        tensor, skipped, branch = stream
+        skipped, branch = (of_u, of_v) if stream == 0 else (of_v, of_u)
         attends = attends_beyond(branch, skipped)
         through_branch = 1.0 if attends else 0.0
-        factors = (1.0, through_branch) if tensor is u else (through_branch, 1.0)
-        through_attention = (0.0, 1.0) if tensor is u else (1.0, 0.0)
+        factors = (1.0, through_branch) if stream == 0 else (through_branch, 1.0)
+        through_attention = (0.0, 1.0) if stream == 0 else (1.0, 0.0)
         branch_attentions = branch.attentions & ~skipped.attentions
         if attends:
-            watch.tape.streams.append(Stream(tensor, branch_attentions))
+            watch.tape.streams.append(Stream((u, v)[stream], branch_attentions))
         # What the branch is made of ends here: the stream stays what it was.
         mark = mark.but(
             events=skipped.events,
@@ -160,18 +152,7 @@ def _skip_add(
             attention=skipped.attention,
         )
     else:
-        attending = [attends_beyond(of_u, of_v), attends_beyond(of_v, of_u)]
-        if all(attending):
-            factors = (1.0, 1.0)
-        elif any(attending):
-            through_attention = (1.0, 0.0) if attending[0] else (0.0, 1.0)
-            branch, beside = (of_u, of_v) if attending[0] else (of_v, of_u)
-            # A shortcut that is projected, as to merge tokens, is a shortcut; an MLP beside is not.
-            if watch.tape.is_linear_beside(beside, branch):
-                factors = (1.0, 1.0)
-                branch_attentions = branch.attentions & ~beside.attentions
-            else:
-                factors = through_attention
+        factors, through_attention, branch_attentions = _without_stream(watch, of_u, of_v)
     features = of_u.features if of_u.features is not None else of_v.features
     mark = mark.but(source=None, features=features)
     _require_examples(watch, mark)
@@ -188,7 +169,39 @@ def _skip_add(
         mass_through_branch=through_attention,
     )
     if stream is not None and of_u.base is not of_v.base:
-        skipped_by = v if stream[0] is u else u
-        residual = Residual(stream[0], skipped_by, output, attends)
+        tensor, skipped_by = (u, v) if stream == 0 else (v, u)
+        residual = Residual(tensor, skipped_by, output, attends)
         watch.tape.note_residual(residual, branch_attentions)
     return output
+
+
+def _stream(of_u: Mark, of_v: Mark) -> int | None:
+    """Which of two operands is what skips the other, if one is."""
+    if of_u.events == of_v.events:
+        return None
+    if of_u.events & ~of_v.events == 0:
+        return 0
+    return 1 if of_v.events & ~of_u.events == 0 else None
+
+
+Shares = tuple[float, float]
+
+
+def _without_stream(watch: Context, of_u: Mark, of_v: Mark) -> tuple[Shares, Shares, int]:
+    """The mass of two operands neither of which is made of the other.
+
+    Returns:
+        Their shares; the same where all mass is to go through the attentions of a branch; and
+        the bits of these attentions.
+    """
+    attending = [attends_beyond(of_u, of_v), attends_beyond(of_v, of_u)]
+    if all(attending):
+        return (1.0, 1.0), (1.0, 0.0), 0
+    if not any(attending):
+        return (0.5, 0.5), (1.0, 0.0), 0
+    through_attention = (1.0, 0.0) if attending[0] else (0.0, 1.0)
+    branch, beside = (of_u, of_v) if attending[0] else (of_v, of_u)
+    # A shortcut that is projected, as to merge tokens, is a shortcut; an MLP beside is not.
+    if watch.tape.is_linear_beside(beside, branch):
+        return (1.0, 1.0), through_attention, branch.attentions & ~beside.attentions
+    return through_attention, through_attention, 0

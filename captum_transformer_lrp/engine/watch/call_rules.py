@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from captum.attr._utils.lrp_rules import PropagationRule
+from torch import nn
 
 from captum_transformer_lrp.engine.graph.arguments import Function, title
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.watch.units import Units
 from captum_transformer_lrp.rules import Rule
-from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
+from captum_transformer_lrp.rules.registry import CONVOLUTIONS
+from captum_transformer_lrp.rules.rule_set import RuleSet
 
 
 class CallRules:
-    """The rules of one forward pass.
+    """Which rule each call of one forward pass goes by.
 
     Args:
-        function_rules: rules that replace the registry's, by function.
-        units: finds modules with rules of their own.
-        pixel_rule: the rule of a linear operation that reads the inputs themselves.
-        strict: whether an operation without a rule is an error, or follows eq. 2.
+        rules: all that there are.
+        model: the explained model; None if it is a plain function.
 
     Attributes:
-        functions: the registry as it is now, and the user's own over it.
+        functions: the rules by function.
+        strict: whether an operation without a rule is an error, or follows eq. 2.
+        units: finds modules with rules of their own.
         input_dims: how many dimensions each float input has.
     """
 
-    def __init__(
-        self,
-        function_rules: Mapping[Function, PropagationRule],
-        units: Units,
-        *,
-        pixel_rule: Rule | None = None,
-        strict: bool = True,
-    ) -> None:
-        self.functions = {**FUNCTION_RULES, **function_rules}
+    def __init__(self, rules: RuleSet, model: nn.Module | None) -> None:
+        self.functions = rules.functions
+        self.strict = rules.strict
+        self.units = Units(model, rules.classes, rules.modules)
         self.input_dims: dict[int, int] = {}
-        self.units = units
-        self.strict = strict
-        self._pixel_rule = pixel_rule
+        self._pixel_rule = rules.pixels
 
     def of_module(self) -> Rule | None:
         """The rule that the calling module has of its own."""

@@ -29,11 +29,11 @@ class Units:
     def __init__(
         self,
         model: nn.Module | None,
-        class_rules: dict[type[nn.Module], PropagationRule],
-        module_rules: Mapping[str, PropagationRule] | None = None,
+        class_rules: Mapping[type[nn.Module], PropagationRule],
+        module_rules: Mapping[str, PropagationRule],
     ) -> None:
         self._class_rules = class_rules
-        self._module_rules = _by_module(model, module_rules or {})
+        self._module_rules = _by_module(model, module_rules)
         self._open: dict[int, Unit] = {}
         # A plain function may call modules that cannot be listed beforehand.
         self.present = bool(class_rules or self._module_rules) or (
