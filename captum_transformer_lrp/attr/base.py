@@ -32,9 +32,7 @@ from captum_transformer_lrp.rules.presets import (
     epsilon_of,
     is_ill_conditioned,
 )
-from captum_transformer_lrp.rules.registry import (
-    Target,
-)
+from captum_transformer_lrp.rules.registry import Target
 from captum_transformer_lrp.rules.rule_set import UserRules
 
 Method = TypeVar("Method", bound=Callable[..., Any])

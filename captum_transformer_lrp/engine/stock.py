@@ -28,9 +28,7 @@ from captum_transformer_lrp.rules.captum import EngineRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.presets import Preset, checked_epsilon, epsilon_of
 from captum_transformer_lrp.rules.presets import preset as named_preset
-from captum_transformer_lrp.rules.registry import (
-    Target,
-)
+from captum_transformer_lrp.rules.registry import Target
 from captum_transformer_lrp.rules.rule_set import RuleSet, UserRules
 from captum_transformer_lrp.rules.stabilizers import SignAwareStabilizer
 

@@ -12,7 +12,6 @@ from torch import nn
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.presets import Preset
 from captum_transformer_lrp.rules.registry import (
-    FUNCTION_RULES,
     MODULE_RULES,
     Function,
     named_overrides,
@@ -25,7 +24,7 @@ class RuleSet:
     """The rules that one explanation goes by.
 
     Args:
-        functions: rules by function.
+        functions: rules that replace the registered ones, by function.
         classes: rules of module classes.
         modules: rules of modules, by name.
         pixels: the rule of a linear operation that reads the inputs themselves.
@@ -51,13 +50,13 @@ class UserRules:
         self._modules = named_overrides(rules)
 
     def over(self, preset: Preset | None, *, strict: bool = True) -> RuleSet:
-        """These over a preset's, and those over what is registered now."""
+        """These over a preset's; those of classes over what is registered now, too."""
         of_preset: tuple[Any, Any, Any] = ({}, {}, {})
         if preset is not None:
             of_preset = preset.function_rules(), preset.class_rules(), preset.module_rules()
         functions, classes, modules = of_preset
         return RuleSet(
-            {**FUNCTION_RULES, **functions, **self._functions},
+            {**functions, **self._functions},
             {**MODULE_RULES, **classes, **self._classes},
             {**modules, **self._modules},
             preset.pixels if preset is not None else None,

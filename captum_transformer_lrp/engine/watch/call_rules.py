@@ -8,7 +8,7 @@ from captum_transformer_lrp.engine.graph.arguments import Function, title
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.watch.units import Units
 from captum_transformer_lrp.rules import Rule
-from captum_transformer_lrp.rules.registry import CONVOLUTIONS
+from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
 from captum_transformer_lrp.rules.rule_set import RuleSet
 
 
@@ -20,14 +20,14 @@ class CallRules:
         model: the explained model; None if it is a plain function.
 
     Attributes:
-        functions: the rules by function.
+        functions: the rules by function, the registered ones as they are now among them.
         strict: whether an operation without a rule is an error, or follows eq. 2.
         units: finds modules with rules of their own.
         input_dims: how many dimensions each float input has.
     """
 
     def __init__(self, rules: RuleSet, model: nn.Module | None) -> None:
-        self.functions = rules.functions
+        self.functions = {**FUNCTION_RULES, **rules.functions}
         self.strict = rules.strict
         self.units = Units(model, rules.classes, rules.modules)
         self.input_dims: dict[int, int] = {}
