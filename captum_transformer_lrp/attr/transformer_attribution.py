@@ -19,7 +19,8 @@ from captum_transformer_lrp.attr.base import (
     weigh_by_gradients,
 )
 from captum_transformer_lrp.attr.checkpointed import rolled_out
-from captum_transformer_lrp.attr.explanation import AttentionMaps, Explanation
+from captum_transformer_lrp.attr.attention_maps import AttentionMaps
+from captum_transformer_lrp.attr.explanation import Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.seen import AttentionStep

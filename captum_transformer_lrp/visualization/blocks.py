@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from captum_transformer_lrp.attr.explanation import AttentionMaps
+from captum_transformer_lrp.attr.attention_maps import AttentionMaps
 from captum_transformer_lrp.visualization.arrays import FloatArray, to_array
 from captum_transformer_lrp.visualization.colors import Scale
 from captum_transformer_lrp.visualization.labels import wrap
