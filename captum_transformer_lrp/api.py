@@ -3,11 +3,11 @@
 from captum_transformer_lrp.attr.attcat import AttCat as AttCat
 from captum_transformer_lrp.attr.attention_flow import AttentionFlow as AttentionFlow
 from captum_transformer_lrp.attr.attention_gradcam import AttentionGradCam as AttentionGradCam
+from captum_transformer_lrp.attr.attention_maps import AttentionMaps as AttentionMaps
 from captum_transformer_lrp.attr.attention_rollout import AttentionRollout as AttentionRollout
 from captum_transformer_lrp.attr.bi_attention import BiAttention as BiAttention
 from captum_transformer_lrp.attr.comparison import compare as compare
 from captum_transformer_lrp.attr.continuation import explain_continuation as explain_continuation
-from captum_transformer_lrp.attr.attention_maps import AttentionMaps as AttentionMaps
 from captum_transformer_lrp.attr.explanation import Explanation as Explanation
 from captum_transformer_lrp.attr.generic_attention import GenericAttention as GenericAttention
 from captum_transformer_lrp.attr.legrad import LeGrad as LeGrad

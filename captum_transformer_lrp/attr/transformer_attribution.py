@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.attention_maps import AttentionMaps
 from captum_transformer_lrp.attr.base import (
     RolloutAttribution,
     Settings,
@@ -19,7 +20,6 @@ from captum_transformer_lrp.attr.base import (
     weigh_by_gradients,
 )
 from captum_transformer_lrp.attr.checkpointed import rolled_out
-from captum_transformer_lrp.attr.attention_maps import AttentionMaps
 from captum_transformer_lrp.attr.explanation import Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.checkpoints import Log
