@@ -54,4 +54,5 @@ class LinearRule(Rule):
         call.absorb(lambda: call.examples.sum(relevance * nothing))
         (signed,) = call.vjp(half)
         (unsigned,) = call.vjp(half, inputs=(size,), weight=magnitude)
-        return signed.mul_(x).addcmul_(unsigned, size)
+        # Not addcmul: several targets go down together by vmap, which has no rule for it.
+        return signed.mul_(x).add_(unsigned.mul_(size))
