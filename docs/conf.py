@@ -6,6 +6,7 @@ The folder of sources is the repository, so that a link works alike on the site 
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -141,9 +142,10 @@ def write_sweeps(app: Sphinx) -> None:
 
 
 def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    """Give the README the sidebar's contents."""
+    """Give the README the sidebar's contents, and let the site link to tables, not to their data."""
     if page == root_doc:
         source[0] += CONTENTS
+    source[0] = re.sub(r"\(sweep/(\w+)\.jsonl\)", r"(sweep_\1.md)", source[0])
 
 
 def add_index(app: Sphinx, error: Exception | None) -> None:

@@ -175,11 +175,13 @@ def test_each_column_decides(column: str) -> None:
 
 
 @pytest.mark.parametrize("suite", ["timm", "transformers"])
-def test_the_committed_table_is_that_of_the_results(suite: str) -> None:
+def test_the_table_has_a_row_for_each_result(suite: str) -> None:
+    """`make docs` writes it; it is too long to be committed."""
     found = results.read(DOCS / "sweep" / f"{suite}.jsonl")
     assert found
-    committed = (DOCS / f"sweep_{suite}.md").read_text(encoding="utf-8")
-    assert committed == table(suite, found)
+    rows = table(suite, found).partition("## Models")[2]
+    for one in found.values():
+        assert f"| {one.family} | `{one.name}` | {one.verdict} | {one.readout} |" in rows
 
 
 def test_the_committed_page_is_that_of_the_results() -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Iterable
-from itertools import groupby
 from pathlib import Path
 
 from tests.sweep.results import Result, read
@@ -78,17 +77,17 @@ def page(suites: dict[str, list[Result]]) -> str:
     lines = [
         "# Does it work with my model?",
         "",
-        "The library watches PyTorch calls, not module types, so there is no list of supported "
-        "models that it works from. This page lists what was tried: every family below was built "
-        "with random weights, and each model checked for an unchanged output, gradients equal to "
-        "autograd's, Σ R = 1 ± 1e-6, maps of the right shape, and examples that do not touch each "
-        "other. It is written from the results by `python -m tests.sweep`, which can be run on "
-        "your version of the libraries. A model that is not here most likely works as well: try "
-        "it, and an operation without a rule will be an error that names it.",
+        "Most likely. The library watches PyTorch calls, not types of modules, so it needs no list "
+        "of architectures. A call without a rule is an error that names the call.",
         "",
-        "**Read from** is where the rollout phase starts: the tokens that the model makes its "
-        "answer of, found by following the target back to the last skip connection around an "
-        "attention.",
+        "A sweep tries it: `python -m tests.sweep timm` and `python -m tests.sweep transformers` "
+        "build every architecture with random weights. A model passes if",
+        "",
+        "* watching leaves its output as it is,",
+        "* gradients are those of autograd,",
+        "* Σ R = 1 ± 1e-6,",
+        "* maps have the shape of the inputs and differ between classes,",
+        "* no example of a batch changes the map of another.",
         "",
     ]
     for suite, found in suites.items():
@@ -97,34 +96,25 @@ def page(suites: dict[str, list[Result]]) -> str:
 
 
 def _suite(suite: str, found: list[Result]) -> list[str]:
-    lines = [
+    attending = [one for one in found if one.verdict == "passed" or one.softmax_attention]
+    passed = sum(one.verdict == "passed" for one in attending)
+    others = [one for one in found if one not in attending]
+    conserving = [one for one in others if _conserves(one)]
+    return [
         f"## {suite}",
         "",
-        f"Each model by itself: [the data](sweep/{suite}.jsonl), as a table among the pages that "
-        "`make docs` builds. How a model is loaded and explained:",
+        f"{passed} of {len(found)} models pass. The others stand below, with the reason. [The sweep "
+        f"over {suite}](sweep/{suite}.jsonl) has each model.",
         "",
         *_uses(suite, found),
+        *_families(attending, suite),
+        *_problems(one for one in attending if one.verdict != "passed"),
+        "**Without softmax attention** there is no attention map, and the methods of the paper say "
+        "so. `TransformerLRP` still divides relevance among pixels or embeddings: "
+        f"{_list(conserving)}.",
+        "",
+        *_problems(one for one in others if one not in conserving),
     ]
-    attending = [one for one in found if one.verdict == "passed" or one.softmax_attention]
-    lines += _families(attending, suite)
-    others = [one for one in found if one not in attending]
-    if others:
-        lines += [
-            "Without a softmax between tokens there is no attention map. The methods of the paper "
-            "then say so, naming the layers; `TransformerLRP` still divides relevance among the "
-            "pixels or embeddings, and Σ R is within 1e-6 of 1 for: "
-            f"{_list(one for one in others if _conserves(one))}.",
-            "",
-        ]
-        rest = [one for one in others if not _conserves(one)]
-        if rest:
-            lines += ["| family | model | |", "|---|---|---|"]
-            lines += [
-                f"| {one.family} | `{one.name}` | {_cell(str(one.propagates or one.reason))} |"
-                for one in rest
-            ]
-            lines.append("")
-    return lines
 
 
 def _uses(suite: str, found: list[Result]) -> list[str]:
@@ -143,36 +133,29 @@ def _of_task(task: str, found: Iterable[Result]) -> bool:
 
 
 def _families(found: list[Result], suite: str) -> list[str]:
-    last = "smallest model" if suite in LINES else "tasks"
-    lines = [f"| family | passed | read from | {last} |", "|---|---|---|---|"]
-    by_family = sorted(found, key=lambda one: (one.family, not one.smallest, one.parameters or 0))
-    problems = []
-    for family, group in groupby(by_family, key=lambda one: one.family):
-        models = list(group)
-        passed = [one for one in models if one.verdict == "passed"]
-        problems += [one for one in models if one.verdict != "passed"]
-        readouts = Counter(one.readout for one in passed)
-        places = "; ".join(
-            place if len(readouts) == 1 else f"{place} ({count})"
-            for place, count in readouts.most_common()
-        )
-        lines.append(
-            f"| {family} | {len(passed)} of {len(models)} | {places} | {_what(suite, models)} |"
-        )
-    lines.append("")
-    if problems:
-        lines += ["Not passed:", ""]
-        lines += [
-            f"* `{one.name}` ({one.family}): {one.verdict}, {_cell(one.reason)}" for one in problems
-        ]
-        lines.append("")
+    """The families of which a model passes, by task."""
+    lines = []
+    for task in dict.fromkeys(one.task for one in found):
+        chosen = [one for one in found if one.task == task and one.verdict == "passed"]
+        title = "Families" if suite in LINES else task.capitalize()
+        lines += [f"**{title}:** {_list(chosen)}.", ""]
     return lines
 
 
-def _what(suite: str, models: list[Result]) -> str:
-    if suite in LINES:
-        return f"`{models[0].name}`"
-    return ", ".join(dict.fromkeys(one.task for one in models))
+def _problems(found: Iterable[Result]) -> list[str]:
+    """The models that do not pass, one for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for one in found:
+        reason = _cell(str(one.propagates or one.reason)).partition(": file one with")[0]
+        known = re.sub(r"[\d.]+e-?\d+", "…", reason)
+        by_reason.setdefault(known, []).append(one.name)
+    if not by_reason:
+        return []
+    lines = [
+        f"* {', '.join(f'`{name}`' for name in names)}: {reason}"
+        for reason, names in by_reason.items()
+    ]
+    return ["Not passed:", "", *lines, ""]
 
 
 def _conserves(one: Result) -> bool:

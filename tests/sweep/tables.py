@@ -9,8 +9,8 @@ from pathlib import Path
 from tests.sweep.results import TOLERANCES, Result
 
 _COLUMNS = (
-    "family", "model", "verdict", "parameters", "input", "attentions", "output", "gradient",
-    "Σ R − 1", "absorbed by", "finite", "shape", "batch", "seconds",
+    "family", "model", "verdict", "read from", "parameters", "input", "attentions", "output",
+    "gradient", "Σ R − 1", "absorbed by", "finite", "shape", "batch", "seconds",
 )  # fmt: skip
 
 _SHORTENED = {
@@ -112,6 +112,7 @@ def _row(one: Result) -> str:
         one.family,
         f"`{one.name}`",
         one.verdict,
+        one.readout,
         "" if one.parameters is None else f"{one.parameters / 1e6:.1f} M",
         ", ".join("×".join(map(str, shape)) for shape in one.inputs),
         "" if one.attentions is None else str(one.attentions),

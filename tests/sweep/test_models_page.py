@@ -14,9 +14,11 @@ import transformers
 from captum_transformer_lrp import TransformerAttribution
 from tests.sweep import transformers_models
 from tests.sweep.models_page import LINES, OTHER_INPUTS
+from tests.sweep.results import read
 from tests.sweep.transformers_configs import tiny_config
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "models.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 TASKS = [task for task in LINES if task != "timm"]
@@ -83,7 +85,8 @@ def test_the_lines_for_timm_run_as_they_are_printed() -> None:
 
 def _families() -> list[tuple[str, str]]:
     """All that have passed, for the tasks whose families are all swept."""
-    passed = set(re.findall(r"^\| ([\w-]+) \| [1-9]", PAGE, re.MULTILINE)) - set(OTHER_INPUTS)
+    found = read(DOCS / "sweep" / "transformers.jsonl").values()
+    passed = {one.family for one in found if one.verdict == "passed"} - set(OTHER_INPUTS)
     return [
         (entry.task, entry.family)
         for entry in transformers_models.entries()
