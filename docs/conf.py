@@ -142,7 +142,7 @@ def write_sweeps(app: Sphinx) -> None:
 
 
 def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    """Give the README the sidebar's contents, and let the site link to tables, not to their data."""
+    """Give the README the sidebar's contents, and lead from pages to tables, not to their data."""
     if page == root_doc:
         source[0] += CONTENTS
     source[0] = re.sub(r"\(sweep/(\w+)\.jsonl\)", r"(sweep_\1.md)", source[0])

@@ -24,7 +24,8 @@ import methods_compared as compared  # noqa: E402
 
 EPSILONS: Final = ("0", "0.01", "0.03", "0.1", "0.3", "1")
 CHOSEN: Final = "1"
-HALVES: Final = {"chosen on": slice(0, None, 2), "reported on": slice(1, None, 2)}
+REPORTED: Final = "reported on"
+HALVES: Final = {"chosen on": slice(0, None, 2), REPORTED: slice(1, None, 2)}
 """Every other example, in the order of their names."""
 
 Values = dict[str, dict[str, list[float]]]
@@ -78,31 +79,25 @@ def table() -> str:
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))["values"]
             rows += [
-                row
-                for column in compared.COLUMNS
-                if column.benchmark == benchmark
-                for row in _rows(column, found)
+                _row(column, found) for column in compared.COLUMNS if column.benchmark == benchmark
             ]
     return "\n".join(rows)
 
 
-def _rows(column: compared.Column, found: dict[str, Values]) -> list[str]:
-    rows = []
-    for half in (*HALVES, "all"):
-        printed = found["0"][half][column.metric]
-        mean, error = mean_and_error(printed)
-        cells = [f"{mean:.{column.digits}f} ± {error:.{column.digits}f}"]
-        digits = column.digits + (column.digits < 3)
-        for epsilon in EPSILONS[1:]:
-            values = found[epsilon][half][column.metric]
-            differences = [one - other for one, other in zip(values, printed, strict=True)]
-            mean, error = mean_and_error(differences)
-            text = f"{mean:+.{digits}f} ± {error:.{digits}f}"
-            better = mean if column.larger else -mean
-            cells.append(f"**{text}**" if better > 2 * error else text)
-        title = column.title if half == "all" else half
-        rows.append(f"| {title} | {len(printed)} | {' | '.join(cells)} |")
-    return [rows[-1], *rows[:-1]]
+def _row(column: compared.Column, found: dict[str, Values]) -> str:
+    """What the half of the examples says on which ε was not chosen."""
+    printed = found["0"][REPORTED][column.metric]
+    mean, error = mean_and_error(printed)
+    cells = [f"{mean:.{column.digits}f} ± {error:.{column.digits}f}"]
+    digits = column.digits + (column.digits < 3)
+    for epsilon in EPSILONS[1:]:
+        values = found[epsilon][REPORTED][column.metric]
+        differences = [one - other for one, other in zip(values, printed, strict=True)]
+        mean, error = mean_and_error(differences)
+        text = f"{mean:+.{digits}f} ± {error:.{digits}f}"
+        better = mean if column.larger else -mean
+        cells.append(f"**{text}**" if better > 2 * error else text)
+    return f"| {column.title} | {len(printed)} | {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
-"""Makes the tables of ``docs/methods_compared.md`` and of the README from measurements.
+"""Makes the table of ``docs/methods.md`` from measurements.
 
 Two steps: folders of ``captum-transformer-lrp benchmark`` become small files of one number for each
-example, method and metric, in ``docs/methods_compared/``; these become the tables::
+example, method and metric, in ``docs/methods_compared/``; these become the table::
 
     python docs/methods_compared.py collect perturbation FOLDER FOLDER
     python docs/methods_compared.py collect-cost FOLDER FOLDER
-    python docs/methods_compared.py tables
+    python docs/methods_compared.py table
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from captum_transformer_lrp.benchmarks.statistics import MethodMeans
 
 HERE: Final = Path(__file__).parent
 MEASURED: Final = HERE / "methods_compared"
-PAGES: Final = (HERE / "methods_compared.md", HERE.parent / "README.md")
+PAGE: Final = HERE / "methods.md"
 REFERENCE: Final = "transformer_attribution"
 
 METHODS: Final = (
@@ -110,8 +110,7 @@ COLUMNS: Final = (
     Column("text-perturbation", "comprehensiveness", "comprehensiveness ↑", digits=3),
     Column("text-perturbation", "sufficiency", "sufficiency ↓", larger=False, digits=3),
 )
-COSTS: Final = ("cost ↓", "MB ↓")
-SHORT: Final = ("area between", "mIoU", "localisation", "token-F1", "comprehensiveness")
+COST: Final = "cost ↓"
 
 Values = dict[str, dict[str, list[float]]]
 
@@ -288,61 +287,33 @@ def count(benchmark: str) -> int:
     return len(measured(benchmark)["examples"])
 
 
-def tables() -> dict[str, str]:
-    """The tables in Markdown, by the names that the pages have for them."""
+def table() -> str:
+    """The table in Markdown: means, in a type that says how they compare with the reference."""
     found, shown = figures(), columns()
     costs = measured("cost")["values"] if (MEASURED / "cost.json").exists() else {}
 
-    def value(method: str, column: Column) -> str:
-        if (method, column.metric) not in found:
-            return ""
-        figure = found[method, column.metric]
-        text = f"{figure.value:.{column.digits}f} ± {figure.standard_error:.{column.digits}f}"
-        return f"**{text}**" if method == best[column.metric] else text
-
-    def difference(method: str, column: Column) -> str:
+    def cell(method: str, column: Column) -> str:
         figure = found.get((method, column.metric))
-        if figure is None or figure.difference is None or figure.difference_standard_error is None:
+        if figure is None:
             return ""
-        sign = 1 if column.larger else -1
+        text = f"{figure.value:.{column.digits}f} ± {figure.standard_error:.{column.digits}f}"
+        if figure.difference is None or figure.difference_standard_error is None:
+            return text
+        better = figure.difference if column.larger else -figure.difference
         error = figure.difference_standard_error
-        text = f"{figure.difference:+.{column.digits}f} ± {error:.{column.digits}f}"
-        better = sign * figure.difference
         return f"**{text}**" if better > 2 * error else f"*{text}*" if better > -2 * error else text
 
-    best = {
-        column.metric: (max if column.larger else min)(
-            (one for one in found.values() if one.metric == column.metric),
-            key=lambda one: one.value,
-        ).method
-        for column in shown
-    }
-    ratios = {
-        method: [f"{costs[method]['ratio']:.1f}", f"{costs[method]['megabytes']:.0f}"]
-        if method in costs
-        else ["", ""]
-        for method in METHODS
-    }
     heads = [f"{column.title}, n = {count(column.benchmark)}" for column in shown]
-    short = [column for column in shown if column.metric in SHORT]
-    return {
-        "values": _markdown(
-            [*heads, *COSTS],
-            {m: [*(value(m, column) for column in shown), *ratios[m]] for m in METHODS},
-        ),
-        "differences": _markdown(
-            [column.title for column in shown],
-            {
-                method: [difference(method, column) for column in shown]
-                for method in METHODS
-                if method != REFERENCE
-            },
-        ),
-        "short": _markdown(
-            [*(column.title for column in short), COSTS[0]],
-            {m: [*(value(m, column) for column in short), ratios[m][0]] for m in METHODS},
-        ),
-    }
+    return _markdown(
+        [*heads, COST],
+        {
+            method: [
+                *(cell(method, column) for column in shown),
+                f"{costs[method]['ratio']:.1f}" if method in costs else "",
+            ]
+            for method in METHODS
+        },
+    )
 
 
 def _markdown(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
@@ -371,16 +342,15 @@ def main() -> None:
     collecting.add_argument("folders", nargs="+", type=Path)
     costing = steps.add_parser("collect-cost", help="the JSON of benchmark speed --memory")
     costing.add_argument("file", type=Path)
-    steps.add_parser("tables", help="docs/methods_compared/ to the pages")
+    steps.add_parser("table", help="docs/methods_compared/ to the page")
     given = parser.parse_args()
     if given.step == "collect":
         print(collect(given.benchmark, given.folders))
     elif given.step == "collect-cost":
-        print(collect_cost(given.folders))
+        print(collect_cost(given.file))
     else:
-        found = tables()
-        for page in PAGES:
-            page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+        text = filled(PAGE.read_text(encoding="utf-8"), {"values": table()})
+        PAGE.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

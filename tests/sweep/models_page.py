@@ -103,8 +103,8 @@ def _suite(suite: str, found: list[Result]) -> list[str]:
     return [
         f"## {suite}",
         "",
-        f"{passed} of {len(found)} models pass. The others stand below, with the reason. [The sweep "
-        f"over {suite}](sweep/{suite}.jsonl) has each model.",
+        f"{passed} of {len(found)} models pass. The others stand below, with the reason. "
+        f"[The sweep over {suite}](sweep/{suite}.jsonl) has each model.",
         "",
         *_uses(suite, found),
         *_families(attending, suite),
