@@ -325,11 +325,12 @@ def _markdown(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
 def filled(page: str, found: Mapping[str, str]) -> str:
     """A page with its tables replaced, each between ``<!-- NAME -->`` and ``<!-- end -->``."""
     for name, table in found.items():
-        start, end = f"<!-- {name} -->\n", "\n<!-- end -->"
-        before, mark, rest = page.partition(start)
-        if mark:
-            _, _, after = rest.partition(end)
-            page = before + start + table + end + after
+        start, end = f"<!-- {name} -->\n", "<!-- end -->"
+        before, begun, rest = page.partition(start)
+        _, ended, after = rest.partition(end)
+        if not begun or not ended:
+            raise ValueError(f"the page has no place for a table: {start}{end}")
+        page = f"{before}{start}{table}\n{end}{after}"
     return page
 
 

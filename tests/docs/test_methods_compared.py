@@ -21,8 +21,13 @@ def script(script_of: Callable[[str], ModuleType]) -> ModuleType:
 
 def test_the_page_holds_what_the_script_makes(script: ModuleType) -> None:
     text = script.PAGE.read_text(encoding="utf-8")
-    assert "<!-- values -->" in text
     assert script.filled(text, {"values": script.table()}) == text
+
+
+@pytest.mark.parametrize("page", ["", "<!-- end -->", "<!-- values -->\nthe rest of the page"])
+def test_a_page_without_a_place_for_the_table_is_refused(script: ModuleType, page: str) -> None:
+    with pytest.raises(ValueError, match="no place for a table"):
+        script.filled(page, {"values": "| a |"})
 
 
 def test_the_type_says_how_a_method_compares_with_the_reference(script: ModuleType) -> None:
