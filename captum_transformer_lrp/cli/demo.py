@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import re
+import shlex
+import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -114,10 +117,20 @@ def demo(
         write_whole(report, page)
         typer.echo(f"wrote {report}: open it in a browser")
         typer.echo(f"the pictures are in {output / 'scenes'}; try one yourself:")
+        scene = shlex.quote(str(output / "scenes" / "cat-dog.png"))
         typer.echo(
-            f"  captum-transformer-lrp explain image {output / 'scenes' / 'cat-dog.png'} "
-            f"--model {BUNDLED_IMAGE_MODEL} --target cat --target dog"
+            f"  {_this_program()} explain image {scene} --model {BUNDLED_IMAGE_MODEL} "
+            "--target cat --target dog"
         )
+
+
+def _this_program() -> str:
+    """How the program can be called again: by its path where the shell finds no such name."""
+    name, called = "captum-transformer-lrp", Path(sys.argv[0])
+    found = shutil.which(name)
+    if called.name != name or (found is not None and called.exists() and called.samefile(found)):
+        return name
+    return shlex.quote(str(called))
 
 
 def _write_scenes(scenes: Sequence[Scene], folder: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from captum_transformer_lrp.cli import app
-from captum_transformer_lrp.cli.demo import OURS
+from captum_transformer_lrp.cli.demo import OURS, _this_program
 from captum_transformer_lrp.results.classes import method_label
 
 
@@ -77,3 +79,24 @@ def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["demo", "--output", str(tmp_path / "demo")])
     assert result.exit_code == 2
     assert "is a file, expected a folder" in result.stderr
+
+
+@pytest.mark.parametrize("path", ["", "bin", "other/bin"])
+def test_the_printed_command_can_be_pasted(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make demo` calls the program by its path, in an environment that is not active."""
+    program = tmp_path / "bin" / "captum-transformer-lrp"
+    program.parent.mkdir()
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / path) if path else "")
+    monkeypatch.setattr("sys.argv", [str(program), "demo"])
+    found = shutil.which(program.name)
+    assert _this_program() == (program.name if found else str(program))
+    assert bool(found) == (path == "bin")
+
+
+def test_a_path_with_a_space_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("sys.argv", ["my env/bin/captum-transformer-lrp", "demo"])
+    assert shlex.split(_this_program()) == ["my env/bin/captum-transformer-lrp"]
