@@ -86,24 +86,23 @@ docs/troubleshooting
 ```{toctree}
 :hidden:
 :caption: Methods
-:glob:
 
-docs/methods*
-docs/epsilon
-docs/how_it_works
-docs/r[!a]*
+docs/methods
 docs/beyond_classification
-docs/models
-docs/sweep*
+docs/how_it_works
+docs/rules
+docs/rollout
+docs/epsilon
 ```
 
 ```{toctree}
 :hidden:
 :caption: Measured
-:glob:
 
+docs/models
+docs/sweep_timm
+docs/sweep_transformers
 docs/benchmarks
-docs/rationale*
 docs/speed
 ```
 
