@@ -79,6 +79,7 @@ tutorials/2_text_classifier
 tutorials/3_inside
 tutorials/4_beyond_classification
 tutorials/5_benchmark_your_model
+docs/results
 docs/command_line
 docs/troubleshooting
 ```

@@ -24,7 +24,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
 MOST_WORDS = 900
 
-PHOTO_MODEL = 'load_image_model("deit_tiny_patch16_224")'
+HUB_MODEL = 'timm.create_model("deit_tiny_patch16_224", pretrained=True)'
+"""What the README downloads, as it says so."""
 
 
 def run(block: str) -> dict[str, object]:
@@ -38,6 +39,13 @@ def block_with(text: str) -> str:
     """The one block that has a text."""
     (found,) = (block for block in BLOCKS if text in block)
     return found
+
+
+def with_weights(block: str, folder: Path) -> str:
+    """The block with weights of that model from a folder instead of the hub's."""
+    file = folder / "models" / "deit_tiny_imagenet" / "model.safetensors"
+    overlay = f', pretrained_cfg_overlay={{"file": {str(file)!r}}})'
+    return block.replace(HUB_MODEL, HUB_MODEL.removesuffix(")") + overlay)
 
 
 @pytest.fixture
@@ -75,7 +83,8 @@ def language_model(folder: Path) -> Path:
 
 
 def test_every_block_is_run_by_a_test_below() -> None:
-    known = [block_with(text) for text in ('"why.png"', '"words.png"', '"gpt2"', PHOTO_MODEL)]
+    marks = ('"why.png"', '"photo.jpg"', "torch.randn", '"words.png"', '"gpt2"')
+    known = [block_with(text) for text in marks]
     assert sorted(known) == sorted(BLOCKS)
     assert ">>>" not in README
 
@@ -97,11 +106,17 @@ def test_the_code_beside_a_picture_draws_it(
 
 
 def test_a_photo_is_explained_by_a_model_of_the_hub(photo: Path, shared: Path) -> None:
-    weights = shared / "models" / "deit_tiny_imagenet" / "model.safetensors"
-    local = PHOTO_MODEL.replace(")", f', checkpoint="{weights}")')
-    run(block_with(PHOTO_MODEL).replace(PHOTO_MODEL, local))
+    run(with_weights(block_with('"photo.jpg"'), shared))
     with Image.open("photo-why.png") as picture:
-        assert picture.size == (224, 224)
+        assert picture.width > 2 * picture.height  # the photo, and a map for each of two classes
+
+
+def test_tensors_are_explained_with_the_call_of_captum(shared: Path) -> None:
+    names = run(with_weights(block_with("torch.randn"), shared))
+    attributions = names["attributions"]
+    assert isinstance(attributions, torch.Tensor)
+    assert attributions.shape == (2, 3, 224, 224)
+    assert attributions.any()
 
 
 def test_a_language_model_is_explained(language_model: Path) -> None:
