@@ -14,6 +14,7 @@ from pathlib import Path
 from docutils import nodes
 from latex2mathml.converter import convert
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.writers.html5 import HTML5Translator
 
 ROOT = Path(__file__).parents[1]
@@ -148,6 +149,11 @@ def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
     source[0] = re.sub(r"\(sweep/(\w+)\.jsonl\)", r"(sweep_\1.md)", source[0])
 
 
+def forget_builtins(app: Sphinx, env: BuildEnvironment) -> None:
+    """Leave out of viewcode's index what has no source: an alias of `tuple` is of `builtins`."""
+    env._viewcode_modules = {name: found for name, found in env._viewcode_modules.items() if found}
+
+
 def add_index(app: Sphinx, error: Exception | None) -> None:
     """Let the README be what a server shows for the folder."""
     if not error and app.builder.format == "html":
@@ -165,5 +171,6 @@ def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("builder-inited", write_sweeps)
     app.connect("source-read", add_contents)
+    app.connect("env-updated", forget_builtins)
     app.connect("build-finished", add_index)
     app.add_html_math_renderer("mathml", (show_math, None), (show_math, None))
