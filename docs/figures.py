@@ -1,10 +1,12 @@
 """Draws the pictures of the README and of the page on methods: ``python docs/figures.py``.
 
-Those of the README are drawn by its own code, as it is printed there.
+Those of the README are drawn by its own code, as it is printed there.  ``--checkpoint`` names
+weights of DeiT-tiny to use instead of the hub's.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 from pathlib import Path
@@ -17,6 +19,7 @@ from captum_transformer_lrp.visualization import method_class_grid
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
+HUB_MODEL = 'timm.create_model("deit_tiny_patch16_224", pretrained=True)'
 PICTURES = ("why.png", "words.png")
 """What the code of the README saves, and the README shows."""
 
@@ -57,11 +60,18 @@ def draw_methods(file: Path) -> None:
 
 def main() -> None:
     """Draw all of them."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--checkpoint", type=lambda name: Path(name).absolute())
+    checkpoint = parser.parse_args().checkpoint
     torch.manual_seed(0)
     IMAGES.mkdir(exist_ok=True)
     os.chdir(IMAGES)
     for picture in PICTURES:
-        exec(block_of(picture), {})
+        code = block_of(picture)
+        if checkpoint:
+            overlay = f', pretrained_cfg_overlay={{"file": {str(checkpoint)!r}}})'
+            code = code.replace(HUB_MODEL, HUB_MODEL.removesuffix(")") + overlay)
+        exec(code, {})
     draw_methods(IMAGES / "methods.png")
 
 

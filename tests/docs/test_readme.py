@@ -57,14 +57,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def photo(folder: Path) -> Path:
-    """A photo of the reader's."""
-    data = pytest.importorskip("skimage.data")
-    Image.fromarray(data.astronaut()).save(folder / "photo.jpg")
-    return folder / "photo.jpg"
-
-
-@pytest.fixture
 def language_model(folder: Path) -> Path:
     """A tiny language model with a tokenizer, as `save_pretrained` writes them."""
     words = ["[UNK]", "The", "capital", "of", "France", "is"]
@@ -83,7 +75,7 @@ def language_model(folder: Path) -> Path:
 
 
 def test_every_block_is_run_by_a_test_below() -> None:
-    marks = ('"why.png"', '"photo.jpg"', "torch.randn", '"words.png"', '"gpt2"')
+    marks = ('"why.png"', "torch.randn", '"words.png"', '"gpt2"')
     known = [block_with(text) for text in marks]
     assert sorted(known) == sorted(BLOCKS)
     assert ">>>" not in README
@@ -91,11 +83,12 @@ def test_every_block_is_run_by_a_test_below() -> None:
 
 @pytest.mark.parametrize("picture", ["why.png", "words.png"])
 def test_the_code_beside_a_picture_draws_it(
-    picture: str, folder: Path, script_of: Callable[[str], ModuleType]
+    picture: str, folder: Path, script_of: Callable[[str], ModuleType], shared: Path
 ) -> None:
     """The mean colour differs by less than fonts and versions of matplotlib make of it."""
     assert picture in script_of("figures").PICTURES
-    run(block_with(f'"{picture}"'))
+    pytest.importorskip("skimage.data")
+    run(with_weights(block_with(f'"{picture}"'), shared))
     drawn, committed = (
         Image.open(file).convert("RGB")
         for file in (folder / picture, ROOT / "docs" / "images" / picture)
@@ -103,12 +96,6 @@ def test_the_code_beside_a_picture_draws_it(
     assert abs(drawn.width - committed.width) <= 4
     small = [np.asarray(one.resize((96, 32)), dtype=float) for one in (drawn, committed)]
     assert np.abs(small[0] - small[1]).mean() < 4
-
-
-def test_a_photo_is_explained_by_a_model_of_the_hub(photo: Path, shared: Path) -> None:
-    run(with_weights(block_with('"photo.jpg"'), shared))
-    with Image.open("photo-why.png") as picture:
-        assert picture.width > 2 * picture.height  # the photo, and a map for each of two classes
 
 
 def test_tensors_are_explained_with_the_call_of_captum(shared: Path) -> None:
