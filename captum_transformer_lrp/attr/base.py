@@ -24,6 +24,7 @@ from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.walk import backward_to_each
+from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -189,7 +190,8 @@ class RecordedAttribution(Attribution):
         parts = []
         for some, args, ends in in_chunks(inputs, additional_forward_args, internal_batch_size):
             of_some = [chunk_of_target(target, *ends) for target in targets]
-            with self._recorded(some, args) as recording:
+            state = ThreadState()
+            with state, state, state.ending(self._recorded(some, args)) as recording:
                 chosen = [
                     predicted(recording.output) if target is None else target for target in of_some
                 ]

@@ -27,6 +27,7 @@ from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.watch.checks import check_finite_output
+from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 
 HeadWeighting: TypeAlias = Literal["gradient", "attention", "none"]
 
@@ -147,7 +148,9 @@ class TransformerAttribution(RolloutAttribution):
                 "explain() returns the maps of all blocks, which checkpointing is not to have in "
                 "memory at once: use attribute(), or checkpointing=False"
             )
-        with self._recorded(inputs, additional_forward_args, keeps_books=True) as recording:
+        watched = self._recorded(inputs, additional_forward_args, keeps_books=True)
+        state = ThreadState()
+        with state, state, state.ending(watched) as recording:
             tape = recording.tape
             target = predicted(recording.output) if target is None else target
             check_finite_output(recording.output)

@@ -49,7 +49,7 @@ def without_activation(watch: Context, function: Function, args: Args, kwargs: K
     name = next((n for n in map(watch.names.of_constant, tensors_in((args, kwargs))) if n), "")
     if name:
         for tensor in tensors_in(result):
-            if tensor.is_floating_point() and id(tensor) not in watch.names.state:
+            if tensor.is_floating_point() and tensor not in watch.names.state:
                 watch.names.note(tensor, name, is_repeated=function in _REPEATS)
     return result
 

@@ -29,7 +29,7 @@ from captum_transformer_lrp.engine.graph.structure import IGNORED, UPDATES
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.graph.values import raised
-from captum_transformer_lrp.engine.watch import in_place, moves, unit_calls
+from captum_transformer_lrp.engine.watch import hooks, in_place, moves, unit_calls, writes
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import check_model
 from captum_transformer_lrp.engine.watch.constant_calls import (
@@ -42,6 +42,7 @@ from captum_transformer_lrp.engine.watch.eager import as_written
 from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
+from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.units import is_single_operation
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
@@ -82,6 +83,7 @@ class Interception(TorchFunctionMode):
         *,
         precision: Precision | None = None,
         keeps_readout: bool = False,
+        snapshot: Snapshot | None = None,
     ) -> None:
         super().__init__()
         self.tape = tape
@@ -93,6 +95,7 @@ class Interception(TorchFunctionMode):
         self._units = rules.units
         self._custom_calls = CustomCalls()
         self._writes = self.context.writes
+        self._writes.snapshot = snapshot or Snapshot(model).note()
         self._is_function = model is None
         self._keeps_readout = keeps_readout
         self._is_calling = False
@@ -111,8 +114,8 @@ class Interception(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        hooks = _hooks_on_saved_tensors(False)
-        if hooks is not None and hooks[0] is not _as_it_is:
+        saving = _hooks_on_saved_tensors(False)
+        if saving is not None and saving[0] is not _as_it_is:
             with saved_tensors_hooks(_as_it_is, _as_it_is):
                 return self.__torch_function__(func, types, args, kwargs)
         if (self._keeps_readout or self.log is not None) and not self._is_calling:
@@ -194,7 +197,15 @@ class Interception(TorchFunctionMode):
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
         if getattr(function, "__name__", "") == "__get__":
+            if function == hooks.GRAPH:
+                return function(*args)
             return moves.get_property(self.context, function, args)
+        if function in hooks.REGISTRATIONS:
+            return hooks.unregistered()
+        writes_into = writes.may_write(function, args, kwargs)
+        if writes_into:
+            args, kwargs = self._resolved(args), self._resolved(kwargs)
+            args, kwargs = writes.diverted(self.context, args, kwargs)
         if function in IGNORED:
             return function(*self._resolved(args), **self._resolved(kwargs))
         if self._is_function:
@@ -224,6 +235,12 @@ class Interception(TorchFunctionMode):
                 f"{title(function)} in {self.context.names.caller()} writes into out=; "
                 "explanations need its result as a new tensor"
             )
+        if writes_into and function not in self._table.functions:
+            raise writes.unknown(self.context, function)
+        if (passed := hooks.hooked(function, args)) is not None:
+            result = function(*args, **kwargs)
+            self._writes.replaced[id(result)] = result, passed
+            return result
         precision = max((tensor.dtype for tensor in active), key=_item_size)
         prepared = [self._prepared(tensor, precision) for tensor in tensors]
         if any(map(is_not, prepared, tensors)):
@@ -242,6 +259,7 @@ class Interception(TorchFunctionMode):
         if outermost is not None and not names.knows(outermost):
             check_model(outermost)
             names.learn(as_written(outermost), outermost)
+            self._writes.snapshot.add(outermost)
 
     # -- arguments -------------------------------------------------------------------------------
 
