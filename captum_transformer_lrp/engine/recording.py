@@ -236,9 +236,8 @@ def recorded(
         epsilon=epsilon,
     )
     snapshot = Snapshot(forward_func, inputs, args, kwargs)
-    interception = _watching(
-        model, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout, snapshot=snapshot
-    )
+    interception = _watching(model, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout)
+    interception.context.writes.snapshot = snapshot
     plain, state = uncompiled(), ThreadState(inputs[0].device)
     context = interception.context
     try:
@@ -275,7 +274,6 @@ def _watching(
     dtype: torch.dtype,
     *,
     keeps_readout: bool,
-    snapshot: Snapshot,
 ) -> Interception:
     """What watches the forward pass, for a batch with as many examples as ``like``."""
     device = like.device.type
@@ -283,14 +281,7 @@ def _watching(
     call_rules = CallRules(rules, model)
     known = table(call_rules.functions)
     return Interception(
-        tape,
-        model,
-        len(like),
-        call_rules,
-        known,
-        precision=precision,
-        keeps_readout=keeps_readout,
-        snapshot=snapshot,
+        tape, model, len(like), call_rules, known, precision=precision, keeps_readout=keeps_readout
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _running: dict[uncompiled, Any] = {}
 """For each explanation that is under way the stance; all share the first one's."""
 

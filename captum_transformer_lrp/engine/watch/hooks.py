@@ -25,13 +25,11 @@ def unregistered() -> RemovableHandle:
     return RemovableHandle(OrderedDict())
 
 
-def hooked(function: Function, args: Args) -> Tensor | None:
-    """The tensor behind which a module with a full backward hook puts its node, if this is it.
+def is_hooked(function: Function, args: Args) -> bool:
+    """Whether a call makes what stands for a tensor at the door of a module with backward hooks.
 
-    PyTorch makes a view of each tensor that enters or leaves such a module, and calls the hook as
-    something arrives there.  Reading the tensor itself passes it by.
+    PyTorch makes a view of each tensor that enters or leaves such a module, and calls the hooks as
+    something arrives there.  Reading the tensor itself passes them by.
     """
-    if function is not Tensor.view_as or len(args) != 2 or args[0] is not args[1]:
-        return None
-    found: Tensor = args[0]
-    return None if calling_frame(_AROUND_A_MODULE) is None else found
+    is_one = function is Tensor.view_as and len(args) == 2 and args[0] is args[1]
+    return is_one and calling_frame(_AROUND_A_MODULE) is not None

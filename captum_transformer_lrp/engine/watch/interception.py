@@ -42,7 +42,6 @@ from captum_transformer_lrp.engine.watch.eager import as_written
 from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
-from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.units import is_single_operation
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
@@ -83,7 +82,6 @@ class Interception(TorchFunctionMode):
         *,
         precision: Precision | None = None,
         keeps_readout: bool = False,
-        snapshot: Snapshot | None = None,
     ) -> None:
         super().__init__()
         self.tape = tape
@@ -95,7 +93,6 @@ class Interception(TorchFunctionMode):
         self._units = rules.units
         self._custom_calls = CustomCalls()
         self._writes = self.context.writes
-        self._writes.snapshot = snapshot or Snapshot(model).note()
         self._is_function = model is None
         self._keeps_readout = keeps_readout
         self._is_calling = False
@@ -197,15 +194,12 @@ class Interception(TorchFunctionMode):
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
         if getattr(function, "__name__", "") == "__get__":
-            if function == hooks.GRAPH:
-                return function(*args)
             return moves.get_property(self.context, function, args)
         if function in hooks.REGISTRATIONS:
             return hooks.unregistered()
         writes_into = writes.may_write(function, args, kwargs)
         if writes_into:
-            args, kwargs = self._resolved(args), self._resolved(kwargs)
-            args, kwargs = writes.diverted(self.context, args, kwargs)
+            args, kwargs = writes.diverted(self.context, *map(self._resolved, (args, kwargs)))
         if function in IGNORED:
             return function(*self._resolved(args), **self._resolved(kwargs))
         if self._is_function:
@@ -237,10 +231,6 @@ class Interception(TorchFunctionMode):
             )
         if writes_into and function not in self._table.functions:
             raise writes.unknown(self.context, function)
-        if (passed := hooks.hooked(function, args)) is not None:
-            result = function(*args, **kwargs)
-            self._writes.replaced[id(result)] = result, passed
-            return result
         precision = max((tensor.dtype for tensor in active), key=_item_size)
         prepared = [self._prepared(tensor, precision) for tensor in tensors]
         if any(map(is_not, prepared, tensors)):

@@ -20,8 +20,8 @@ class ThreadState:
 
     Python may raise KeyboardInterrupt between any two instructions: in the ``__enter__`` of a mode
     that is active already, or in its ``__exit__`` while it still is.  So what is active is put back
-    as a whole, and can be put back again.  Enter it twice, ``with state, state:``: if Ctrl-C
-    interrupts the end of the inner block, the end of the outer one follows.
+    as a whole, and again if that was interrupted.  Enter it twice, ``with state, state:``.  If
+    Ctrl-C interrupts the end of the inner block, the end of the outer one follows.
 
     Args:
         device: where a model is going to run: its random numbers are put back, too; None for a
@@ -50,6 +50,7 @@ class ThreadState:
         self._random = None if device is None else torch.get_rng_state()
         self._cuda_random = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
         self._inner: Any = None
+        self._is_restored = False
 
     def __enter__(self) -> ThreadState:
         return self
@@ -78,7 +79,9 @@ class ThreadState:
         return inner
 
     def restore(self) -> None:
-        """Put everything back."""
+        """Put everything back, unless that has been done to the end."""
+        if self._is_restored:
+            return
         if self._inner is not None:
             self._inner.gen.close()
         while torch._C._len_torch_function_stack():
@@ -104,6 +107,7 @@ class ThreadState:
             torch.cuda.set_rng_state(self._cuda_random, self._cuda or "cuda")
         for mode in self._modes:
             torch._C._push_on_torch_function_stack(mode)
+        self._is_restored = True
 
 
 def _are_same(hooks: Any, others: Any) -> bool:

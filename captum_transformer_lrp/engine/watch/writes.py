@@ -69,7 +69,7 @@ def _writer(function: Function) -> str:
 
 def diverted(watch: Context, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     """The arguments of a call that may write, with copies in the place of the user's tensors."""
-    owners = watch.writes.snapshot.owners
+    owners = watch.writes.snapshot.memory.owners
 
     def change(tensor: Tensor) -> Tensor:
         known = watch.writes.replaced.get(id(tensor))
@@ -93,7 +93,7 @@ def _copy_all(watch: Context, tensor: Tensor, address: int) -> None:
 
     The stand-ins share the memory of the copy as those that they stand for share theirs.
     """
-    together = [*watch.writes.snapshot.owners[address], tensor]
+    together = [*watch.writes.snapshot.memory.owners[address], tensor]
     together = list({id(one): one for one in together}.values())
     ranges = [_range(one) for one in together]
     begin, end = min(one for one, _ in ranges), max(one for _, one in ranges)
@@ -117,7 +117,7 @@ def _copy_all(watch: Context, tensor: Tensor, address: int) -> None:
             if ids is not None:
                 watch.look_ups.ids[id(stand_in)] = ids.become(stand_in, ids.places)
             watch.writes.replaced[id(one)] = one, stand_in
-            watch.writes.snapshot.owners.setdefault(memory._cdata, []).append(stand_in)
+            watch.writes.snapshot.memory.owners.setdefault(memory._cdata, []).append(stand_in)
     watch.writes.memory.add(address)
 
 
@@ -160,5 +160,5 @@ class Copying(TorchFunctionMode):
         """Make the call."""
         kwargs = dict(kwargs or {})
         if may_write(func, args, kwargs):
-            self._snapshot.keep_memory(tensors_in((args, kwargs)))
+            self._snapshot.memory.keep(tensors_in((args, kwargs)))
         return func(*args, **kwargs)
