@@ -191,7 +191,7 @@ class RecordedAttribution(Attribution):
         for some, args, ends in in_chunks(inputs, additional_forward_args, internal_batch_size):
             of_some = [chunk_of_target(target, *ends) for target in targets]
             state = ThreadState()
-            with state, state, state.ending(self._recorded(some, args)) as recording:
+            with state, state, self._recorded(some, args) as recording:
                 chosen = [
                     predicted(recording.output) if target is None else target for target in of_some
                 ]

@@ -158,7 +158,7 @@ def compare(
             raise ValueError(f"options are for {label!r}, but the methods are {list(factories)}")
     state = ThreadState()
     with state, state:
-        with state.ending(_unchanged(model, inputs, additional_forward_args)):
+        with _unchanged(model, inputs, additional_forward_args):
             prepared = _prepared(model, inputs, additional_forward_args)
         chosen = [predicted(prepared.logits) if t is None else t for t in named_targets.values()]
         labels: Iterable[str] = factories
@@ -169,7 +169,7 @@ def compare(
             method = factories[label]
             own = getattr(method, "forward_func", None)
             try:
-                with state.ending(_unchanged(model, own, inputs, additional_forward_args)):
+                with _unchanged(model, own, inputs, additional_forward_args):
                     maps = _explained(method, prepared, chosen, options.get(label, {}))
             except Exception as error:
                 raise ExplanationError(f"{label}: {error}") from error

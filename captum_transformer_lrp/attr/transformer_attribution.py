@@ -150,7 +150,7 @@ class TransformerAttribution(RolloutAttribution):
             )
         watched = self._recorded(inputs, additional_forward_args, keeps_books=True)
         state = ThreadState()
-        with state, state, state.ending(watched) as recording:
+        with state, state, watched as recording:
             tape = recording.tape
             target = predicted(recording.output) if target is None else target
             check_finite_output(recording.output)

@@ -1,8 +1,8 @@
 """Ctrl-C at any moment leaves nothing active, and backward hooks of the user see no relevance.
 
 A tracing function raises KeyboardInterrupt at the n-th step of the interpreter, as a signal would;
-tests go through all n in strides.  Generators that are closed early are passed over: they take
-steps that Python reports, at which no signal is looked for.
+tests go through all n in strides.  Returns, and generators, which are closed early, are passed
+over: Python reports steps there at which it looks for no signal.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class Interrupting:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         self.steps += 1
-        closes = bool(frame.f_code.co_flags & inspect.CO_GENERATOR)
-        if self.n and self.steps >= self.n and not closes:
+        passes = event == "return" or frame.f_code.co_flags & inspect.CO_GENERATOR
+        if self.n and self.steps >= self.n and not passes:
             sys.settrace(None)
             self.has_raised = True
             raise KeyboardInterrupt

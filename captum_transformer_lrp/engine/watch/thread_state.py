@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AbstractContextManager
-from typing import Any, TypeVar
+from contextlib import _GeneratorContextManager
+from typing import Any
 
 import torch
 from torch.overrides import _get_current_function_mode_stack
-
-Entered = TypeVar("Entered")
 
 _functorch = torch._C._functorch
 _autograd = torch._C._autograd
@@ -49,15 +47,16 @@ class ThreadState:
         self._cuda = device if device is not None and device.type == "cuda" else None
         self._random = None if device is None else torch.get_rng_state()
         self._cuda_random = None if self._cuda is None else torch.cuda.get_rng_state(self._cuda)
-        self._inner: Any = None
         self._is_restored = False
 
     def __enter__(self) -> ThreadState:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.restore()
         interrupted = interruption(error, self._handled)
+        if interrupted is not None:
+            _end_blocks(error, self._handled)
+        self.restore()
         if interrupted is not None and interrupted is not error:
             raise interrupted from None
 
@@ -70,20 +69,10 @@ class ThreadState:
         for one in self._types:
             torch.set_autocast_enabled(one, False)
 
-    def ending(self, inner: AbstractContextManager[Entered]) -> AbstractContextManager[Entered]:
-        """A block of ``contextlib.contextmanager`` that must have ended when this one has.
-
-        Where Ctrl-C interrupts ``contextlib`` itself, the generator would be left in the middle.
-        """
-        self._inner = inner
-        return inner
-
     def restore(self) -> None:
         """Put everything back, unless that has been done to the end."""
         if self._is_restored:
             return
-        if self._inner is not None:
-            self._inner.gen.close()
         while torch._C._len_torch_function_stack():
             torch._C._pop_torch_function_stack()
         while _functorch.get_dynamic_layer_stack_depth() > self._depth:
@@ -131,3 +120,27 @@ def interruption(
             return error
         error = error.__cause__ or error.__context__
     return None
+
+
+_ENTER = _GeneratorContextManager.__enter__.__code__
+_EXIT = _GeneratorContextManager.__exit__.__code__
+
+
+def _end_blocks(error: BaseException | None, outside: BaseException | None) -> None:
+    """End each block of ``contextlib.contextmanager`` that was being entered or left.
+
+    Where Ctrl-C interrupts ``contextlib`` itself, the generator is left in the middle.  It would
+    end when the traceback is let go of, and would put a mode or a flag in place then: PyTorch takes
+    its modes away, and gives them back, in such blocks.
+    """
+    blocks: list[Any] = []
+    while error is not None and error is not outside:
+        trace = error.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_code in (_ENTER, _EXIT):
+                blocks.append(trace.tb_frame.f_locals["self"].gen)
+            trace = trace.tb_next
+        error = error.__cause__ or error.__context__
+    for block in reversed(blocks):
+        if not block.gi_running:
+            block.close()
