@@ -28,6 +28,7 @@ def clear_errors() -> Iterator[None]:
     # Retries of downloads and bars for what takes a second would bury that sentence; what Captum
     # warns of (hooks that it removes again) is nothing that a user of commands can change.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # read when it is imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if "transformers" in sys.modules:  # it has read its environment already
