@@ -42,6 +42,7 @@ from captum_transformer_lrp.engine.watch.eager import as_written
 from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
+from captum_transformer_lrp.engine.watch.token_calls import INDEXED, check_indices
 from captum_transformer_lrp.engine.watch.units import is_single_operation
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
@@ -224,6 +225,8 @@ class Interception(TorchFunctionMode):
         active = [tensor for tensor in tensors if tensor in marks]
         if not active:
             return without_activation(self.context, function, args, kwargs)
+        if function in INDEXED:
+            check_indices(self.context, function, args, kwargs)
         if kwargs.get("out") is not None:
             raise ExplanationError(
                 f"{title(function)} in {self.context.names.caller()} writes into out=; "
