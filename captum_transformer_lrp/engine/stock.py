@@ -132,7 +132,7 @@ class _LayerwiseInterception(Interception):
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if function in REGISTRATIONS:  # Captum's, which are to see relevance
-            return function(*args, **kwargs)
+            return function(*self._resolved(args), **kwargs)
         for _, module in calling_modules():
             rule = vars(module).get("rule")
             if isinstance(rule, PropagationRule) and not isinstance(rule, Rule):
