@@ -20,6 +20,7 @@ from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 from captum_transformer_lrp.engine.table import table
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.frames import calling_frame, calling_modules
+from captum_transformer_lrp.engine.watch.hooks import REGISTRATIONS
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.rules import Rule
@@ -130,6 +131,8 @@ class _LayerwiseInterception(Interception):
     """Leaves modules with a rule of Captum to Captum's hooks."""
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if function in REGISTRATIONS:  # Captum's, which are to see relevance
+            return function(*self._resolved(args), **kwargs)
         for _, module in calling_modules():
             rule = vars(module).get("rule")
             if isinstance(rule, PropagationRule) and not isinstance(rule, Rule):
