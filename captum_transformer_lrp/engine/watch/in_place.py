@@ -53,6 +53,30 @@ def updated(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
     return result
 
 
+REPLACEMENTS = frozenset({Tensor.resize_, Tensor.resize_as_})
+"""The calls that give a tensor another memory."""
+
+
+def replaced_memory(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """``x.resize_(...)`` or ``x.data = ...``: no record could follow it."""
+    target = watch.resolve(args[0])
+    harmless = function not in REPLACEMENTS and getattr(function, "__self__", None) not in _VALUES
+    if not harmless and watch.mark(target) is not None:
+        raise ExplanationError(
+            f"{watch.names.caller()} puts other memory in the place of an activation "
+            f"({title(function)}), so that it is not known what was computed from what: make a new "
+            "tensor instead"
+        )
+    return function(*args, **kwargs)
+
+
+_VALUES = (Tensor.data, Tensor.real, Tensor.imag)
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
 def _set_item(watch: Context, target: Tensor, index: Any, value: Any) -> Tensor:
     """``target[index] = value`` (and ``target.copy_(value)``), made out of place."""
     if not isinstance(value, Tensor):
@@ -90,10 +114,12 @@ def replace(watch: Context, target: Tensor, result: Tensor) -> None:
     if result is target:
         return
     watch.writes.replaced[id(target)] = (target, result)
+    if _memory(result) == _memory(target):  # squeeze_() and the like change no value
+        return
     base = target._base
     if base is not None and base.shape.numel() > 0:
         _write_through(watch, base, target, result)
-    watch.writes.memory.add(target.untyped_storage()._cdata)
+    watch.writes.memory.add(_memory(target))
 
 
 def _write_through(watch: Context, base: Tensor, view: Tensor, result: Tensor) -> None:
