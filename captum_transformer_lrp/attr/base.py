@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, overload
 
 import torch
-from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
+from captum._utils.common import _format_output, _is_tuple
 from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
 from captum.log import log_usage
@@ -18,12 +18,14 @@ from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
-from captum_transformer_lrp.attr.targets import predicted, seed
+from captum_transformer_lrp.attr.reach import check_reach
+from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.walk import backward_to_each
+from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
@@ -124,6 +126,11 @@ class RecordedAttribution(Attribution):
         strict: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
+        if not callable(forward_func) or isinstance(forward_func, type):
+            raise TypeError(
+                "forward_func must be a model or a function that calls it, found "
+                f"{forward_func!r}: load the model first, such as timm.create_model(name)"
+            )
         super().__init__(forward_func)
         if dtype not in (None, torch.bfloat16, torch.float32, torch.float64):
             raise ValueError(
@@ -164,19 +171,29 @@ class RecordedAttribution(Attribution):
         return True
 
     def _recorded(
-        self, inputs: Any, additional_forward_args: Any, *, keeps_books: bool = False
+        self,
+        inputs: Any,
+        additional_forward_args: Any,
+        *,
+        keeps_books: bool = False,
+        again_for: frozenset[Phase] | None = None,
     ) -> AbstractContextManager[Recording]:
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
         if isinstance(additional_forward_args, Mapping):
             kwargs = dict(additional_forward_args)
+            if not all(isinstance(name, str) for name in kwargs):
+                raise TypeError(
+                    "a dictionary in additional_forward_args holds keyword arguments by name, "
+                    f"found the keys {list(kwargs)}: pass a tuple for positional arguments"
+                )
         elif isinstance(additional_forward_args, tuple):
             args = additional_forward_args
         elif additional_forward_args is not None:
             args = (additional_forward_args,)
         return recorded(
             self.forward_func,
-            _format_tensor_into_tuples(inputs),
+            tensors_of(inputs),
             args,
             kwargs,
             rules=self._rules.over(self.preset, strict=self._strict),
@@ -186,9 +203,23 @@ class RecordedAttribution(Attribution):
             keeps_readout=self.keeps_readout,
             keeps_streams=self.keeps_streams,
             dtype=self.dtype,
-            needs_attention=self.needs_attention,
-            phases=self.phases,
-            checkpointing=self.checkpointing,
+            needs_attention=self.needs_attention and again_for is None,
+            phases=self.phases if again_for is None else again_for,
+            checkpointing=self.checkpointing and again_for is None,
+        )
+
+    def _check_reach(
+        self, recording: Recording, target: Any, maps: Sequence[Tensor], inputs: Any, args: Any
+    ) -> None:
+        """Raise for maps that are constants because nothing can arrive."""
+        steps = recording.tape.attentions
+        used = [step.index for step in steps if step.weighted is not None]
+        check_reach(
+            lambda phases: self._recorded(inputs, args, again_for=phases),
+            target,
+            maps,
+            (used or list(range(len(steps)))) if self.needs_attention else None,
+            len(recording.shapes),
         )
 
     def _each_target(
@@ -198,11 +229,16 @@ class RecordedAttribution(Attribution):
         additional_forward_args: Any,
         explained: Callable[[Recording, Tensor], Any],
         internal_batch_size: int | None = None,
+        *,
+        maps_of: Callable[[Any], Sequence[Tensor]] = tensors_in,
     ) -> list[Any]:
         """Record once, and call ``explained(recording, seed)`` for every target.
 
-        With ``internal_batch_size`` once for so many examples at a time.
+        With ``internal_batch_size`` once for so many examples at a time.  ``maps_of`` says which
+        tensors of what it returns are attributions.
         """
+        tensors_of(inputs)
+        targets = [plain(target) for target in targets]
         parts = []
         for some, args, ends in in_chunks(inputs, additional_forward_args, internal_batch_size):
             of_some = [chunk_of_target(target, *ends) for target in targets]
@@ -211,12 +247,14 @@ class RecordedAttribution(Attribution):
                 chosen = [
                     predicted(recording.output) if target is None else target for target in of_some
                 ]
-                chosen = recording.asked(chosen)
-                recording.targets = [seed(recording.output, target) for target in chosen]
+                asked = recording.asked(chosen)
+                recording.targets = [seed(recording.output, target) for target in asked]
                 found = []
-                for start in recording.targets:
+                for target, start in zip(chosen, recording.targets, strict=True):
                     result = explained(recording, start)
                     check_finite(result)
+                    if maps := maps_of(result):
+                        self._check_reach(recording, target, maps, some, args)
                     found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
                 parts.append(found)
         return [joined(of_target) for of_target in zip(*parts, strict=True)]

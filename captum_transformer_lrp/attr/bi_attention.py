@@ -112,7 +112,7 @@ class BiAttention(TokenAttribution):
                 chosen.append(predicted(recording.output))
             return start
 
-        self._each_target(inputs, targets[:1], additional, look)
+        self._each_target(inputs, targets[:1], additional, look, maps_of=lambda _: ())
         named = [chosen[0] if target is None else target for target in targets]
         feedback = iter(self._feedback(inputs, embeddings, named, additional))
 
@@ -178,7 +178,7 @@ class _LastGradient(RecordedAttribution):
 
     def of_targets(self, inputs: Any, targets: Sequence[Any], additional: Any) -> list[Tensor]:
         """(N, heads, S, S) for each target."""
-        return self._each_target(inputs, targets, additional, self._gradient)
+        return self._each_target(inputs, targets, additional, self._gradient, maps_of=lambda _: ())
 
     def _gradient(self, recording: Recording, start: Tensor) -> Tensor:
         step = recording.tape.attentions[-1]

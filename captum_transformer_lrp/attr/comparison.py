@@ -30,9 +30,10 @@ from captum_transformer_lrp.attr.libra_gradient import LibraGradient
 from captum_transformer_lrp.attr.norm_rollout import NormRollout
 from captum_transformer_lrp.attr.partial_lrp import PartialLRP
 from captum_transformer_lrp.attr.raw_attention import RawAttention
-from captum_transformer_lrp.attr.targets import predicted
+from captum_transformer_lrp.attr.targets import plain, predicted
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
+from captum_transformer_lrp.engine.watch.checks import naming_a_missing_batch, tensors_of
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.writes import Copying
@@ -150,6 +151,8 @@ def compare(
         >>> figure = method_class_grid(maps, image[0].sigmoid())
     """
     _check_inputs(inputs)
+    if not callable(model) or isinstance(model, type):
+        raise TypeError(f"model must be a model or a function that calls it, found {model!r}")
     named_targets = _named_targets(targets)
     factories = _named_methods(methods)
     options = options or {}
@@ -160,7 +163,9 @@ def compare(
     with state, state:
         with _unchanged(model, inputs, additional_forward_args):
             prepared = _prepared(model, inputs, additional_forward_args)
-        chosen = [predicted(prepared.logits) if t is None else t for t in named_targets.values()]
+        chosen = [
+            predicted(prepared.logits) if t is None else plain(t) for t in named_targets.values()
+        ]
         labels: Iterable[str] = factories
         if show_progress:
             labels = progress(list(factories), desc="Methods", total=len(factories))
@@ -221,8 +226,9 @@ def _prepared(model: Callable[..., Any], inputs: Tensor, additional: Any) -> _Pr
         values = additional if isinstance(additional, tuple) else (additional,)
     from_inputs = FromInputs(model, names)
     lookup = EmbeddingLookup(inputs)
-    with torch.no_grad(), lookup:
-        logits = from_inputs(inputs, *values)
+    run = lambda one: from_inputs(one, *values)  # noqa: E731
+    with naming_a_missing_batch(run, [inputs]), torch.no_grad(), lookup:
+        logits = run(inputs)
     ours = _Arguments(model, inputs, additional, {})
     layers = _Arguments(from_inputs, inputs, values, {})
     if inputs.is_floating_point():
@@ -382,6 +388,7 @@ def _reduced(
 def _check_inputs(inputs: Any) -> None:
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be one tensor, found {type(inputs).__name__}")
+    tensors_of(inputs)
     dimensions = (3, 4) if inputs.is_floating_point() else (2,)
     if inputs.dim() not in dimensions:
         raise ValueError(

@@ -8,6 +8,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.engine.recording import find_logits
+from captum_transformer_lrp.engine.watch.checks import kind_without_values
+from captum_transformer_lrp.errors import ExplanationError
+
 
 class ExplainsTargets(Protocol):
     """Any method of this library that explains several targets of one forward pass."""
@@ -49,7 +53,9 @@ def explain_continuation(
         padding and from the explained token on, and all zero for padding of the continuation.
 
     Raises:
+        TypeError: for anything but a method and tensors.
         ValueError: if shapes do not fit, or a prompt is empty.
+        ExplanationError: if the model is not causal.
 
     Example:
         >>> import torch
@@ -65,6 +71,11 @@ def explain_continuation(
         >>> maps[0, 0, 3:]  # the first new token is explained by the prompt alone
         tensor([0., 0.])
     """
+    if not callable(getattr(attribution, "attribute_targets", None)):
+        raise TypeError(
+            "attribution must be a method made for a model, such as "
+            f"TransformerAttribution(model), found {type(attribution).__name__}"
+        )
     prompt_mask = _mask(attention_mask, input_ids, "input_ids")
     own_mask = _mask(continuation_mask, continuation_ids, "continuation_ids")
     if len(input_ids) != len(continuation_ids):
@@ -85,19 +96,61 @@ def explain_continuation(
     if not bool(mask.all()):
         arguments["attention_mask"] = seen.long()
     lengths = prompt_mask.sum(1)
-    targets = []
+    _check_causal(attribution, ordered, arguments, lengths)
+    targets, explained = [], []
     for step in range(continuation_ids.shape[1]):
         # A continuation that has ended already is explained at its last token, and then emptied.
         last = torch.minimum(lengths + step, mask.sum(1) - 1)
         tokens = ordered.gather(1, last.unsqueeze(1)).squeeze(1)
         targets.append(list(zip((last - 1).tolist(), tokens.tolist(), strict=True)))
+        explained.append(last)
     found = attribution.attribute_targets(ordered, targets, arguments)
     maps = torch.stack(found, 1) * own_mask.unsqueeze(-1)
+    later = torch.arange(ids.shape[1], device=ids.device) >= torch.stack(explained, 1).unsqueeze(-1)
+    if float((maps * later).abs().max()) > 1e-6 * float(maps.abs().max()):
+        raise ExplanationError(_NOT_CAUSAL)
     back = order.unsqueeze(1).expand_as(maps)
     return torch.zeros_like(maps).scatter(2, back, maps)
 
 
+def _check_causal(
+    attribution: Any, ids: Tensor, arguments: Mapping[str, Any], lengths: Tensor
+) -> None:
+    """Raise if what follows a prompt has a part in the logits at the prompt."""
+    model = getattr(attribution, "forward_func", None)
+    if model is None:
+        return
+    before = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+    others = torch.where(before, ids, (ids == 0).to(ids.dtype))
+    with torch.no_grad():
+        found, expected = (find_logits(model(one, **arguments)) for one in (others, ids))
+    if found.shape[:2] != ids.shape:
+        raise ExplanationError(
+            f"the model returned shape {tuple(found.shape)} for token ids {tuple(ids.shape)}, "
+            "expected logits (N, positions, vocabulary): explain_continuation is for language "
+            "models"
+        )
+    difference = float((found - expected)[before].abs().max())
+    rounding = max(1e-5, 4 * torch.finfo(found.dtype).eps) * float(expected[before].abs().max())
+    if difference > rounding:
+        raise ExplanationError(_NOT_CAUSAL)
+
+
+_NOT_CAUSAL = (
+    "the model is not causal: what follows a token has a part in the logits before it, so that a "
+    "continuation would be explained by itself; build it as a decoder, such as with "
+    "is_decoder=True, or explain one masked position by attribute(ids, target=(position, token))"
+)
+
+
 def _mask(mask: Tensor | None, ids: Tensor, name: str) -> Tensor:
+    for value, what in ((ids, name), (mask, f"the mask of {name}")):
+        if isinstance(value, Tensor):
+            kind = kind_without_values(value)
+            if kind is not None:
+                raise TypeError(f"{what} is {kind[0]}, expected a dense tensor: {kind[1]}")
+        elif value is not None or what == name:
+            raise TypeError(f"{what} must be a tensor (N, S), found {type(value).__name__}")
     if ids.dim() != 2 or ids.is_floating_point():
         raise ValueError(f"{name} must be token ids (N, S), found {ids.dtype} {tuple(ids.shape)}")
     if mask is None:

@@ -82,7 +82,7 @@ class LibraGradient(TransformerLRP):
         if aggregation not in get_args(Aggregation):
             raise ValueError(f"aggregation must be one of {get_args(Aggregation)}: {aggregation!r}")
         self.aggregation = aggregation
-        self.keeps_streams = aggregation != "input"
+        self.keeps_streams = self.needs_attention = aggregation != "input"
 
     def _down(
         self, recording: Recording, one_hot: Tensor, granularity: str

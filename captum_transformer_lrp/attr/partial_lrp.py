@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
@@ -82,7 +83,11 @@ class PartialLRP(SingleAttentionAttribution):
             return [one.flatten(2).sum(-1) for one in maps]
 
         heads: list[Tensor] = self._each_target(
-            inputs, [target], additional_forward_args, explained
+            inputs,
+            [target],
+            additional_forward_args,
+            explained,
+            maps_of=lambda of: [torch.cat(of, 1)],
         )[0]
         return heads
 

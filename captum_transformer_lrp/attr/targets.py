@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
-from captum._utils.common import _select_targets
 from torch import Tensor
+
+from captum_transformer_lrp.engine.watch.checks import kind_without_values
 
 
 def predicted(output: Tensor) -> Any:
@@ -43,31 +45,53 @@ def seed(output: Tensor, target: Any) -> Tensor:
         tensor([[0., 0., 1.],
                 [1., 0., 0.]])
     """
-    check_target(output, target)
-    with torch.enable_grad():
-        leaf = torch.zeros_like(output, requires_grad=True)
-        selected = leaf if target is None else _select_targets(leaf, target)
-        if selected.numel() != output.shape[0]:
-            raise ValueError(
-                f"target {target!r} selects {selected.numel() // output.shape[0]} values for each "
-                f"example of an output of shape {tuple(output.shape)}; give an index for each "
-                f"dimension after the first, e.g. target=({', '.join('0' * (output.dim() - 1))},)"
-            )
-        return torch.autograd.grad(selected.sum(), leaf)[0]
+    entries = checked_target(output, target)
+    one_hot = torch.zeros_like(output)
+    for example, indices in enumerate(entries):
+        one_hot[example][indices] = 1
+    return one_hot
 
 
-def check_target(output: Tensor, target: Any) -> None:
-    """Raise for a target that the output has no value for."""
+def plain(target: Any) -> Any:
+    """A target of Python's own integers: those of NumPy and tensors of one value are taken, too.
+
+    Example:
+        >>> import numpy
+        >>> plain(numpy.int64(3)), plain([torch.tensor(1), 2]), plain(numpy.array([0, 1]))
+        (3, [1, 2], [0, 1])
+    """
+    if isinstance(target, np.ndarray):
+        return plain(target.tolist()) if target.dtype.kind == "i" else target
+    if isinstance(target, np.integer):
+        return int(target)
+    if isinstance(target, Tensor) and target.dim() == 0 and _has_integers(target):
+        return int(target)
+    if type(target) in (list, tuple):
+        return type(target)(plain(one) for one in target)
+    return target
+
+
+def _has_integers(target: Tensor) -> bool:
+    is_integer = not (target.is_floating_point() or target.is_complex())
+    return is_integer and target.dtype != torch.bool and kind_without_values(target) is None
+
+
+def checked_target(output: Tensor, target: Any) -> list[tuple[int, ...]]:
+    """For each example the indices of its target; raises for one that the output has not."""
     count, shape = output.shape[0], tuple(output.shape)
+    target = plain(target)
     if target is None:
         if output.dim() != 1:
             raise ValueError(f"an output of shape {shape} needs a target")
-        return
+        return [()] * count
     if output.dim() == 1:
         raise ValueError(f"the model gives one value for each example (shape {shape}): no target")
     if isinstance(target, Tensor):
-        if target.is_floating_point():
-            raise ValueError(f"target must be integers, found a tensor of {target.dtype}")
+        if not _has_integers(target):
+            kind, _ = kind_without_values(target) or (f"of {target.dtype}", "")
+            raise ValueError(
+                f"target must be integers, found a tensor that is {kind}: pass class indices"
+            )
         if target.numel() > 1 and target.shape != (count,):
             raise ValueError(
                 f"target has shape {tuple(target.shape)}, but there are {count} examples; give one "
@@ -87,17 +111,27 @@ def check_target(output: Tensor, target: Any) -> None:
         raise ValueError(
             f"target must be an int, a tuple, a list or a tensor of them, found {target!r}"
         )
-    for entry in entries:
-        indices = entry if isinstance(entry, tuple) else (entry,)
-        if len(indices) != output.dim() - 1:
+    indices = [_indices(shape, entry) for entry in entries]
+    return indices * count if len(indices) == 1 else indices
+
+
+def _indices(shape: tuple[int, ...], entry: Any) -> tuple[int, ...]:
+    """One example's target as an index of each dimension after the first."""
+    indices = entry if isinstance(entry, tuple) else (entry,)
+    if len(indices) != len(shape) - 1:
+        raise ValueError(
+            f"target {entry!r} gives {len(indices)} index(es), but an output of shape {shape} "
+            f"needs {len(shape) - 1} for each example"
+        )
+    for place, (index, size) in enumerate(zip(indices, shape[1:], strict=True), start=1):
+        if not isinstance(index, int) or isinstance(index, bool):
             raise ValueError(
-                f"target {entry!r} gives {len(indices)} index(es), but an output of shape {shape} "
-                f"needs {output.dim() - 1} for each example"
+                f"target {entry!r} holds {index!r} ({type(index).__name__}), expected integers: "
+                "pass class indices"
             )
-        for place, index in enumerate(indices):
-            size = shape[1 + place]
-            if not isinstance(index, int) or not -size <= index < size:
-                raise ValueError(
-                    f"target {entry!r} is out of range: dimension {1 + place} of the output has "
-                    f"{size} values, 0 to {size - 1}"
-                )
+        if not -size <= index < size:
+            raise ValueError(
+                f"target {entry!r} is out of range: dimension {place} of the output has "
+                f"{size} values, 0 to {size - 1}"
+            )
+    return indices

@@ -23,6 +23,7 @@ from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.checkpoints import Log
+from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
@@ -196,6 +197,9 @@ class TransformerAttribution(RolloutAttribution):
                 total=total,
             )
             check_finite(explanation.attributions)
+            self._check_reach(
+                recording, target, tensors_in(attributions), inputs, additional_forward_args
+            )
             return explanation.to(recording.dtype)
 
     def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:

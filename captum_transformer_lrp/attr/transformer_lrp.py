@@ -181,6 +181,7 @@ class TransformerLRP(RecordedAttribution):
             additional_forward_args,
             lambda recording, one_hot: self._propagated(recording, one_hot, granularity),
             internal_batch_size,
+            maps_of=lambda found: found[0],
         )[0]
         if granularity == "token":
             formatted: Any = attributions[0]
@@ -251,6 +252,11 @@ class TransformerLRP(RecordedAttribution):
         difference = [one - other for one, other in zip(first, others[0], strict=True)]
         if self.contrast == "clrp":
             difference = [one.clamp(min=0) for one in difference]
+        # Where nothing speaks for the target, there is nothing to contrast.
+        nothing = torch.stack([(one == 0).flatten(1).all(1) for one in first]).all(0)
+        difference = [
+            one.masked_fill(nothing.view(-1, *[1] * (one.dim() - 1)), 0) for one in difference
+        ]
         return tuple(difference), torch.zeros_like(output[:, 0])
 
     def _seeds(self, output: Tensor, one_hot: Tensor) -> list[Tensor]:

@@ -15,14 +15,16 @@ from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase, Tape
 from captum_transformer_lrp.engine.table import table
-from captum_transformer_lrp.engine.walk import at_positions, backward_together
+from captum_transformer_lrp.engine.walk import at_positions, backward_together, keep_what_makes
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
     check_finite_output,
     check_inputs,
     check_model,
+    check_not_within,
     check_output,
+    naming_a_missing_batch,
 )
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.eager import as_written, uncompiled
@@ -223,6 +225,7 @@ def recorded(
     ``needs_attention``, a model that computes none is an error.  With ``checkpointing`` the calls
     are logged in the place of what they compute.
     """
+    check_not_within(Interception)
     check_inputs(inputs)
     forward_func = as_written(forward_func)
     model = forward_func if isinstance(forward_func, nn.Module) else None
@@ -245,15 +248,18 @@ def recorded(
             state.for_recording()
             arguments, leaves = _on_tape(context, inputs)
             log = Log.started(interception, arguments) if checkpointing else None
-            with plain, plain, snapshot, snapshot, interception:
-                result = forward_func(*arguments, *args, **kwargs)
+            run = lambda *values: forward_func(*values, *args, **kwargs)  # noqa: E731
+            missing = naming_a_missing_batch(run, inputs)
+            with plain, plain, snapshot, snapshot, missing, interception:
+                result = run(*arguments)
             output = interception.resolve(find_logits(result))
             del result
             places = _looked_up(context, leaves)
+            check_output(output, tape, inputs, leaves)
             if log is None:
                 interception.close()
+                keep_what_makes(tape, output)
             tape.phases = phases
-            check_output(output, tape, inputs, leaves)
             if needs_attention:
                 check_attention(tape)
             shapes = [value.shape for value in inputs]

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Keeps, Phase, Step, Tape, TapeSwitch
 from captum_transformer_lrp.engine.watch.thread_state import interruption
@@ -47,6 +48,28 @@ def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]
         part: Tensor = TapeSwitch.apply(step, None, value[places], x[places], *others)
     tape.marks[part] = step.mark
     return part
+
+
+def keep_what_makes(tape: Tape, output: Tensor) -> None:
+    """Forget attentions, skip connections and calls that are no part of what makes an output.
+
+    Those of an auxiliary head or a loss would be counted among the model's layers.
+    """
+    nodes, seen = [output.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            nodes += [following for following, _ in node.next_functions]
+    tape.attentions = [one for one in tape.attentions if one.attention.grad_fn in seen]
+    for place, step in enumerate(tape.attentions):
+        step.index = place
+    kept = sum(step.event for step in tape.attentions)
+    tape.streams = [one for one in tape.streams if one.attentions & kept]
+    tape.residuals = [one for one in tape.residuals if one.output.grad_fn in seen]
+    tape.readout = [
+        call for call in tape.readout if any(one.grad_fn in seen for one in tensors_in(call[3]))
+    ]
 
 
 @contextlib.contextmanager

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp import TransformerAttribution
+from captum_transformer_lrp import ExplanationError, TransformerAttribution
 from captum_transformer_lrp.attr.targets import seed
 from captum_transformer_lrp.engine.graph.tape import Phase
 
@@ -179,7 +180,8 @@ class AttendsWithoutDerivative(Model):
 def test_an_attention_that_no_gradient_arrives_at_moves_no_mass() -> None:
     torch.manual_seed(0)
     method = TransformerAttribution(AttendsWithoutDerivative(torch.relu).double().eval())
-    assert not method.attribute(tokens(), 1, granularity="token").any()
+    with pytest.raises(ExplanationError, match="no gradient of the target arrives"):
+        method.attribute(tokens(), 1, granularity="token")
     whole = {"granularity": "token", "keep_identity": True}
     row = method.attribute(tokens(), 1, **whole)
     assert torch.allclose(row, torch.tensor([1.0, 0, 0, 0, 0]).double(), atol=1e-12)

@@ -16,14 +16,7 @@ ENTRIES = {entry.name: entry for entry in transformers_models.entries()}
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        *("bloom", "canine", "deepseek_v3", "jetmoe", "longformer", "qwen3_next", "t5"),
-        pytest.param(
-            "yoso",
-            marks=pytest.mark.xfail(reason=transformers_models.KNOWN["yoso"], strict=True),
-        ),
-    ],
+    "name", ["bloom", "canine", "deepseek_v3", "jetmoe", "longformer", "qwen3_next", "t5"]
 )
 def test_a_type_passes_every_column(name: str) -> None:
     torch.manual_seed(0)
@@ -50,3 +43,9 @@ def test_a_model_without_attention_is_refused_by_name() -> None:
     found = examined(transformers_models, ENTRIES["fnet"])
     assert found.verdict == "refused"
     assert "fnet.encoder.layer.0.fourier" in found.reason
+
+
+def test_attention_without_a_gradient_is_refused() -> None:
+    found = examined(transformers_models, ENTRIES["yoso"])
+    assert found.verdict == "refused"
+    assert "no gradient of the target arrives at any attention map" in found.reason

@@ -56,7 +56,7 @@ IGNORED: frozenset[Callable[..., Any]] = frozenset(
         "__repr__", "__format__", "argmax", "argmin", "argsort", "isnan", "isinf", "isfinite",
         "is_same_size", "eq", "ne", "lt", "gt", "le", "ge", "equal", "allclose", "zeros_like",
         "ones_like", "empty_like", "full_like", "new_zeros",
-        "new_ones", "new_empty", "new_full", "new_tensor", "requires_grad_", "sign",
+        "new_ones", "new_empty", "new_full", "new_tensor", "requires_grad_",
         "has_torch_function", "nonzero", "count_nonzero", "result_type", "can_cast", "is_nonzero",
         "any", "all", "register_hook", "retain_grad",
     )

@@ -146,8 +146,8 @@ class Tape:
         streams: what skips attentions, for each addition around any.
         residuals: the skip connections, in the order of the forward pass.
         normalizations: the normalisations, in the order of the forward pass.
-        readout: the calls after the last skip connection, if they are kept: function, arguments,
-            keyword arguments and result.
+        readout: the calls that make the output, if they are kept: function, arguments, keyword
+            arguments and result.
         through: events of an attention that the rollout phase must go through, not around.
         explicit_zeros: whether inputs without relevance are sent zeros, as Captum's hooks on
             modules expect, rather than nothing at all.

@@ -79,6 +79,13 @@ _OF_SCORES = frozenset(spelled("exp", "sigmoid", "relu", "acos", "arccos"))
 """Of scores they make attention weights: a softmax spelled out, and attention without softmax."""
 
 
+@HANDLERS.handles(*spelled("sign", "sgn", "heaviside"))
+def _sign(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A constant: its derivative is 0."""
+    with torch.no_grad():
+        return function(*args, **kwargs)
+
+
 @HANDLERS.handles(*registry.NORMALIZATIONS)
 def _normalization(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     if function is F.batch_norm and (kwargs.get("training", args[5] if len(args) > 5 else False)):

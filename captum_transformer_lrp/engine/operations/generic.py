@@ -1,4 +1,4 @@
-"""Calls without a handler, which go by a rule of somebody's or by eq. 2."""
+"""Calls without a handler: by a rule of somebody's, by eq. 2, or refused where something comes."""
 
 from __future__ import annotations
 
@@ -17,49 +17,67 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.marks import merged
 from captum_transformer_lrp.engine.watch.context import Context
-from captum_transformer_lrp.rules import TaylorRule
+from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
+from captum_transformer_lrp.errors import UnsupportedOperationError
+from captum_transformer_lrp.rules import Rule, TaylorRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 
 
-def generic(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    """A call that no handler knows: by a rule of somebody's, or by eq. 2 if that is allowed."""
+def generic(
+    watch: Context,
+    function: Function,
+    args: Args,
+    kwargs: Kwargs,
+    refusal: UnsupportedOperationError | None = None,
+) -> Any:
+    """Make a call that has no rule, a rule that is filed for it alone, or one that refused it.
+
+    What the explained output does not depend on, such as a loss, needs no rule.  So it is not the
+    call that is refused, but the relevance or the mass that comes to its result.
+    """
     output = function(*args, **kwargs)
-    if isinstance(output, Tensor) and not output.requires_grad:
-        return output
-    if not any(tensor.requires_grad for tensor in tensors_in(output)):
-        return output
     active = [tensor for tensor in tensors_in((args, kwargs)) if watch.mark(tensor)]
-    rule = watch.rules.functions.get(function)
-    if rule is None and watch.rules.strict:
+    rule: Rule
+    flow = flows.unknown
+    if refusal is None and function in watch.rules.functions:
+        rule = watch.rules.of(function)
+    elif not watch.rules.strict:
+        rule = TaylorRule()
+    else:
         fourier = "fft" in title(function)
         what = "a Fourier transform, which mixes tokens without any attention map"
-        raise watch.unsupported(function, what if fourier else "activations")
-    if not isinstance(output, Tensor):
-        raise watch.unsupported(function, "more than one output")
+        refusal = refusal or watch.unsupported(function, what if fourier else "activations")
+        if fourier:
+            watch.tape.other_mixing.append(watch.names.caller())
+        rule, flow = RefusalRule(UnsupportedOperationError, str(refusal), advises=True), refused
     positions = {id(tensor): place for place, tensor in enumerate(active)}
+    found = [id(tensor) for tensor in tensors_in(output)]
 
-    def run(*values: Tensor) -> Tensor:
+    def again(number: int, *values: Tensor) -> Tensor:
         change = lambda t: values[positions[id(t)]] if id(t) in positions else t  # noqa: E731
-        result: Tensor = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
-        return result
+        result = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+        return tensors_in(result)[number]
 
     marks = [mark for tensor in active if (mark := watch.mark(tensor))]
-    examples = broadcast_examples(marks[0].examples, active[0].shape, output.shape)
-    mark = merged(marks, examples).but(
-        events=merged(marks, examples).events | watch.tape.new_event(),
-        source=None,
-        base=object(),
-        channels=0,
-        features=None,
-    )
-    return watch.record(
-        function,
-        AutogradKernel(run),
-        active,
-        output,
-        rule=watch.rules.of(function) if rule is not None else TaylorRule(),
-        flow=flows.unknown,
-        mark=mark,
-        name=watch.names.caller(),
-    )
+    event = watch.tape.new_event()
+
+    def recorded(result: Tensor) -> Tensor:
+        if not result.requires_grad or watch.mark(result) is not None:
+            return result
+        number = found.index(id(result))
+        mark = merged(marks, broadcast_examples(marks[0].examples, active[0].shape, result.shape))
+        return watch.record(
+            function,
+            AutogradKernel(lambda *values: again(number, *values)),
+            active,
+            result,
+            rule=rule,
+            flow=flow,
+            mark=mark.but(
+                events=mark.events | event, source=None, base=object(), channels=0, features=None
+            ),
+            name=watch.names.caller(),
+        )
+
+    return replace_tensors(output, recorded)

@@ -105,3 +105,21 @@ def _extremum(watch: Context, function: Function, args: Args, kwargs: Kwargs) ->
                              result.indices.unsqueeze(dim))  # fmt: skip
         found = found if keepdim else found.squeeze(dim)
     return type(result)((found, result.indices))
+
+
+@HANDLERS.handles(*spelled("median", "nanmedian", "mode", "kthvalue"))
+def _chosen(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """One of the elements along a dimension, or of all of them."""
+    source = args[0] if args else kwargs.pop("input")
+    result = function(source, *args[1:], **kwargs)
+    if isinstance(result, Tensor):
+        with watch:
+            flat = source.flatten()
+            return flat[function(flat.detach(), 0).indices]
+    names = ("k", "dim", "keepdim") if function.__name__ == "kthvalue" else ("dim", "keepdim")
+    given = {**dict(zip(names, args[1:], strict=False)), **kwargs}
+    dim, keepdim = given.get("dim", -1), given.get("keepdim", False)
+    with watch:
+        places = result.indices if keepdim else result.indices.unsqueeze(dim)
+        found = torch.gather(source, dim, places)
+        return type(result)((found if keepdim else found.squeeze(dim), result.indices))

@@ -24,8 +24,9 @@ from captum_transformer_lrp.engine.operations.scaling import (
     two_operands,
 )
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
+from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules import ScaleRule
+from captum_transformer_lrp.rules import Rule, ScaleRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
@@ -95,14 +96,13 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
     mark = mark.but(
         examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None, channels=0
     )
-    _require_examples(watch, mark)
     return watch.record(
         function,
         AutogradKernel(torch.add),
         (x,),
         output,
-        rule=watch.rules.of_module() or _BIAS if takes_nothing else watch.rules.of(torch.add),
-        flow=flows.keep,
+        rule=_rule(watch, mark, takes_nothing=takes_nothing),
+        flow=flows.keep if mark.examples.known else refused,
         mark=mark,
         constant=constant,
         name=watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else "",
@@ -115,12 +115,15 @@ def _copied(watch: Context, x: Tensor, mark: Mark) -> Tensor:
     return copy
 
 
-def _require_examples(watch: Context, mark: Mark) -> None:
-    if not mark.examples.known:
-        raise ExplanationError(
-            f"in {watch.names.caller()} the examples of the batch cannot be told apart, so their "
-            "relevance cannot be normalised one by one: explain one example at a time"
-        )
+def _rule(watch: Context, mark: Mark, *, takes_nothing: bool = False) -> Rule:
+    """The rule of a sum, which takes the relevance of each example by itself."""
+    if mark.examples.known:
+        return watch.rules.of_module() or _BIAS if takes_nothing else watch.rules.of(torch.add)
+    return RefusalRule(
+        ExplanationError,
+        f"in {watch.names.caller()} the examples of the batch cannot be told apart, so their "
+        "relevance cannot be normalised one by one: explain one example at a time",
+    )
 
 
 def _skip_add(
@@ -155,14 +158,13 @@ def _skip_add(
         factors, through_attention, branch_attentions = _without_stream(watch, of_u, of_v)
     features = of_u.features if of_u.features is not None else of_v.features
     mark = mark.but(source=None, features=features)
-    _require_examples(watch, mark)
     output = watch.record(
         function,
         AutogradKernel(torch.add),
         (u, v),
         output,
-        rule=watch.rules.of(torch.add),
-        flow=flows.skip_add,
+        rule=_rule(watch, mark),
+        flow=flows.skip_add if mark.examples.known else refused,
         mark=mark,
         mass=factors,
         branch=branch_attentions,

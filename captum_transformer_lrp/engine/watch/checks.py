@@ -2,20 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import is_lazy
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 
 
+def tensors_of(inputs: Any) -> tuple[Tensor, ...]:
+    """The inputs as a tuple of tensors, as Captum takes them.
+
+    Raises:
+        TypeError: for anything else, and for tensors that do not hold their values element by
+            element: sparse, nested, quantised, meta and fake ones.
+        ValueError: for no input, and for a single sequence of token ids without its batch.
+    """
+    values = inputs if isinstance(inputs, tuple) else (inputs,)
+    if not values:
+        raise ValueError("inputs is an empty tuple, expected at least one tensor")
+    for place, value in enumerate(values):
+        which = f"input {place}" if isinstance(inputs, tuple) else "inputs"
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{which} must be a tensor, or inputs a tuple of tensors; found "
+                f"{type(value).__name__}: pass images as float tensors (N, C, H, W), token ids as "
+                "integer tensors (N, S), and other arguments in additional_forward_args"
+            )
+        kind = kind_without_values(value)
+        if kind is not None:
+            raise TypeError(f"{which} is {kind[0]}, expected a dense tensor: {kind[1]}")
+    if len(values) == 1 and values[0].dim() == 1 and not values[0].is_floating_point():
+        raise ValueError(
+            f"inputs has shape {tuple(values[0].shape)}, expected token ids (N, S): it has no "
+            "batch dimension; pass inputs.unsqueeze(0)"
+        )
+    return values
+
+
+def kind_without_values(value: Tensor) -> tuple[str, str] | None:
+    """What a tensor is that does not hold its values element by element, and what to do."""
+    if isinstance(value, FakeTensor):
+        return "a FakeTensor, which has no values", "explain outside of FakeTensorMode"
+    if value.is_meta:
+        return "on the meta device, where there are no values", "load it on a device"
+    if value.is_nested:
+        return "a nested tensor", "pad its examples to one length and pass an attention mask"
+    if value.layout != torch.strided:
+        return f"sparse ({value.layout})", "pass .to_dense()"
+    if value.is_quantized:
+        return f"quantised ({value.dtype})", "pass .dequantize()"
+    return None
+
+
 def check_inputs(inputs: tuple[Tensor, ...]) -> None:
     """Raise for inputs that no explanation can be made of."""
     for place, value in enumerate(inputs):
         which = f"input {place}" if len(inputs) > 1 else "inputs"
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{which} must be a tensor, found {type(value).__name__}")
         if value.dim() == 0:
             raise ValueError(f"{which} has no batch dimension; pass input.unsqueeze(0)")
         if value.shape[0] == 0:
@@ -35,6 +86,42 @@ def check_inputs(inputs: tuple[Tensor, ...]) -> None:
                 "(N, S) or (N, choices, S) are integers: pass images as preprocessed floats, "
                 "image.float() / 255 and normalised as the model expects"
             )
+
+
+@contextlib.contextmanager
+def naming_a_missing_batch(run: Callable[..., Any], inputs: Sequence[Tensor]) -> Iterator[None]:
+    """Where a model fails on an input that it takes with a batch dimension, say so.
+
+    Args:
+        run: calls the model; it is called again on the inputs as a batch of one if it has failed.
+        inputs: what was given.
+    """
+    try:
+        yield
+    except ExplanationError:
+        raise
+    except Exception as error:
+        if any(value.dim() > 3 for value in inputs):
+            raise
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                run(*(value.unsqueeze(0) for value in inputs))
+        except Exception:
+            raise error from None
+        shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
+        raise ValueError(
+            f"the model fails on inputs of shape {shapes} ({error}), and takes them with a batch "
+            "dimension: pass inputs.unsqueeze(0)"
+        ) from error
+
+
+def check_not_within(watch: type) -> None:
+    """Raise where an explanation is under way in this thread: its model is running."""
+    if any(isinstance(mode, watch) for mode in _get_current_function_mode_stack()):
+        raise ExplanationError(
+            "found an explanation in the forward pass of a model that is being explained, which "
+            "watches every call: compute the inner one before, and pass its result to the model"
+        )
 
 
 def check_model(model: nn.Module) -> None:
@@ -64,17 +151,37 @@ def check_model(model: nn.Module) -> None:
                 "explain the floating-point model"
             )
         for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None and tensor.is_quantized:
-                raise ExplanationError(
-                    f"{own_name} of {where} is quantised ({tensor.dtype}): explain the "
-                    "floating-point model"
-                )
+            found = None if tensor is None else _kind_of_state(tensor)
+            if found is not None:
+                raise ExplanationError(f"{own_name} of {where} is {found}")
+
+
+def _kind_of_state(tensor: Tensor) -> str | None:
+    """What a parameter or buffer is that nothing can be computed with as usual, and what to do."""
+    if is_lazy(tensor):
+        return "not initialised yet: run the model once before it is explained"
+    if tensor.is_quantized:
+        return f"quantised ({tensor.dtype}): explain the floating-point model"
+    kind = None if tensor.layout != torch.strided else kind_without_values(tensor)
+    if kind is not None:
+        return f"{kind[0]}: {kind[1].replace('load it', 'load the weights')}"
+    if is_traceable_wrapper_subclass(tensor):
+        return (
+            f"a {type(tensor).__name__} ({type(tensor).__module__}), which keeps its values in a "
+            "form of its own, quantised or sharded: explain the model before it is converted, with "
+            "floating-point weights"
+        )
+    return None
 
 
 def check_output(
     output: Tensor, tape: Tape, inputs: tuple[Tensor, ...], leaves: list[list[Tensor]]
 ) -> None:
     """Raise for outputs that relevance cannot start from."""
+    kind = kind_without_values(output)
+    if kind is not None or output.is_complex():
+        what, advice = kind or (f"complex ({output.dtype})", "return .abs() or .real of it")
+        raise TypeError(f"the model's output is {what}, expected real numbers: {advice}")
     if tape.mark(output) is None or not output.requires_grad:
         raise ExplanationError(
             "the model's output does not depend on the inputs by differentiable operations: was it "
@@ -109,9 +216,9 @@ def check_attention(tape: Tape) -> None:
         layers = list(dict.fromkeys(tape.other_mixing))
         more = f" and {len(layers) - 3} more layers" if len(layers) > 3 else ""
         instead = (
-            f"; {', '.join(layers[:3])}{more} mix activations by linear attention, a gate or a "
-            "softmax over something else than products of queries and keys, which leaves no "
-            "attention map"
+            f"; {', '.join(layers[:3])}{more} mix activations by linear attention, a gate, a "
+            "Fourier transform or a softmax over something else than products of queries and keys, "
+            "which leaves no attention map"
         )
     raise NoAttentionError(
         f"the model computes no softmax attention that its output depends on{instead}; "

@@ -22,17 +22,18 @@ from captum_transformer_lrp.errors import UnsupportedOperationError
 from captum_transformer_lrp.rules.spellings import spelled
 
 
-def refuse_unannounced(watch: Context, tensor: Tensor) -> None:
-    """Raise for a tensor that depends on activations, but on no call that was seen.
+def of_no_call(watch: Context, tensor: Tensor) -> str:
+    """The message about a tensor that depends on activations, but on no call that was seen.
 
     What a model keeps from an earlier call, with the graph of its parameters, is a constant.
     """
     unknown = tensor.requires_grad and not tensor.is_leaf and tensor not in watch.names.constants
-    if unknown and watch.tape.made(tensor):
-        raise UnsupportedOperationError(
-            f"{watch.names.caller()} uses a result of {node_name(tensor)}, a custom operation "
-            "that PyTorch does not announce to anybody: write it with PyTorch functions"
-        )
+    if not (unknown and watch.tape.made(tensor)):
+        return ""
+    return (
+        f"{watch.names.caller()} uses a result of {node_name(tensor)}, a custom operation "
+        "that PyTorch does not announce to anybody: write it with PyTorch functions"
+    )
 
 
 def without_activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -41,7 +42,8 @@ def without_activation(watch: Context, function: Function, args: Args, kwargs: K
         if id(tensor) in watch.look_ups.ids:
             return with_token_ids(watch, function, args, kwargs)
     for tensor in tensors_in((args, kwargs)):
-        refuse_unannounced(watch, tensor)
+        if message := of_no_call(watch, tensor):
+            raise UnsupportedOperationError(message)
     if function not in UPDATES and _is_mixed(args, kwargs):
         args, kwargs = replace_tensors((args, kwargs), watch.precision.raised_constant)
     with torch.no_grad():

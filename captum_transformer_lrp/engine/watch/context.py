@@ -190,8 +190,7 @@ class Context:
         """The error for a call that cannot be explained."""
         return UnsupportedOperationError(
             f"{title(function)}, called by {self.names.caller()}, has no propagation rule for "
-            f"{what}: file one with captum_transformer_lrp.rules.register_rule, set module.rule, "
-            "or pass strict=False to let it follow the generic rule, eq. 2"
+            f"{what}: file one with captum_transformer_lrp.rules.register_rule, or set module.rule"
         )
 
 
@@ -218,12 +217,13 @@ class Table:
     Args:
         functions: handlers by function.
         operators: handlers of PyTorch's higher-order operators, by name.
-        other: the handler of everything else.
+        other: the handler of everything else; it is given the error, too, of a handler that has
+            refused a call.
     """
 
     functions: Mapping[Function, Handler]
     operators: Mapping[str, Handler]
-    other: Handler
+    other: Callable[..., Any]
 
     def handler(self, function: Function) -> Handler:
         """The handler of a call."""

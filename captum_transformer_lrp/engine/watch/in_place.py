@@ -17,6 +17,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     Kwargs,
     first_tensor,
     tensors_in,
+    title,
 )
 from captum_transformer_lrp.engine.graph.structure import OUT_OF_PLACE
 from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
@@ -40,6 +41,29 @@ def updated(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
         result = _set_item(watch, target, index, value)
     replace(watch, target, result)
     return result
+
+
+REPLACEMENTS = frozenset({Tensor.resize_, Tensor.resize_as_})
+"""The calls that give a tensor another memory."""
+
+
+def check_memory(watch: Context, function: Function, args: Args) -> None:
+    """Raise for ``x.resize_(...)`` or ``x.data = ...`` of an activation: no record follows it."""
+    target = watch.resolve(args[0])
+    harmless = function not in REPLACEMENTS and getattr(function, "__self__", None) not in _VALUES
+    if not harmless and watch.mark(target) is not None:
+        raise ExplanationError(
+            f"{watch.names.caller()} puts other memory in the place of an activation "
+            f"({title(function)}), so that it is not known what was computed from what: make a new "
+            "tensor instead"
+        )
+
+
+_VALUES = (Tensor.data, Tensor.real, Tensor.imag)
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _set_item(watch: Context, target: Tensor, index: Any, value: Any) -> Tensor:
@@ -79,10 +103,12 @@ def replace(watch: Context, target: Tensor, result: Tensor) -> None:
     if result is target:
         return
     watch.writes.replaced[id(target)] = (target, result)
+    if _memory(result) == _memory(target):  # squeeze_() and the like change no value
+        return
     base = target._base
     if base is not None and base.shape.numel() > 0:
         _write_through(watch, base, target, result)
-    watch.writes.memory.add(target.untyped_storage()._cdata)
+    watch.writes.memory.add(_memory(target))
 
 
 def _write_through(watch: Context, base: Tensor, view: Tensor, result: Tensor) -> None:

@@ -32,19 +32,17 @@ from captum_transformer_lrp.engine.graph.values import raised
 from captum_transformer_lrp.engine.watch import hooks, in_place, moves, unit_calls, writes
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import check_model
-from captum_transformer_lrp.engine.watch.constant_calls import (
-    refuse_unannounced,
-    without_activation,
-)
+from captum_transformer_lrp.engine.watch.constant_calls import without_activation
 from captum_transformer_lrp.engine.watch.context import Context, Table
 from captum_transformer_lrp.engine.watch.custom import CustomCalls
 from captum_transformer_lrp.engine.watch.eager import as_written
 from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
+from captum_transformer_lrp.engine.watch.refusals import record_unannounced
 from captum_transformer_lrp.engine.watch.token_calls import INDEXED, check_indices
 from captum_transformer_lrp.engine.watch.units import is_single_operation
-from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules.examples import Examples
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -66,7 +64,7 @@ class Interception(TorchFunctionMode):
         rules: which rule a call goes by.
         table: what is done with each call.
         precision: what is computed in.
-        keeps_readout: whether the calls after the last skip connection are kept.
+        keeps_readout: whether the calls that make the output are kept.
 
     Attributes:
         context: what handlers are given.
@@ -112,6 +110,9 @@ class Interception(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
+        if torch.is_inference_mode_enabled():  # explained all the same, as is torch.no_grad()
+            with torch.inference_mode(False), torch.enable_grad():
+                return self.__torch_function__(func, types, args, kwargs)
         saving = _hooks_on_saved_tensors(False)
         if saving is not None and saving[0] is not _as_it_is:
             with saved_tensors_hooks(_as_it_is, _as_it_is):
@@ -121,7 +122,7 @@ class Interception(TorchFunctionMode):
         return self.call(func, tuple(args), dict(kwargs or {}))
 
     def _kept_call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        """Make a call, and keep it: in the log, or else until the next skip connection."""
+        """Make a call, and keep it in the log, or else for :meth:`read_out`."""
         unit = self._units.current() if self._units.present else None
         if unit is not None and self.log is not None:
             raise ExplanationError(
@@ -130,8 +131,6 @@ class Interception(TorchFunctionMode):
                 "calls again from elsewhere: pass rules by PyTorch function, or checkpointing=False"
             )
         args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
-        tape = self.tape
-        before = len(tape.residuals)
         self._is_calling = True
         try:
             result = self.call(function, args, kwargs)
@@ -139,10 +138,8 @@ class Interception(TorchFunctionMode):
             self._is_calling = False
         if self.log is not None:
             self.log.add(function, args, kwargs, self._with_writing(function, args, result))
-        elif len(tape.residuals) > before:
-            tape.readout.clear()
         else:
-            tape.readout.append((function, args, kwargs, result))
+            self.tape.readout.append((function, args, kwargs, result))
         return result
 
     def call_again(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -180,6 +177,8 @@ class Interception(TorchFunctionMode):
         self.tape.marks[value] = self.tape.marks[start]
         known = {id(start): value}
         for function, args, kwargs, result in list(self.tape.readout):
+            if not any(id(tensor) in known for tensor in tensors_in((args, kwargs))):
+                continue
             change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
             again = self.call(function, replace_tensors(args, change),
                               replace_tensors(kwargs, change))  # fmt: skip
@@ -194,11 +193,16 @@ class Interception(TorchFunctionMode):
 
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
-        if getattr(function, "__name__", "") == "__get__":
+        name = getattr(function, "__name__", "")
+        if name == "__get__":
             return moves.get_property(self.context, function, args)
         if function in hooks.REGISTRATIONS:
             return hooks.unregistered()
         writes_into = writes.may_write(function, args, kwargs)
+        if name == "__set__" or function in in_place.REPLACEMENTS:
+            in_place.check_memory(self.context, function, args)
+            if not writes_into:
+                return function(*args, **kwargs)
         if writes_into:
             args, kwargs = writes.diverted(self.context, *map(self._resolved, (args, kwargs)))
         if function in IGNORED:
@@ -218,6 +222,8 @@ class Interception(TorchFunctionMode):
         unit = self._units.current() if self._units.present else None
         if self._writes.replaced or self._units.present:
             args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
+        if record_unannounced(self.context, tensors_in((args, kwargs))):
+            return self.call(function, args, kwargs)
         if function in UPDATES:
             return in_place.updated(self.context, function, args, kwargs)
         tensors = tensors_in((args, kwargs))
@@ -241,7 +247,10 @@ class Interception(TorchFunctionMode):
             args, kwargs = replace_tensors((args, kwargs), lambda _: next(rest))
         if unit is not None and not is_single_operation(unit.module):
             return unit_calls.inside_unit(self.context, unit, function, args, kwargs, active)
-        return self._table.handler(function)(self.context, function, args, kwargs)
+        try:
+            return self._table.handler(function)(self.context, function, args, dict(kwargs))
+        except UnsupportedOperationError as refusal:
+            return self._table.other(self.context, function, args, kwargs, refusal)
 
     def _learn_caller(self) -> None:
         """Learn the names of the outermost calling module, if it is a new one."""
@@ -291,8 +300,7 @@ class Interception(TorchFunctionMode):
                 self.tape.marks[tensor] = mark
             return tensor
         names = self.context.names
-        refuse_unannounced(self.context, tensor)
-        own = tensor.detach() if tensor.requires_grad else tensor
+        own = _without_gradient(tensor)
         prepared = raised(own, precision)
         if prepared is not own:
             self.tape.originals[prepared] = own
@@ -319,6 +327,11 @@ _RANDOM = frozenset(
         "poisson",
     )
 )  # fmt: skip
+
+
+def _without_gradient(tensor: Tensor) -> Tensor:
+    own = tensor.detach() if tensor.requires_grad else tensor
+    return own.clone() if own.is_inference() else own
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -275,6 +275,36 @@ def _pad(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     return result
 
 
+@HANDLERS.handles(*spelled("scatter_reduce", "index_reduce"))
+def _scatter_reduce(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A sum or a mean of what is added up at each place, or a choice among it."""
+
+    def bind(
+        input: Tensor, dim: int, index: Tensor, src: Any = None, reduce: str = "",
+        *, source: Any = None, include_self: bool = True,
+    ) -> Any:  # fmt: skip
+        return input, dim, index, src if source is None else source, reduce, include_self
+
+    onto, dim, index, source, reduce, includes_self = bind(*args, **kwargs)
+    if reduce in ("amax", "amin"):
+        return join(watch, function, args, kwargs)
+    if reduce not in ("sum", "mean"):
+        raise watch.unsupported(function, f"reduce={reduce!r}")
+    by_row = function.__name__.startswith("index")
+    add = torch.index_add if by_row else torch.scatter_add
+    ones = torch.ones_like(source.detach())[_as_far_as(index, dim, by_row=by_row)]
+    count = add(torch.zeros_like(onto.detach()), dim, index, ones)
+    with watch:
+        kept = onto if includes_self else torch.where(count > 0, torch.zeros_like(onto), onto)
+        total = add(kept, dim, index, source)
+        return total if reduce == "sum" else total / (count + includes_self).clamp(min=1)
+
+
+def _as_far_as(index: Tensor, dim: int, *, by_row: bool) -> tuple[slice, ...]:
+    """The part of a source that is read: scattering reads as much of it as there are indices."""
+    return () if by_row else tuple(slice(size) for size in index.shape)
+
+
 @HANDLERS.handles(*spelled("where"))
 def _where(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """Numbers among the choices become tensors, so that their share is reported."""
