@@ -50,6 +50,20 @@ def captum_method(attribute: Method) -> Method:
     return wrapped
 
 
+def split_arguments(additional_forward_args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``additional_forward_args`` as positional and keyword arguments.
+
+    Example:
+        >>> split_arguments(1), split_arguments({"mask": 2}), split_arguments(None)
+        (((1,), {}), ((), {'mask': 2}), ((), {}))
+    """
+    if isinstance(additional_forward_args, Mapping):
+        return (), dict(additional_forward_args)
+    if isinstance(additional_forward_args, tuple):
+        return additional_forward_args, {}
+    return (() if additional_forward_args is None else (additional_forward_args,)), {}
+
+
 class Settings(TypedDict, total=False):
     """The arguments that all methods take, which :class:`RecordedAttribution` explains."""
 
@@ -166,14 +180,7 @@ class RecordedAttribution(Attribution):
     def _recorded(
         self, inputs: Any, additional_forward_args: Any, *, keeps_books: bool = False
     ) -> AbstractContextManager[Recording]:
-        args: tuple[Any, ...] = ()
-        kwargs: dict[str, Any] = {}
-        if isinstance(additional_forward_args, Mapping):
-            kwargs = dict(additional_forward_args)
-        elif isinstance(additional_forward_args, tuple):
-            args = additional_forward_args
-        elif additional_forward_args is not None:
-            args = (additional_forward_args,)
+        args, kwargs = split_arguments(additional_forward_args)
         return recorded(
             self.forward_func,
             _format_tensor_into_tuples(inputs),
