@@ -24,7 +24,7 @@ from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording, find_logits
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.verification.gradients import gradients_at_inputs
-from captum_transformer_lrp.verification.occlusion import occlusion
+from captum_transformer_lrp.verification.occlusion import channels_axis, occlusion, varies
 from captum_transformer_lrp.verification.results import Check, Verification
 from captum_transformer_lrp.verification.state import changes, state_of
 
@@ -64,7 +64,8 @@ def verify(
     ``batch``
         each example has the same map alone as in the batch, within 1e-6.
     ``matrix``
-        the row over all tokens is that of the matrix C − I (eq. 14), within 1e-6.
+        the row over all tokens is that of the matrix C − I (eq. 14), within 1e-6.  It applies to
+        models whose attentions are all between the same tokens, each within one skip connection.
     ``state``
         parameters, buffers, gradients, hooks and attributes of the model, the inputs and PyTorch's
         random numbers are as they were.  The model has been called once before, so that tables
@@ -158,7 +159,7 @@ class _Examined:
         if self.target is None:
             self.target = predicted(plain)
         engine = copy(self.attribution)
-        engine.checkpointing = False
+        engine.checkpointing, engine.keeps_streams = False, True
         recorded = engine._recorded(self.inputs, self.additional, keeps_books=True)
         with recorded as recording:
             start = seed(recording.output, self.target)
@@ -256,6 +257,9 @@ class _Examined:
             readout = views.token_mass(recording, start)
         except ExplanationError as error:
             return Check.skipped(name, claim, str(error))
+        if not _are_the_only_paths(recording, start):
+            reason = "more than one skip connection leads around an attention, and C has one I"
+            return Check.skipped(name, claim, reason)
         _, moved = views.rollout_parts(matrices, row_normalize=False)
         if readout.shape != moved.shape[:2]:
             reason = f"there are {readout.shape[1]} tokens, and {moved.shape[1]} take part in C"
@@ -297,6 +301,19 @@ class _Examined:
         return Check.at_most(name, claim, _difference(found, expected), self.most[name])
 
 
+def _are_the_only_paths(recording: Recording, start: Tensor) -> bool:
+    """Whether what no attention moves goes by the skip connections around attentions alone."""
+    around = [one for one in recording.tape.residuals if one.attends]
+    wanted = [tensor for one in around for tensor in (one.output, one.stream)]
+    recording.tape.stops_at_grids = False
+    try:
+        found = recording.tape.backward(Phase.ROLLOUT, recording.output, start, wanted)
+    finally:
+        recording.tape.stops_at_grids = True
+    masses = [float(one.sum()) for one in found]
+    return all(abs(a - b) < 1e-6 for a, b in zip(masses[::2], masses[1::2], strict=True))
+
+
 def _rounded(value: Tensor) -> str:
     return (
         f"the plain model computes in {str(value.dtype).removeprefix('torch.')}, which is coarser "
@@ -308,23 +325,13 @@ def _fault_of_shape(found: Tensor, value: Tensor) -> str:
     """What is wrong with a map's shape, or along which axis of its places it is constant."""
     if found.shape != value.shape:
         return f"a map of shape {tuple(found.shape)} for an input of {tuple(value.shape)}"
-    if value.dim() == 5:  # frames, and channels behind them
-        found = found.sum(2)
-        axes = [1, 2, 3]
-    elif value.is_floating_point() and value.dim() == 4:
-        found = found.sum(1)
-        axes = [1, 2]
-    else:
-        axes = [1]
-    constant = [axis for axis in axes if found.shape[axis] > 1 and not _varies(found, axis)]
-    if value.is_floating_point() and value.dim() == 3 and _varies(found, 2):
+    channels = channels_axis(found) if value.is_floating_point() else None
+    found = found if channels is None else found.sum(channels)
+    axes = [1] if channels is None else list(range(1, found.dim()))
+    constant = [axis for axis in axes if found.shape[axis] > 1 and not varies(found, axis)]
+    if value.is_floating_point() and value.dim() == 3 and varies(found, 2):
         constant = []  # sound: features and time in either order
     return f"the map is constant along axes {constant}" if constant else ""
-
-
-def _varies(found: Tensor, axis: int) -> bool:
-    """Whether it does along an axis, by more than rounding."""
-    return bool(found.std(axis).amax() > 1e3 * torch.finfo(found.dtype).eps * found.abs().mean())
 
 
 def _other_target(target: Any, classes: int) -> Any:

@@ -86,7 +86,7 @@ def occlusion(
         return Check.skipped(NAME, CLAIM, "maps are not of the shape of the inputs")
     places = [_places_of(value, one.detach()) for value, one in zip(inputs, maps, strict=True)]
     if any(int(one.live.sum(1).min()) < FEWEST for one in places):
-        return Check.skipped(NAME, CLAIM, f"an example has fewer than {FEWEST} places")
+        return Check.skipped(NAME, CLAIM, f"a map has fewer than {FEWEST} places that are not 0")
     try:
         embeddings = _embeddings_of(run, inputs)
     except ExplanationError as error:
@@ -174,9 +174,9 @@ def _places_of(value: Tensor, found: Tensor) -> _Places:
         return _Places(found.flatten(1), lambda mask: mask.reshape(value.shape))
     if value.dim() == 3:
         # Features of sound come before or behind their time; the map varies along the time.
-        axis = 2 if _varies(found.sum(2)) or not _varies(found.sum(1)) else 1
+        axis = 2 if varies(found.sum(2), 1) or not varies(found.sum(1), 1) else 1
         return _Places(found.sum(axis), lambda mask: mask.unsqueeze(axis))
-    channels = {4: 1, 5: 2}.get(value.dim())
+    channels = channels_axis(found)
     summed = found if channels is None else found.sum(channels)
     sizes = {1: (GRID**2,), 2: (GRID, GRID), 3: (4, GRID // 2, GRID // 2)}[summed.dim() - 1]
     grid = [min(size, most) for size, most in zip(summed.shape[1:], sizes, strict=True)]
@@ -193,5 +193,19 @@ def _places_of(value: Tensor, found: Tensor) -> _Places:
     return _Places(cells.flatten(1), spread)
 
 
-def _varies(found: Tensor) -> bool:
-    return bool(found.std(1).amax() > 1e-6 * found.abs().amax()) if found.shape[1] > 1 else False
+def channels_axis(found: Tensor) -> int | None:
+    """The axis of the channels of a map of images, videos or volumes, over which it is spread.
+
+    None if it has none.  Volumes (N, C, D, H, W) differ along their second axis, videos
+    (N, T, C, H, W) do not.
+    """
+    if found.dim() not in (4, 5):
+        return None
+    return 2 if found.dim() == 5 and not varies(found, 2) else 1
+
+
+def varies(found: Tensor, axis: int) -> bool:
+    """Whether a map does along an axis, by more than rounding."""
+    if found.shape[axis] == 1:
+        return False
+    return bool(found.std(axis).amax() > 1e3 * torch.finfo(found.dtype).eps * found.abs().mean())

@@ -126,7 +126,6 @@ LINEARS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
         torch.bmm(x.reshape(-1, *x.shape[-2:]), weight.T[None].expand(x.shape[:-2].numel(), -1, -1))
         + bias
     ).reshape(*x.shape[:-1], -1),
-    "weights first": lambda x, weight, bias: (weight @ x.mT).mT + bias,
     "addmm": lambda x, weight, bias: torch.addmm(bias, x.flatten(0, -2), weight.T).unflatten(
         0, x.shape[:-1]
     ),

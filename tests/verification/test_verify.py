@@ -21,6 +21,7 @@ from captum_transformer_lrp import (
     examples,
     verify,
 )
+from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine import recording
 from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 from captum_transformer_lrp.verification.occlusion import occlusion
@@ -149,8 +150,21 @@ def test_one_example_one_output_and_few_tokens_say_so() -> None:
     found = verify(model, embeddings(1)[:, :3], attribution=one_output)
     assert found["batch"].reason == "there is one example"
     assert found["classes"].reason == "the model has one output"
-    assert found["occlusion"].reason == "an example has fewer than 4 places"
+    assert found["occlusion"].reason == "a map has fewer than 4 places that are not 0"
     assert found.passed
+
+
+def test_the_matrix_of_a_block_with_two_skips_is_not_compared() -> None:
+    """Mass goes by both, and C has one I for each block."""
+
+    class AddsQueries(Small):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.head((x + (q + (q @ k.mT).softmax(-1) @ v)).mean(1))
+
+    found = verify(AddsQueries(), embeddings(), 1)
+    assert found.passed, str(found)
+    assert "more than one skip connection" in found["matrix"].reason
 
 
 def test_a_checkpointed_method_is_verified_like_any() -> None:
@@ -250,12 +264,12 @@ def test_maps_without_their_class_fail() -> None:
 
 
 def test_a_token_row_that_is_not_the_matrixs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = Tape.moved_mass
+    plain = views.moved_mass
 
-    def wrong(self: Tape, *args: Any) -> list[Tensor]:
-        return [value * 1.001 for value in plain(self, *args)]
+    def wrong(*args: Any) -> list[Tensor]:
+        return [value * 1.001 for value in plain(*args)]
 
-    monkeypatch.setattr(Tape, "moved_mass", wrong)
+    monkeypatch.setattr(views, "moved_mass", wrong)
     assert failures(verify(Small(), embeddings(), 1)) == ["matrix"]
 
 

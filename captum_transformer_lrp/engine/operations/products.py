@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +34,12 @@ def _matmul(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
         )
 
     u, v = bind(*args, **kwargs)
+    if v.dim() == 1:
+        with watch:
+            return torch.matmul(u, v.unsqueeze(-1)).squeeze(-1)
+    if u.dim() == 1:
+        with watch:
+            return torch.matmul(u.unsqueeze(0), v).squeeze(-2)
     output = watch.computed(torch.matmul, u, v)
     return multiplied(watch, function, MatmulKernel(), torch.matmul, u, v, output, None)
 
@@ -179,9 +184,9 @@ def multiplied(
     if of_u is None or of_v is None:
         return _linear(watch, function, run, u, v, output, examples, axes)
     if examples is None:
-        examples = _matmul_examples(of_u, u, output, first=True)
+        examples = _matmul_examples(of_u, u, output)
         if not examples.known:
-            examples = _matmul_examples(of_v, v, output, first=False)
+            examples = _matmul_examples(of_v, v, output)
     mark = merged([of_u, of_v], examples)
     event = watch.tape.new_event()
     record: AttentionStep | None = None
@@ -236,7 +241,7 @@ def _linear(
     if weight.dtype == torch.bool or not weight.is_floating_point():
         weight = weight.to(x.dtype)
     ordered = run if of_v is None else (lambda value, by: run(by, value))
-    found = examples or _matmul_examples(mark, x, output, first=of_v is None)
+    found = examples or _matmul_examples(mark, x, output)
     tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
     kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
     flow = flows.spread_over_features if tokenwise else flows.spread_evenly
@@ -335,20 +340,16 @@ def _axes_of(letters: set[str], subscripts: str) -> Axes:
     return tuple(place for place, letter in named.items() if letter in letters)
 
 
-def _matmul_examples(mark: Mark, operand: Tensor, output: Tensor, *, first: bool) -> Examples:
-    """Batch axes of a matmul, rows of its first operand and columns of its second are kept."""
+def _matmul_examples(mark: Mark, operand: Tensor, output: Tensor) -> Examples:
+    """Batch axes of a matmul, and the rows of its first operand, keep their place."""
     axis = mark.examples.axis
     if mark.examples.count == 1 or axis is None:
         return mark.examples
-    from_end = axis - operand.dim()
-    if operand.dim() == 1 or from_end == (-1 if first else -2):
-        return unknown_examples(mark.examples)
-    if output.dim() < operand.dim() and (first or from_end < -2):
-        from_end += 1  # the other is a vector, so that the result has no columns, or no rows
-    place = from_end + output.dim()
-    if output.shape[place] != operand.shape[axis]:
-        return unknown_examples(mark.examples)
-    return replace(mark.examples, axis=place)
+    if operand.dim() == 2 and axis == 0 and output.shape[0] == operand.shape[0]:
+        return mark.examples if output.dim() == 2 else unknown_examples(mark.examples)
+    if axis < operand.dim() - 1:
+        return broadcast_examples(mark.examples, operand.shape, output.shape)
+    return unknown_examples(mark.examples)
 
 
 @HANDLERS.handles(*spelled("solve_triangular"))
