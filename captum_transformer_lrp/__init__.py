@@ -16,6 +16,7 @@ __all__ = [
     "AttentionMaps",
     "AttentionRollout",
     "BiAttention",
+    "Check",
     "Explanation",
     "ExplanationError",
     "GenericAttention",
@@ -30,18 +31,20 @@ __all__ = [
     "TransformerAttribution",
     "TransformerLRP",
     "UnsupportedOperationError",
+    "Verification",
     "compare",
     "explain_continuation",
     "explain_image",
     "explain_text",
     "transformer_rules",
+    "verify",
 ]
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.api import *
 else:
     _MODULES = ("attr", "benchmarks", "engine", "errors", "examples", "models", "photos",
-                "results", "rules", "visualization")  # fmt: skip
+                "results", "rules", "verification", "visualization")  # fmt: skip
 
     def __getattr__(name: str) -> object:
         """A public name or a part of the package, imported when it is first used (PEP 562).

@@ -28,3 +28,6 @@ from captum_transformer_lrp.results.image import ImageResult as ImageResult
 from captum_transformer_lrp.results.image import explain_image as explain_image
 from captum_transformer_lrp.results.text import TextResult as TextResult
 from captum_transformer_lrp.results.text import explain_text as explain_text
+from captum_transformer_lrp.verification import Check as Check
+from captum_transformer_lrp.verification import Verification as Verification
+from captum_transformer_lrp.verification import verify as verify

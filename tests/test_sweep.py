@@ -86,18 +86,16 @@ def test_the_smallest_model_of_a_module_passes_every_column(name: str) -> None:
 
 
 class Loses(nn.Module):
-    """Attention whose output is scaled differently in the plain run and in the watched one."""
+    """Attention whose output is scaled where gradients are enabled, as in the watched run."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls = 0
         self.embed, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.calls += 1
         x = self.embed(x)
         x = x + F.scaled_dot_product_attention(x, x, x)
-        return self.head(x.mean(1)) * (1 + 1e-3 * (self.calls > 1))
+        return self.head(x.mean(1)) * (1 + 1e-3 * torch.is_grad_enabled())
 
 
 def test_a_changed_output_does_not_pass() -> None:
@@ -160,18 +158,6 @@ def test_results_are_kept_line_by_line_the_last_of_each(tmp_path: Path) -> None:
     results.write(path, found)
     names = [json.loads(line)["name"] for line in path.read_text(encoding="utf-8").splitlines()]
     assert names == ["a", "b"]
-
-
-@pytest.mark.parametrize("column", ["output", "gradient", "relevance", "batch", "finite", "shape"])
-def test_each_column_decides(column: str) -> None:
-    good = {"output": 0.0, "gradient": 0.0, "relevance": 0.0, "batch": 0.0}
-    result = Result("a", "f", "t", smallest=True, finite=True, shape=True, **good)
-    result.judge()
-    assert result.verdict == "passed"
-    setattr(result, column, False if column in ("finite", "shape") else float("nan"))
-    result.judge()
-    assert result.verdict == "failed"
-    assert column in result.reason
 
 
 @pytest.mark.parametrize("suite", ["timm", "transformers"])

@@ -52,6 +52,29 @@ def captum_method(attribute: Method) -> Method:
     return wrapped
 
 
+def split_arguments(additional_forward_args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """``additional_forward_args`` as positional and keyword arguments.
+
+    Example:
+        >>> split_arguments(1), split_arguments({"mask": 2}), split_arguments(None)
+        (((1,), {}), ((), {'mask': 2}), ((), {}))
+
+    Raises:
+        TypeError: for a dictionary whose keys are no names.
+    """
+    if isinstance(additional_forward_args, Mapping):
+        kwargs = dict(additional_forward_args)
+        if not all(isinstance(name, str) for name in kwargs):
+            raise TypeError(
+                "a dictionary in additional_forward_args holds keyword arguments by name, "
+                f"found the keys {list(kwargs)}: pass a tuple for positional arguments"
+            )
+        return (), kwargs
+    if isinstance(additional_forward_args, tuple):
+        return additional_forward_args, {}
+    return (() if additional_forward_args is None else (additional_forward_args,)), {}
+
+
 class Settings(TypedDict, total=False):
     """The arguments that all methods take, which :class:`RecordedAttribution` explains."""
 
@@ -178,19 +201,7 @@ class RecordedAttribution(Attribution):
         keeps_books: bool = False,
         again_for: frozenset[Phase] | None = None,
     ) -> AbstractContextManager[Recording]:
-        args: tuple[Any, ...] = ()
-        kwargs: dict[str, Any] = {}
-        if isinstance(additional_forward_args, Mapping):
-            kwargs = dict(additional_forward_args)
-            if not all(isinstance(name, str) for name in kwargs):
-                raise TypeError(
-                    "a dictionary in additional_forward_args holds keyword arguments by name, "
-                    f"found the keys {list(kwargs)}: pass a tuple for positional arguments"
-                )
-        elif isinstance(additional_forward_args, tuple):
-            args = additional_forward_args
-        elif additional_forward_args is not None:
-            args = (additional_forward_args,)
+        args, kwargs = split_arguments(additional_forward_args)
         return recorded(
             self.forward_func,
             tensors_of(inputs),

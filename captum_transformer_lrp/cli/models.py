@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import (
@@ -19,6 +18,9 @@ from captum_transformer_lrp.cli.errors import (
 )
 from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, METHODS
 from captum_transformer_lrp.printing import one_sentence
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp import Verification
 
 _LIBRARIES = ("captum-transformer-lrp", "torch", "captum", "timm", "transformers", "torchvision")
 _BUNDLED = {
@@ -39,8 +41,8 @@ def models(
         bool,
         typer.Option(
             "--check",
-            help="Build each with random weights, explain a random image, and say what became of "
-            "its relevance. Downloads nothing.",
+            help="Build each with random weights and verify how two random images are explained, "
+            "as the function verify() does. Downloads nothing.",
         ),
     ] = False,
     as_json: Annotated[
@@ -50,7 +52,8 @@ def models(
     """List what is installed: libraries, bundled models, methods, and timm's architectures.
 
     There is no list of supported models: whatever computes softmax attention with PyTorch's
-    functions is explained, and what is not is an error that says why. `--check` tries.
+    functions is explained, and what is not is an error that says why. `--check` tries, and
+    ends with exit code 1 if any check fails.
 
     **Examples**
 
@@ -83,49 +86,52 @@ def models(
             raise UsageError(
                 f"{pattern!r} fits {len(names)} architectures, expected at most {_MOST_CHECKED}"
             )
+        checked: dict[str, Verification | str] = {}
         with progress_bar("checking", len(names)) as advance:
-            checked = [_checked(name, advance) for name in names]
+            for name in names:
+                checked[name] = _verified(name)
+                advance()
         if as_json:
-            typer.echo(json.dumps({"checked": checked}, indent=2))
+            rows = [_as_data(name, found) for name, found in checked.items()]
+            typer.echo(json.dumps({"checked": rows}, indent=2))
         else:
-            _print_checked(checked)
-        if not all(each["explained"] for each in checked):
+            said = [
+                f"{name}: refused: {found}" if isinstance(found, str) else f"{name}: {found}"
+                for name, found in checked.items()
+            ]
+            typer.echo("\n\n".join(said))
+        if any(isinstance(found, str) or not found.passed for found in checked.values()):
             raise typer.Exit(FAILED)
 
 
-def _checked(name: str, advance: Any) -> dict[str, Any]:
-    """Whether an architecture can be explained, with random weights, and Σ R for one image."""
+def _verified(name: str) -> Verification | str:
+    """What ``verify`` finds of an architecture with random weights, or why it is refused."""
     import timm
     import torch
 
-    from captum_transformer_lrp import TransformerAttribution
+    from captum_transformer_lrp import verify
+    from captum_transformer_lrp.verification.weights import draw_zero_weights
 
     try:
+        torch.manual_seed(0)
         model = timm.create_model(name, pretrained=False).eval()
+        draw_zero_weights(model)
         size = timm.data.resolve_model_data_config(model)["input_size"]
-        image = torch.rand(1, *size, generator=torch.Generator().manual_seed(0))
-        explanation = TransformerAttribution(model).explain(image)
-        return {
-            "name": name,
-            "explained": True,
-            "attentions": len(explanation.attentions),
-            "total_relevance": float(explanation.total[0]),
-        }
+        return verify(model, torch.rand(2, *size))
     except Exception as error:  # what a model raises cannot be foreseen
-        return {"name": name, "explained": False, "error": one_sentence(error)}
-    finally:
-        advance()
+        return one_sentence(error)
 
 
-def _print_checked(checked: list[dict[str, Any]]) -> None:
-    table = Table("architecture", "explained", "attentions", "Σ R, expected 1")
-    for each in checked:
-        if each["explained"]:
-            total = f"{each['total_relevance']:.6f}"
-            table.add_row(each["name"], "yes", str(each["attentions"]), total)
-        else:
-            table.add_row(each["name"], "no", "", Text(each["error"]))
-    Console().print(table)
+def _as_data(name: str, found: Verification | str) -> dict[str, Any]:
+    if isinstance(found, str):
+        return {"name": name, "explained": False, "passed": False, "error": found}
+    return {
+        "name": name,
+        "explained": True,
+        "passed": found.passed,
+        "attentions": found.attentions,
+        "checks": [vars(check) for check in found],
+    }
 
 
 def _print_installed(as_json: bool) -> None:

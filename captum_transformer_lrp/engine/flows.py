@@ -76,6 +76,15 @@ def spread_evenly(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | Non
 
 
 @by_shape
+def averaged(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A mean or a sum by a product with constants: each output's mass goes where they are."""
+    assert call.weight is not None
+    ones = torch.ones_like(call.inputs[0])
+    share = mass / call.forward(ones).clamp(min=torch.finfo(mass.dtype).tiny)
+    return call.vjp(share, inputs=(ones,))
+
+
+@by_shape
 def spread_over_features(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``F.linear``: each token's mass, spread evenly over its input features."""
     (x,) = call.inputs

@@ -160,8 +160,8 @@ ACTIVATIONS = spelled(
     "gelu", "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "silu",
     "mish", "hardswish", "hardtanh", "hardsigmoid", "hardshrink", "softshrink", "tanhshrink",
     "softplus", "softsign", "logsigmoid", "sigmoid", "expit", "tanh", "threshold", "erf", "clamp",
-    "clip", "clamp_min", "clamp_max", "exp", "log", "log1p", "expm1", "sqrt", "rsqrt", "square",
-    "abs", "pow", "__pow__", "float_power", "sin", "cos", "atan", "acos", "arccos",
+    "clip", "clamp_min", "clamp_max", "exp", "exp2", "log", "log1p", "expm1", "sqrt", "rsqrt",
+    "square", "abs", "pow", "__pow__", "float_power", "sin", "cos", "atan", "acos", "arccos",
     "neg", "negative", "positive",
     "reciprocal", "nan_to_num", "round", "floor", "ceil", "log_softmax", "erfc",
 )  # fmt: skip
@@ -189,7 +189,7 @@ CONVOLUTIONS = spelled(
     "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"
 )
 LINEARS = spelled("linear", "addmm", "einsum", "grouped_mm", "_grouped_mm")
-PRODUCTS = spelled("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "baddbmm")
+PRODUCTS = spelled("matmul", "__matmul__", "__rmatmul__", "bmm", "mm", "mv", "baddbmm")
 SUMS = spelled("add", "__add__", "__radd__", "sub", "subtract", "__sub__", "__rsub__", "rsub")
 SOLVES = spelled("solve_triangular")
 ACCUMULATIONS = spelled("index_add", "scatter_add")

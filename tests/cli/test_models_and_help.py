@@ -11,6 +11,7 @@ import pytest
 from typer.testing import Result
 
 from captum_transformer_lrp.attr.comparison import METHODS
+from captum_transformer_lrp.verification.checks import TOLERANCES
 
 COMMANDS = (
     ["explain", "image"],
@@ -85,10 +86,22 @@ def test_architectures_are_found_by_a_pattern(run: Callable[..., Result]) -> Non
     assert "knows no architecture" in result.stderr
 
 
-def test_an_architecture_is_checked_by_explaining_it(run: Callable[..., Result]) -> None:
+def test_an_architecture_is_checked_as_by_verify(run: Callable[..., Result]) -> None:
     (checked,) = json.loads(run("models", "test_vit", "--check", "--json").stdout)["checked"]
     assert checked["explained"]
-    assert checked["total_relevance"] == pytest.approx(1, abs=1e-4)
+    assert checked["passed"]
+    (relevance,) = (one for one in checked["checks"] if one["name"] == "relevance")
+    assert relevance["found"] <= 1e-6
+    assert "Σ R = 1" in run("models", "test_vit", "--check").stdout
+
+
+def test_a_failed_check_is_a_failure(
+    run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TOLERANCES, "relevance", -1.0)
+    result = run("models", "test_vit", "--check")
+    assert result.exit_code == 1
+    assert re.search(r"relevance .* failed", result.stdout)
 
 
 def test_an_architecture_without_attention_is_said_to_have_none(

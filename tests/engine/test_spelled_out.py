@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_transformer_lrp import AttentionRollout, TransformerAttribution
+from captum_transformer_lrp import TransformerAttribution
 from captum_transformer_lrp.rules import Call, Rule
 
 WIDTH, HEADS, TOKENS = 8, 2, 5
@@ -119,6 +119,13 @@ LINEARS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "bias reshaped": lambda x, weight, bias: (
         F.linear(x, weight).unflatten(-1, (-1, 1)) + bias[:, None]
     ).flatten(-2),
+    "a copy of the weights for each example": lambda x, weight, bias: (
+        x @ weight.T.expand(*x.shape[:-2], -1, -1) + bias
+    ),
+    "bmm": lambda x, weight, bias: (
+        torch.bmm(x.reshape(-1, *x.shape[-2:]), weight.T[None].expand(x.shape[:-2].numel(), -1, -1))
+        + bias
+    ).reshape(*x.shape[:-1], -1),
     "addmm": lambda x, weight, bias: torch.addmm(bias, x.flatten(0, -2), weight.T).unflatten(
         0, x.shape[:-1]
     ),
@@ -148,21 +155,61 @@ def test_a_norm(way: Callable[[Tensor, nn.LayerNorm], Tensor]) -> None:
     assert_alike(Model(layer_norm=way), Model())
 
 
-@pytest.mark.parametrize(
-    "readout",
-    [
-        lambda x: x.sum(1) / TOKENS,
+MEAN = torch.full((1, TOKENS), 1 / TOKENS, dtype=torch.float64)
+KEPT = torch.tensor([1.0, 0, 1, 1, 0]).double()
+FIRST = torch.tensor([1.0, 0, 0, 0, 0]).double()
+
+
+def kept(x: Tensor) -> Tensor:
+    return (x * KEPT[:, None]).sum(1) / 3
+
+
+READOUTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "sum": (lambda x: x.sum(1) / TOKENS, lambda x: x.mean(1)),
+    "masked sum": (
         lambda x: (x * torch.ones(1, TOKENS, 1)).sum(1) / torch.ones(1, TOKENS, 1).sum(1),
-        lambda x: torch.einsum("nsd,s->nd", x, torch.full((TOKENS,), 1 / TOKENS).double()),
-    ],
-)
-def test_mean_pooling_has_the_same_map(readout: Callable[[Tensor], Tensor]) -> None:
-    """The rollout of attention alone, as an einsum with constants is a linear layer to eq. 5."""
-    inputs = torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
-    ours, theirs = (
-        AttentionRollout(one).attribute(inputs, 1) for one in (Model(readout=readout), Model())
-    )
-    assert torch.allclose(ours, theirs, atol=1e-12)
+        lambda x: x.mean(1),
+    ),
+    "einsum": (lambda x: torch.einsum("nsd,s->nd", x, MEAN[0]), lambda x: x.mean(1)),
+    "matmul": (lambda x: (MEAN @ x).squeeze(1), lambda x: x.mean(1)),
+    "linear": (lambda x: F.linear(x.mT, MEAN).squeeze(-1), lambda x: x.mean(1)),
+    "a vector": (lambda x: x.mT @ MEAN[0], lambda x: x.mean(1)),
+    "ones": (lambda x: (torch.ones_like(MEAN) @ x).squeeze(1) / TOKENS, lambda x: x.mean(1)),
+    "some, einsum": (lambda x: torch.einsum("nsd,s->nd", x, KEPT / 3), kept),
+    "some, matmul": (lambda x: (KEPT[None] @ x).squeeze(1) / 3, kept),
+    "one, einsum": (lambda x: torch.einsum("nsd,s->nd", x, FIRST), lambda x: x[:, 0]),
+    "one, matmul": (lambda x: FIRST @ x, lambda x: x[:, 0]),
+}
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_a_product_with_constants_that_averages_is_a_mean(name: str) -> None:
+    product, mean = READOUTS[name]
+    assert_alike(Model(readout=product), Model(readout=mean))
+
+
+def test_a_product_with_a_vector_keeps_examples_apart() -> None:
+    vector = torch.randn(WIDTH, generator=torch.Generator().manual_seed(3)).double()
+
+    def pooled(scores: Tensor, x: Tensor) -> Tensor:
+        return (scores.softmax(1).unsqueeze(1) @ x).squeeze(1)
+
+    plain = Model(readout=lambda x: pooled((x @ vector[:, None]).squeeze(-1), x))
+    assert_alike(Model(readout=lambda x: pooled(x @ vector, x)), plain)
+    by_mv = Model(readout=lambda x: pooled(torch.mv(x.flatten(0, 1), vector).view(2, -1), x))
+    assert_alike(by_mv, plain)
+
+
+def test_an_einsum_that_sums_nothing_scales() -> None:
+    scale = torch.linspace(-1, 2, WIDTH).double()
+    for equation in ("nsd,d->nsd", "nsd,d->snd", "nsd,sd->dns"):
+        by = scale.expand(TOKENS, -1) if ",sd" in equation else scale
+        order = ["nsd".index(one) for one in equation.split("->")[1]]
+        back = [order.index(axis) for axis in range(3)]
+        by_einsum = Model(
+            readout=lambda x, e=equation, b=by, p=back: torch.einsum(e, x, b).permute(p).mean(1)
+        )
+        assert_alike(by_einsum, Model(readout=lambda x: (x * scale).mean(1)))
 
 
 def test_padding_does_not_scale_the_map_of_a_masked_mean() -> None:

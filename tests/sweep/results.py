@@ -7,13 +7,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from captum_transformer_lrp import Verification
+
 Verdict = Literal["passed", "failed", "refused", "not built"]
-
-TOLERANCES = {"output": 1e-5, "gradient": 1e-4, "relevance": 1e-6, "batch": 1e-6}
-"""Largest relative deviations with which a model passes; ``relevance`` is \\|Σ R − 1\\|."""
-
-DIFFERENT = 1e-3
-"""The maps of two classes differ by more than this, relative to the largest entry."""
 
 
 @dataclass
@@ -41,6 +37,10 @@ class Result:
             to their largest entry.
         classes: largest difference between the maps of two classes, relative to the largest entry;
             None for a model with one output.
+        matrix: largest difference between the row over all tokens and that of the matrix C − I,
+            relative to the largest entry; None where the attentions have no such matrix.
+        occlusion: how much more the logit needs the places that the map ranks first than those that
+            it ranks last, in standard deviations; None where it was not measured.
         readout: which tokens the model reads its answer from, as the rollout phase finds them.
         softmax_attention: whether softmax attention was observed without the library.
         propagates: for a model without softmax attention the same as ``relevance``, by
@@ -66,24 +66,30 @@ class Result:
     shape: bool | None = None
     batch: float | None = None
     classes: float | None = None
+    matrix: float | None = None
+    occlusion: float | None = None
     readout: str = ""
     softmax_attention: bool | None = None
     propagates: float | str | None = None
     seconds: float | None = None
     ran_with: str = ""
 
-    def judge(self) -> None:
-        """Set the verdict from the columns."""
-        wrong = [
-            f"{column} {value:.1e}" if isinstance(value, float) else f"{column}: not reached"
-            for column, most in TOLERANCES.items()
-            if not ((value := getattr(self, column)) is not None and value <= most)
-        ]
-        if self.classes is not None and not self.classes > DIFFERENT:
-            wrong.append(f"classes {self.classes:.1e}")
-        wrong += [f"not {name}" for name in ("finite", "shape") if not getattr(self, name)]
-        self.verdict = "failed" if wrong else "passed"
-        self.reason = ", ".join(wrong)
+    def take(self, verification: Verification) -> None:
+        """Set the verdict and the columns from what was verified."""
+        self.attentions = verification.attentions
+        shares = verification.absorbed
+        largest = sorted(shares, key=lambda name: -shares[name])[:5]
+        self.absorbed = {name: round(shares[name], 4) for name in largest if shares[name] >= 5e-5}
+        for name in ("output", "gradient", "relevance", "batch", "classes", "matrix", "occlusion"):
+            setattr(self, name, verification[name].found)
+        for name in ("finite", "shape"):
+            setattr(self, name, verification[name].verdict == "passed")
+        failed = [check for check in verification if check.verdict == "failed"]
+        self.verdict = "failed" if failed else "passed"
+        self.reason = ", ".join(
+            f"{one.name} {one.reason}" if one.found is None else f"{one.name} {one.found:.1e}"
+            for one in failed
+        )
 
 
 def read(path: Path) -> dict[str, Result]:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.sweep.results import TOLERANCES, Result
+from captum_transformer_lrp.verification.checks import TOLERANCES
+from tests.sweep.results import Result
 
 _COLUMNS = (
     "family", "model", "verdict", "read from", "parameters", "input", "attentions", "output",

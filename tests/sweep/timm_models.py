@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import nn
 
+from captum_transformer_lrp.verification.weights import draw_zero_weights
 from tests.sweep.cases import Case, Entry, NotBuilt
 from tests.sweep.softmax_attention import computes_softmax_attention
 
@@ -73,14 +74,6 @@ def build(entry: Entry) -> Case:
     # Encoders without a head return features of tokens.
     target = (0, 1) if entry.name.endswith("_enc") else 1
     return Case(model, torch.randn(2, channels, *size, dtype=torch.float64), target)
-
-
-def draw_zero_weights(model: nn.Module) -> None:
-    """Heads, biases and layer scales that start at 0 or close to it have nothing to propagate."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() <= 1 or not bool((parameter.abs() > 1e-3).any()):
-                parameter.add_(0.05 * torch.randn_like(parameter))
 
 
 def _smallest_size(name: str, own: list[int]) -> tuple[list[int], dict[str, Any]]:

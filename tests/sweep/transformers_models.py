@@ -13,8 +13,8 @@ import transformers
 from torch import Tensor
 from transformers.models.auto import modeling_auto
 
+from captum_transformer_lrp.verification.weights import draw_zero_weights
 from tests.sweep.cases import Case, Entry, NotBuilt
-from tests.sweep.timm_models import draw_zero_weights
 from tests.sweep.transformers_configs import (
     NO_SOFTMAX_HERE,
     PLAIN_FLOAT32,

@@ -75,7 +75,7 @@ def _activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
     return output
 
 
-_OF_SCORES = frozenset(spelled("exp", "sigmoid", "relu", "acos", "arccos"))
+_OF_SCORES = frozenset(spelled("exp", "exp2", "sigmoid", "relu", "acos", "arccos"))
 """Of scores they make attention weights: a softmax spelled out, and attention without softmax."""
 
 
@@ -143,6 +143,14 @@ def _masked_fill(watch: Context, function: Function, args: Args, kwargs: Kwargs)
         value = torch.full((), value, dtype=x.dtype, device=x.device)
     with watch:
         return torch.where(mask, value, x)
+
+
+@HANDLERS.handles(*spelled("softmin"))
+def _softmin(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    source = args[0] if args else kwargs.pop("input")
+    kwargs.pop("_stacklevel", None)
+    with watch:
+        return torch.softmax(-source, *args[1:], **kwargs)
 
 
 @HANDLERS.handles(*registry.SOFTMAXES)

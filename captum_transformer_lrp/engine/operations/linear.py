@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
@@ -33,9 +33,10 @@ def _linear(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
         with watch:
             product = torch.matmul(x, weight.t())
             return product if bias is None else product + bias
-    return weighted(
-        watch, function, LinearKernel(), x, weight, bias, watch.computed(F.linear, x, weight, bias)
-    )
+    output = watch.computed(F.linear, x, weight, bias)
+    if bias is None and not isinstance(weight, nn.Parameter) and only_averages(weight):
+        return weighted(watch, torch.mean, LinearKernel(), x, weight, None, output, flows.averaged)
+    return weighted(watch, function, LinearKernel(), x, weight, bias, output)
 
 
 def weighted(
@@ -91,8 +92,29 @@ def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> 
     """How many outputs a layer has for each position, which is the size of its bias."""
     if function in registry.CONVOLUTIONS:
         return weight.shape["transpose" in function.__name__]
-    # rows · outputs values are made from rows · inputs values by inputs · outputs weights.
-    return math.isqrt(output.numel() * weight.numel() // max(x.numel(), 1))
+    # rows · outputs values are made from rows · inputs values by inputs · outputs weights, and each
+    # example may have a copy of them.
+    alone = math.prod(n for n, by in zip(weight.shape, weight.stride(), strict=True) if by)
+    return math.isqrt(output.numel() * alone // max(x.numel(), 1))
+
+
+def only_averages(weight: Tensor, axes: tuple[int, ...] = (-1,)) -> bool:
+    """Whether weights, summed over along ``axes``, are those of means or sums over places.
+
+    They are not negative, and each mean's sum to 1, or all of them are 0 or the same.  Weights that
+    were learned hardly ever are.
+    """
+    few = weight.detach().flatten()[:64]
+    if not axes or bool((few < 0).any()):  # most weights of layers are through here
+        return False
+    weight = weight.detach()
+    axes = axes if weight.dim() > 1 else (0,)
+    largest = weight.max()
+    if bool((weight < 0).any()) or not bool(largest > 0):
+        return False
+    sums = weight.sum(axes)
+    means = ((sums - 1).abs() < 1e-3).logical_or(sums == 0)
+    return bool(means.all()) or bool((weight == 0).logical_or(weight == largest).all())
 
 
 class ConvolutionKernel:

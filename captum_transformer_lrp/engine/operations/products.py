@@ -13,7 +13,7 @@ from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Flow
-from captum_transformer_lrp.engine.operations.linear import weighted
+from captum_transformer_lrp.engine.operations.linear import only_averages, weighted
 from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples, unknown_examples
@@ -26,14 +26,20 @@ Axes = tuple[int, ...]
 """Axes of a tensor, counted from either end."""
 
 
-@HANDLERS.handles(*spelled("matmul", "__matmul__", "bmm", "mm"))
+@HANDLERS.handles(*spelled("matmul", "__matmul__", "bmm", "mm", "mv"))
 def _matmul(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     def bind(u: Any = None, v: Any = None, **named: Any) -> Any:
         return (u if u is not None else named.get("input", named.get("self"))), (
-            v if v is not None else named.get("other", named.get("mat2"))
+            v if v is not None else named.get("other", named.get("mat2", named.get("vec")))
         )
 
     u, v = bind(*args, **kwargs)
+    if v.dim() == 1:
+        with watch:
+            return torch.matmul(u, v.unsqueeze(-1)).squeeze(-1)
+    if u.dim() == 1:
+        with watch:
+            return torch.matmul(u.unsqueeze(0), v).squeeze(-2)
     output = watch.computed(torch.matmul, u, v)
     return multiplied(watch, function, MatmulKernel(), torch.matmul, u, v, output, None)
 
@@ -70,6 +76,10 @@ def _einsum(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
         return _einsum_of_many(watch, equation, operands)
     active = [operand for operand in operands if watch.mark(operand)]
     u, v = operands
+    if len(active) == 1:
+        scaled = _einsum_that_scales(watch, equation, u, v)
+        if scaled is not None:
+            return scaled
     output = watch.computed(torch.einsum, equation, u, v)
 
     def run(first: Tensor, second: Tensor) -> Tensor:
@@ -99,10 +109,35 @@ def _einsum(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
     return multiplied(watch, function, kernel, run, u, v, output, examples, axes, free)
 
 
+def _einsum_that_scales(watch: Context, equation: str, u: Tensor, v: Tensor) -> Tensor | None:
+    """An einsum that sums nothing is a product element by element, if the constant is the smaller.
+
+    None for any other.
+    """
+    left, _, right = equation.replace(" ", "").partition("->")
+    of_x, of_constant = left.split(",")
+    x, constant = u, v
+    if watch.mark(u) is None:
+        of_x, of_constant, x, constant = of_constant, of_x, v, u
+    alike = sorted(of_x) == sorted(right) and len(set(of_x)) == len(of_x)
+    if "." in left or not alike or not set(of_constant) < set(of_x):
+        return None
+    if len(set(of_constant)) < len(of_constant):
+        return None
+    ordered = constant.permute([of_constant.index(one) for one in of_x if one in of_constant])
+    sizes = [size if one in of_constant else 1 for one, size in zip(of_x, x.shape, strict=True)]
+    with watch:
+        return (x * ordered.reshape(sizes)).permute([of_x.index(one) for one in right])
+
+
 def _einsum_of_one(watch: Context, equation: str, operand: Tensor) -> Tensor:
     """An einsum of one operand sums over axes and permutes the others."""
-    left, _, right = equation.replace(" ", "").partition("->")
-    if "." in left or len(set(left)) < len(left) or not set(right) <= set(left):
+    named = len(equation.replace(" ", "").partition("->")[0].replace(".", ""))
+    rest = "".join(chr(ord("À") + place) for place in range(operand.dim() - named))
+    left, arrow, right = equation.replace(" ", "").replace("...", rest).partition("->")
+    if not arrow:  # what is left stands in the order of the alphabet
+        right = rest + "".join(sorted(set(left) - set(rest)))
+    if len(set(left)) < len(left) or not set(right) <= set(left):
         raise watch.unsupported(torch.einsum, f"{equation!r}; use sum(), diagonal() and permute()")
     kept = [letter for letter in left if letter in right]
     with watch:
@@ -147,7 +182,7 @@ def multiplied(
     """
     of_u, of_v = watch.mark(u), watch.mark(v)
     if of_u is None or of_v is None:
-        return _linear(watch, function, run, u, v, output, examples)
+        return _linear(watch, function, run, u, v, output, examples, axes)
     if examples is None:
         examples = _matmul_examples(of_u, u, output)
         if not examples.known:
@@ -196,6 +231,7 @@ def _linear(
     v: Tensor,
     output: Tensor,
     examples: Examples | None,
+    axes: tuple[Axes, Axes],
 ) -> Tensor:
     """Record a contraction of an activation and a constant, in either order."""
     of_v = watch.mark(v)
@@ -209,6 +245,8 @@ def _linear(
     tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
     kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
     flow = flows.spread_over_features if tokenwise else flows.spread_evenly
+    if only_averages(weight, axes[of_v is None]):
+        function, flow = torch.mean, flows.averaged
     product = weighted(watch, function, kernel, x, weight, None, output, flow, found)
     if x.dim() > 2 and weight.dim() > 2:  # learned queries, as latents and probes have them
         known = watch.mark(product)
