@@ -249,7 +249,7 @@ def recorded(
             tape.phases = phases
             check_output(output, tape, inputs, leaves)
             if needs_attention:
-                check_attention(tape)
+                check_attention(tape, output)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
             read_out = partial(interception.read_out, output=output)

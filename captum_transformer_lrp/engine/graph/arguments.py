@@ -36,6 +36,8 @@ def replace_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
         return change(value)
     if isinstance(value, tuple):
         items = [replace_tensors(item, change) for item in value]
+        if hasattr(value, "n_fields"):  # what torch.max and the like return
+            return type(value)(items)
         return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
     if isinstance(value, list):
         return [replace_tensors(item, change) for item in value]

@@ -18,12 +18,12 @@ class Names:
             they call.
 
     Attributes:
-        state: the parameters and buffers, by their id().
+        state: the parameters and buffers.
         constants: the tensors that are made from them alone.
     """
 
     def __init__(self, model: nn.Module | None) -> None:
-        self.state: dict[int, str] = {}
+        self.state: TensorTable[str] = TensorTable()
         self.constants: TensorTable[str] = TensorTable()
         self._modules: dict[int, str] = {}
         self._repeated: TensorTable[bool] = TensorTable()
@@ -36,8 +36,8 @@ class Names:
             self._modules.setdefault(id(module), name)
             prefix = f"{name}." if name else ""
             for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    self.state.setdefault(id(tensor), prefix + own_name)
+                if tensor is not None and tensor not in self.state:
+                    self.state[tensor] = prefix + own_name
         if wrapper is not None:
             self._modules.setdefault(id(wrapper), "")
 
@@ -57,7 +57,7 @@ class Names:
 
     def of_constant(self, tensor: Tensor) -> str:
         """The name of the parameter or buffer that a constant is or was made from, if any."""
-        name = self.state.get(id(tensor))
+        name = self.state.get(tensor)
         if name is None:
             name = self.constants.get(tensor)
         return name or ""
