@@ -13,6 +13,7 @@ from captum_transformer_lrp.attr.token_attribution import (
     mean_of_live,
     one_sequence,
 )
+from captum_transformer_lrp.attr.views import Pass
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 
@@ -49,8 +50,8 @@ class AttCat(OneRecordingAttribution):
         torch.Size([2, 101])
     """
 
-    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
-        pairs = one_sequence(recording)
+    def _token_values(self, recording: Recording, start: Tensor, steps: Pass) -> Tensor:
+        pairs = one_sequence(recording, steps)
         hidden = [residual.stream for _, residual in pairs]
         gradients = recording.backward(Phase.GRADIENT, start, hidden)
         values = []

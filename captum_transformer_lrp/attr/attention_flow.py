@@ -24,6 +24,7 @@ from captum_transformer_lrp.attr.base import (
     captum_method,
     row_view,
 )
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 
@@ -181,31 +182,34 @@ class AttentionFlow(RecordedAttribution):
             For each target what :meth:`attribute` returns.
         """
         views.check_granularity(granularity, ("input", "token"))
-        known: list[tuple[Recording, Tensor, Tensor]] = []
+        known: list[tuple[Tensor, AttentionStep, Tensor, Tensor]] = []
 
         def explained(recording: Recording, start: Tensor) -> Any:
-            recording.tape.leave_out_attentions()
-            # Without attention all mass stays where the model reads its answer from.
-            readout = views.token_mass(recording, start).detach()
-            for of_recording, before, flow in known:
-                if of_recording is recording and torch.equal(before, readout):
-                    return row_view(recording, flow, inputs, granularity)
-            matrices = self._matrices(recording)
-            flow = _flows(torch.stack(matrices, 1), readout, show_progress=show_progress)
-            known.append((recording, readout, flow))
-            return row_view(recording, flow, inputs, granularity)
+            def row_of(steps: views.Pass) -> Tensor:
+                recording.tape.leave_out_attentions()
+                # Without attention all mass stays where the model reads its answer from.
+                readout = views.token_mass(recording, start, steps=steps).detach()
+                for of_output, last, before, flow in known:
+                    is_same = of_output is recording.output and last is steps[-1]
+                    if is_same and torch.equal(before, readout):
+                        return flow
+                matrices = self._matrices(recording, steps)
+                flow = _flows(torch.stack(matrices, 1), readout, show_progress=show_progress)
+                known.append((recording.output, steps[-1], readout, flow))
+                return flow
+
+            return row_view(recording, inputs, granularity, row_of)
 
         return self._each_target(
             inputs, targets, additional_forward_args, explained, internal_batch_size
         )
 
-    def _matrices(self, recording: Recording) -> list[Tensor]:
+    def _matrices(self, recording: Recording, steps: views.Pass) -> list[Tensor]:
         """E_h A + I of every attention, its rows divided by their sums, (N, S, S) each."""
-        steps = recording.tape.attentions
         for step in steps:
             step.weighted = step.attention.detach()
         # Plain attention only: anything else raises here.
-        matrices = views.attention_matrices(steps, recording.output.shape[0])
+        matrices = views.attention_matrices(recording, steps)
         if self.head_fusion != "mean":
             matrices = [
                 views.fused_heads(step.attention.detach(), step, self.head_fusion).squeeze(1)

@@ -23,6 +23,7 @@ from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase
+from captum_transformer_lrp.engine.lineage.passes import beside, passes
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.walk import backward_to_each
 from captum_transformer_lrp.engine.watch.checks import tensors_of
@@ -398,14 +399,16 @@ class RolloutAttribution(RecordedAttribution):
         """Give every step of ``used`` its ``weighted`` map, for the target of seed ``start``."""
 
     def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
-        """The attentions that take part."""
-        steps = recording.tape.attentions
-        if not 0 <= start_layer < len(steps):
+        """The attentions that take part: of each pass those from ``start_layer`` on."""
+        found = passes(recording.tape, recording.output)
+        least = min(map(len, found), default=0)
+        if not 0 <= start_layer < least:
             raise ValueError(
-                f"start_layer must be one of the model's {len(steps)} attentions, 0 to "
-                f"{len(steps) - 1}; found {start_layer}"
+                f"start_layer must be one of the model's {least} attentions, 0 to "
+                f"{least - 1}; found {start_layer}"
             )
-        return steps[start_layer:]
+        chosen = {step.index for steps in found for step in steps[start_layer:]}
+        return [step for step in recording.tape.attentions if step.index in chosen]
 
     def _rolled_out(
         self,
@@ -435,8 +438,8 @@ class RolloutAttribution(RecordedAttribution):
         row_normalize: bool,
         keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
-        used = [step for step in recording.tape.attentions if step.weighted is not None]
-        matrices = views.attention_matrices(used, recording.output.shape[0])
+        used = [step for step in views.one_pass(recording) if step.weighted is not None]
+        matrices = views.attention_matrices(recording, used)
         if granularity == "matrix":
             return views.rollout_matrix(matrices, row_normalize=row_normalize)
         for step in used:
@@ -447,7 +450,7 @@ class RolloutAttribution(RecordedAttribution):
         row = (readout.unsqueeze(1) @ moved).squeeze(1)
         if keep_identity:
             row = row + readout * unmoved
-        return row_view(recording, row, inputs, granularity)
+        return row_view(recording, inputs, granularity, lambda _: row)
 
 
 class SingleAttentionAttribution(RecordedAttribution):
@@ -552,12 +555,15 @@ class SingleAttentionAttribution(RecordedAttribution):
         views.check_granularity(granularity)
 
         def explained(recording: Recording, start: Tensor) -> Any:
-            step = self._step(recording)
+            if granularity != "input":
+                views.one_pass(recording)  # there is but one
+            chosen = self._steps(recording)
             recording.tape.leave_out_attentions()
-            step.weighted = self._weighted(recording, start, step)
+            for step in chosen:
+                step.weighted = self._weighted(recording, start, step)
             if granularity == "matrix":
-                return views.attention_matrices([step], recording.output.shape[0])[0]
-            recording.tape.through = step.event
+                return views.attention_matrices(recording, chosen)[0]
+            recording.tape.through = sum(step.event for step in chosen)
             return mass_view(recording, start, inputs, granularity)
 
         return self._each_target(
@@ -568,14 +574,18 @@ class SingleAttentionAttribution(RecordedAttribution):
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         """The map, shaped as the attention, whose mean over heads is wanted."""
 
-    def _step(self, recording: Recording) -> AttentionStep:
-        steps = recording.tape.attentions
-        if not -len(steps) <= self.layer < len(steps):
-            raise ValueError(
-                f"layer must be one of the model's {len(steps)} attentions, {-len(steps)} to "
-                f"{len(steps) - 1}; found {self.layer}"
-            )
-        return steps[self.layer]
+    def _steps(self, recording: Recording) -> list[AttentionStep]:
+        """The chosen attention of each pass, with those beside it."""
+        chosen: dict[int, AttentionStep] = {}
+        for steps in passes(recording.tape, recording.output):
+            if not -len(steps) <= self.layer < len(steps):
+                raise ValueError(
+                    f"layer must be one of the model's {len(steps)} attentions, {-len(steps)} to "
+                    f"{len(steps) - 1}; found {self.layer}"
+                )
+            together = beside(recording.tape, steps, steps[self.layer])
+            chosen.update((step.index, step) for step in together)
+        return list(chosen.values())
 
 
 def check_finite(result: Any) -> None:
@@ -607,15 +617,26 @@ def mass_view(
 
 
 def row_view(
-    recording: Recording, row: Tensor, inputs: Any, granularity: views.Granularity
+    recording: Recording,
+    inputs: Any,
+    granularity: views.Granularity,
+    row_of: Callable[[views.Pass], Tensor],
 ) -> Tensor | tuple[Tensor, ...]:
-    """A value for every token, (N, S), as it is or carried on to the inputs."""
+    """A value for every token of a pass, (N, S), as it is or carried on to the inputs.
+
+    Those of several passes add up at the inputs; as they are they have no meaning.
+    """
     if granularity == "token":
-        return row
-    stream = views.token_stream(recording)
-    spread = views.spread_over_features(recording, row)
-    maps = views.input_mass(recording, stream, spread)
-    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
+        return row_of(views.one_pass(recording)).detach()
+    of_passes = []
+    for steps in passes(recording.tape, recording.output):
+        row = row_of(steps).detach()
+        recording.tape.leave_out_attentions()
+        stream = views.token_stream(recording, steps)
+        spread = views.spread_over_features(recording, row, steps)
+        of_passes.append(views.input_mass(recording, stream, spread))
+    maps = (sum_all(of_input).detach() for of_input in zip(*of_passes, strict=True))
+    return _format_output(_is_tuple(inputs), tuple(maps))
 
 
 def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:

@@ -107,6 +107,7 @@ class BiAttention(TokenAttribution):
         chosen: list[Any] = []
 
         def look(recording: Recording, start: Tensor) -> Tensor:
+            views.one_pass(recording, advice=views.ONE_AT_A_TIME)
             embeddings.extend(_given(recording, inputs))
             if any(target is None for target in targets):
                 chosen.append(predicted(recording.output))
@@ -122,7 +123,7 @@ class BiAttention(TokenAttribution):
             readout = views.token_mass(recording, start).detach()
             weighed = next(feedback).to(perceived) * perceived
             row = (readout.unsqueeze(1) @ weighed).squeeze(1)
-            return row_view(recording, row, inputs, granularity)
+            return row_view(recording, inputs, granularity, lambda _: row)
 
         return self._each_target(inputs, named, additional, explained)
 
@@ -181,7 +182,7 @@ class _LastGradient(RecordedAttribution):
         return self._each_target(inputs, targets, additional, self._gradient, maps_of=lambda _: ())
 
     def _gradient(self, recording: Recording, start: Tensor) -> Tensor:
-        step = recording.tape.attentions[-1]
+        step = views.one_pass(recording)[-1]
         (gradient,) = gradients(recording, start, [step])
         return views.per_head(gradient, step)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine.checkpoints import Log, Pending, Replay, Segment
-from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
@@ -33,14 +32,12 @@ class Descent:
         mass: likewise in the rollout phase; of it, what no attention has moved if ``moved`` is
             given.
         moved: the rest of it; None if the two are not told apart.
-        grids: mass that has arrived at a convolution that makes tokens.
     """
 
     relevance: Pending
     gradient: Pending
     mass: Pending
     moved: Pending | None
-    grids: list[tuple[Tensor, Mark]] = field(default_factory=list)
 
     def carried(self) -> Pending:
         """The mass that the map is made of."""
@@ -83,7 +80,7 @@ def rolled_out(
         for start in recording.targets
     ]
     tape = recording.tape
-    tape.stops_at_grids = stream is None
+    tape.reaches_pixels = stream is None
     at_stream: list[Tensor] | None = None
     place = None if stream is None else log.number(stream)
     with closing(log.again()) as segments:
@@ -97,7 +94,7 @@ def rolled_out(
             if place in segment.made:
                 at_stream = [one for one in found if one is not None]
                 break
-    tape.stops_at_grids = True
+    tape.reaches_pixels = True
     tuples = _is_tuple(inputs)
     if place is not None:
         at_stream = at_stream or [descent.carried()[place] for descent in descents]
@@ -128,7 +125,6 @@ def _through(
             gradients = replay.backward(Phase.GRADIENT, descent.gradient, maps, goes_on=goes_on)
         for step, gradient, relevance in zip(used, gradients, relevances, strict=True):
             step.weighted = combined(step, gradient, relevance)
-    tape.grids.clear()
     is_here = place in segment.made
     wanted = [replay.made[place]] if is_here and place is not None else []
     if descent.moved is None:
@@ -138,8 +134,6 @@ def _through(
             replay.backward(Phase.ROLLOUT, descent.mass, wanted)
             send_on()
             found = replay.backward(Phase.ROLLOUT, descent.moved, wanted)
-    descent.grids += tape.grids
-    tape.grids.clear()
     for step in used:
         step.weighted = None
     return found[0] if is_here else None
@@ -149,11 +143,10 @@ def _at_inputs(recording: Recording, log: Log, descent: Descent) -> tuple[Tensor
     tape = recording.tape
     mass = descent.carried()
     numbers = [number for number in log.outside if number in mass]
-    tape.grids.clear()
     arrived = tape.backward(
         Phase.ROLLOUT,
         [log.outside[number] for number in numbers],
         [mass[number] for number in numbers],
         recording.all_leaves,
     )
-    return views.at_inputs(recording, arrived, [*descent.grids, *tape.grids])
+    return views.at_inputs(recording, arrived)

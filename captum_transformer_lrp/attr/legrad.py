@@ -20,6 +20,7 @@ from captum_transformer_lrp.attr.token_attribution import (
     mean_of_live,
     one_sequence,
 )
+from captum_transformer_lrp.engine.graph.ancestors import made_from
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
@@ -78,14 +79,15 @@ class LeGrad(OneRecordingAttribution):
         """False: the gradient is not multiplied by what it is of."""
         return False
 
-    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
+    def _token_values(self, recording: Recording, start: Tensor, steps: views.Pass) -> Tensor:
+        views.one_pass(recording, advice=views.ONE_AT_A_TIME)
         if recording.output.dim() > 2:
             raise ExplanationError(
                 "LeGrad reads one answer from the mean of all tokens, and this model gives an "
                 f"answer for each of several tokens (its output has shape "
                 f"{tuple(recording.output.shape)})"
             )
-        steps = [step for step, _ in one_sequence(recording)]
+        steps = [step for step, _ in one_sequence(recording, steps)]
         outputs = block_outputs(recording)
         last = outputs[-1]
         values = []
@@ -114,7 +116,16 @@ class LeGrad(OneRecordingAttribution):
 def block_outputs(recording: Recording) -> list[Tensor]:
     """The token sequence after each attention's block: after its last skip connection."""
     outputs: list[Tensor] = []
-    for residual in recording.tape.residuals:
+    residuals = recording.tape.residuals
+    is_read = made_from(recording.output, [residual.output for residual in residuals])
+    if not is_read[-1]:
+        raise ExplanationError(
+            "the last skip connection of the forward pass is none that the output depends on, so "
+            "it is not known how the model reads its last tokens: leave out what it does not need"
+        )
+    for residual, is_reached in zip(residuals, is_read, strict=True):
+        if not is_reached:
+            continue
         if residual.attends:
             outputs.append(residual.output)
         elif outputs:

@@ -95,9 +95,9 @@ class NormRollout(OneRecordingAttribution):
         """False: it does not attribute contributions of the input to the output."""
         return False
 
-    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
-        row = views.token_mass(recording, start).detach().unsqueeze(1)
-        for step, residual in reversed(one_sequence(recording)):
+    def _token_values(self, recording: Recording, start: Tensor, steps: views.Pass) -> Tensor:
+        row = views.token_mass(recording, start, steps=steps).detach().unsqueeze(1)
+        for step, residual in reversed(one_sequence(recording, steps)):
             row = row @ self._contributions(recording, step, residual)
         return row.squeeze(1)
 
@@ -110,7 +110,7 @@ class NormRollout(OneRecordingAttribution):
         linear = [_linear_part(recording, norm) for norm in norms]
         summed = norms[0].output if norms and self.contribution == "alti" else residual.output
         output = by_token(recording, summed.detach(), residual.output)
-        stream = by_token(recording, residual.stream.detach(), residual.stream)
+        stream = by_token(recording, residual.skipped.detach(), residual.skipped)
         examples = []
         for index, maps in enumerate(maps_of(step)):
             rows = []

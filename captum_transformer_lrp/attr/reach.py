@@ -101,7 +101,6 @@ def _arrives(
     None for the mass that at least one of the attentions ``used`` has moved.
     """
     tape = recording.tape
-    tape.grids.clear()
     for step in tape.attentions:
         taken = phase is not None or step.index in used
         step.weighted = step.attention.detach() if taken else None
@@ -114,10 +113,6 @@ def _arrives(
     except ExplanationError:  # it comes as far as something that would refuse it
         return torch.ones(len(recording.shapes), len(start), dtype=torch.bool, device=start.device)
     found = [one.flatten(1).isnan().any(1) for one in recording.at_inputs(arrived)]
-    for grid, mark in tape.grids:
-        for place, one in enumerate(found):
-            if mark.origins & 1 << place:
-                found[place] = one | _of_examples(grid, mark.examples)
     return torch.stack(found)
 
 

@@ -17,6 +17,7 @@ from captum_transformer_lrp.attr.base import (
     row_view,
 )
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
+from captum_transformer_lrp.engine.lineage.passes import blocks
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
@@ -119,27 +120,34 @@ class OneRecordingAttribution(TokenAttribution):
     ) -> list[Any]:
         def explained(recording: Recording, start: Tensor) -> Any:
             recording.tape.leave_out_attentions()
-            row = self._token_values(recording, start)
-            return row_view(recording, row.detach(), inputs, granularity)
+            return row_view(
+                recording,
+                inputs,
+                granularity,
+                lambda steps: self._token_values(recording, start, steps),
+            )
 
         return self._each_target(inputs, targets, additional, explained)
 
     @abstractmethod
-    def _token_values(self, recording: Recording, start: Tensor) -> Tensor:
-        """A value for every token, (N, S), of the target of seed ``start``."""
+    def _token_values(self, recording: Recording, start: Tensor, steps: views.Pass) -> Tensor:
+        """A value for every token of a pass, (N, S), of the target of seed ``start``."""
 
 
-def one_sequence(recording: Recording) -> list[tuple[AttentionStep, Residual]]:
-    """Every attention with the skip connection around it, if all are within one sequence.
+def one_sequence(
+    recording: Recording, steps: views.Pass | None = None
+) -> list[tuple[AttentionStep, Residual]]:
+    """Every attention of a pass with the skip connection around it, if all are in one sequence.
 
     Raises:
         ExplanationError: unless every attention is from all tokens of one sequence to all tokens
             of it, as it is not with windows, merged patches or cross-attention.
     """
     count = recording.output.shape[0]
-    size = views.token_stream(recording).shape
+    steps = views.one_pass(recording, steps)
+    size = views.token_stream(recording, steps).shape
     found = []
-    for step in recording.tape.attentions:
+    for step in steps:
         maps = views.per_head(step.attention, step)
         if step.residual is None:
             raise ExplanationError(
@@ -157,6 +165,13 @@ def one_sequence(recording: Recording) -> list[tuple[AttentionStep, Residual]]:
                 "GenericAttention"
             )
         found.append((step, step.residual))
+    for block in blocks(recording.tape, steps):
+        if len(block) > 1:
+            raise ExplanationError(
+                f"{' and '.join(step.name for step in block)} attend beside each other, and this "
+                "method is about blocks of one attention: use TransformerAttribution or "
+                "GenericAttention"
+            )
     return found
 
 

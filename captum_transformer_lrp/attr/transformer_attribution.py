@@ -26,6 +26,7 @@ from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.lineage.passes import passes
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.watch.checks import check_finite_output
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
@@ -206,7 +207,11 @@ class TransformerAttribution(RolloutAttribution):
         used = super()._used(recording, start_layer)
         if self.layers is None:
             return used
-        chosen = views.chosen_layers(self.layers, len(recording.tape.attentions))
+        chosen = {
+            steps[place].index
+            for steps in passes(recording.tape, recording.output)
+            for place in views.chosen_layers(self.layers, len(steps))
+        }
         return [step for step in used if step.index in chosen]
 
     def _rolled_out(

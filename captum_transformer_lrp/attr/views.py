@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine.flows import upsampled_to
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.lineage.passes import blocks, only_pass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.walk import moved_mass
 from captum_transformer_lrp.errors import ExplanationError
@@ -45,11 +45,7 @@ def input_mass(
         upsampled and spread evenly over the channels; for embeddings spread evenly over their
         features; for token ids (N, S).
     """
-    tape = recording.tape
-    tape.grids.clear()
-    return at_inputs(
-        recording, _carried(recording, origin, seed, recording.all_leaves, moved), tape.grids
-    )
+    return at_inputs(recording, _carried(recording, origin, seed, recording.all_leaves, moved))
 
 
 def _carried(
@@ -60,107 +56,118 @@ def _carried(
     return recording.tape.backward(Phase.ROLLOUT, origin, seed, wanted)
 
 
-def at_inputs(
-    recording: Recording, arrived_at: Sequence[Tensor], grids: Sequence[tuple[Tensor, Mark]]
-) -> tuple[Tensor, ...]:
-    """Maps of the inputs from the mass at their leaves and at the grids that tokens are made on."""
-    tape = recording.tape
-    masses = recording.at_inputs(arrived_at)
-    found = []
-    kinds = zip(masses, recording.shapes, recording.are_ids, strict=True)
-    for index, (mass, shape, are_ids) in enumerate(kinds):
-        arrived = mass.sum(-1) if are_ids else _at_pixels(mass, shape, tape.patch_features)
-        for grid, mark in grids:
-            if mark.origins == 1 << index:
-                arrived = arrived + _upsampled(grid, mark, shape)
-            elif mark.origins & (1 << index):
-                raise ExplanationError(
-                    "a convolution mixes several inputs, so its tokens belong to no one of them: "
-                    'use granularity="token"'
-                )
-        found.append(arrived)
-    return tuple(found)
+def at_inputs(recording: Recording, arrived_at: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Maps of the inputs from the mass at their leaves."""
+    kinds = zip(recording.at_inputs(arrived_at), recording.are_ids, strict=True)
+    side = recording.tape.patch_features
+    return tuple(mass.sum(-1) if are_ids else _smoothed(mass, side) for mass, are_ids in kinds)
 
 
-def _at_pixels(mass: Tensor, shape: torch.Size, patch_features: int | None) -> Tensor:
+def _smoothed(mass: Tensor, patch_features: int | None) -> Tensor:
     """Mass on a float input; where a linear layer read patches of pixels, smoothed like a grid."""
-    if len(shape) == 4 and patch_features is not None:
-        side = math.isqrt(patch_features // shape[1])
-        if side * side * shape[1] == patch_features and not any(n % side for n in shape[2:]):
-            patches = F.avg_pool2d(mass.sum(1, keepdim=True), side, divisor_override=1)
-            return (
-                F.interpolate(patches, size=shape[2:], mode="bilinear", align_corners=False).expand(
-                    shape
-                )
-                / shape[1]
-            )
-    return mass
+    if mass.dim() != 4 or patch_features is None:
+        return mass
+    side = math.isqrt(patch_features // mass.shape[1])
+    pixels = mass.sum(1, keepdim=True)
+    if side * side * mass.shape[1] != patch_features or any(n % side for n in mass.shape[2:]):
+        return mass
+    patches = F.avg_pool2d(pixels, side, divisor_override=1)
+    of_patches = F.interpolate(patches, scale_factor=side, mode="nearest")
+    if not torch.allclose(of_patches, pixels * side**2, rtol=1e-3, atol=0):
+        return mass * side**2  # they lie elsewhere, as where an image was cropped before
+    smooth = F.interpolate(patches, size=mass.shape[2:], mode="bilinear", align_corners=False)
+    return (smooth * (of_patches > 0)).expand_as(mass) / mass.shape[1]
 
 
-def _upsampled(grid: Tensor, mark: Mark, shape: torch.Size) -> Tensor:
-    if grid.shape[0] != shape[0] or grid.dim() != len(shape) - 1:
-        raise ExplanationError(
-            f"the tokens lie on a grid of shape {tuple(grid.shape)}, which does not fit an input "
-            f'of shape {tuple(shape)}: use granularity="token"'
-        )
-    return upsampled_to(shape, grid)
+Pass: TypeAlias = Sequence[AttentionStep]
+"""The attentions of one pass (see :mod:`captum_transformer_lrp.engine.lineage.passes`)."""
 
 
-def token_stream(recording: Recording) -> Tensor:
-    """The tokens that the first attention works on: what skips it, in whatever layout.
+def one_pass(
+    recording: Recording,
+    steps: Pass | None = None,
+    advice: str = 'there is no one row of tokens: use granularity="input"',
+) -> Pass:
+    """The attentions of a pass, or if none is given those of the only one.
+
+    Raises:
+        ExplanationError: if there are several; ``advice`` says what to do.
+    """
+    return only_pass(recording.tape, recording.output, advice) if steps is None else steps
+
+
+ONE_AT_A_TIME = (
+    "this method is about one pass: give it a function of one input, with the results for the "
+    "others as constants"
+)
+"""What to do where an output is read from several passes."""
+
+
+def token_stream(recording: Recording, steps: Pass | None = None) -> Tensor:
+    """The tokens that a pass's first attention works on: what skips it, in whatever layout.
 
     Where additions around it are nested, as where queries are added to what they have attended
     to, it is what skips most: what skips less is made of it.
     """
     tape = recording.tape
-    if not tape.streams:
+    reached = sum(step.event for step in one_pass(recording, steps))
+    streams = [stream for stream in tape.streams if stream.attentions & reached]
+    if not streams:
         raise ExplanationError(
             "no skip connection leads around an attention of this model, so it has no sequence of "
             'tokens to attribute to: use granularity="input"'
         )
-    found = tape.streams[0].tensor
-    for later in tape.streams[1:]:
+    found = streams[0].tensor
+    for later in streams[1:]:
         of_found, of_later = tape.mark(found), tape.mark(later.tensor)
         assert of_found is not None
         assert of_later is not None
-        around = later.attentions & tape.streams[0].attentions
+        around = later.attentions & streams[0].attentions
         same = of_later.origins == of_found.origins and of_later.events & ~of_found.events == 0
         if around and same:
             found = later.tensor
     return found
 
 
-def token_mass(recording: Recording, seed: Tensor, *, moved: bool = False) -> Tensor:
+def token_mass(
+    recording: Recording, seed: Tensor, *, moved: bool = False, steps: Pass | None = None
+) -> Tensor:
     """Mass that the logits send to each token below the first attention, (N, S).
 
     With ``moved`` without what no attention has moved.
     """
-    return summed_by_token(recording, _at_tokens(recording, recording.output, seed, moved=moved))
+    mass = _at_tokens(recording, recording.output, seed, steps, moved=moved)
+    return summed_by_token(recording, mass, steps)
 
 
 def _at_tokens(
-    recording: Recording, origin: Tensor, seed: Tensor, *, moved: bool = False
+    recording: Recording,
+    origin: Tensor,
+    seed: Tensor,
+    steps: Pass | None,
+    *,
+    moved: bool = False,
 ) -> Tensor:
     """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
     tape = recording.tape
-    tape.stops_at_grids = False
+    tape.reaches_pixels = False
     try:
-        (mass,) = _carried(recording, origin, seed, [token_stream(recording)], moved)
+        (mass,) = _carried(recording, origin, seed, [token_stream(recording, steps)], moved)
     finally:
-        tape.stops_at_grids = True
+        tape.reaches_pixels = True
     return mass
 
 
-def summed_by_token(recording: Recording, values: Tensor) -> Tensor:
+def summed_by_token(recording: Recording, values: Tensor, steps: Pass | None = None) -> Tensor:
     """Values at the token stream, summed over each token's features, (N, S)."""
-    of_tokens = values.sum(feature_axis(recording), keepdim=True)
-    return _examples_first(token_stream_mark(recording).examples, of_tokens).flatten(1)
+    of_tokens = values.sum(feature_axis(recording, steps), keepdim=True)
+    return _examples_first(_stream_mark(recording, steps).examples, of_tokens).flatten(1)
 
 
-def spread_over_features(recording: Recording, row: Tensor) -> Tensor:
+def spread_over_features(recording: Recording, row: Tensor, steps: Pass | None = None) -> Tensor:
     """The inverse of :func:`token_mass`: (N, S) spread evenly over the token stream's features."""
-    stream, examples = token_stream(recording), token_stream_mark(recording).examples
-    features = feature_axis(recording)
+    stream, examples = token_stream(recording, steps), _stream_mark(recording, steps).examples
+    features = feature_axis(recording, steps)
     of_tokens = stream.narrow(features, 0, 1)
     # Each token's place in the row tells where its value goes.
     places = torch.arange(of_tokens.numel(), device=row.device).reshape(of_tokens.shape)
@@ -169,9 +176,9 @@ def spread_over_features(recording: Recording, row: Tensor) -> Tensor:
     return (tokens.reshape(of_tokens.shape) / stream.shape[features]).expand_as(stream)
 
 
-def token_stream_mark(recording: Recording) -> Mark:
+def _stream_mark(recording: Recording, steps: Pass | None) -> Mark:
     """What is known of the token stream."""
-    mark = recording.tape.mark(token_stream(recording))
+    mark = recording.tape.mark(token_stream(recording, steps))
     assert mark is not None
     return mark
 
@@ -198,15 +205,15 @@ def _examples_first(examples: Examples, values: Tensor) -> Tensor:
     return apart.unflatten(examples.axis, (examples.count, -1)).movedim(examples.axis, 0)
 
 
-def feature_axis(recording: Recording) -> int:
+def feature_axis(recording: Recording, steps: Pass | None = None) -> int:
     """Which axis of the token stream a token's features lie along: the last, or C of (N, C, H, W).
 
     The layer that has made the tokens tells.  If they have been moved since, mass does: linear
     layers spread it evenly over their inputs, so that whatever is put behind the first attention
     arrives alike along that axis.
     """
-    stream, mark = token_stream(recording), token_stream_mark(recording)
-    step = recording.tape.attentions[0]
+    stream, mark = token_stream(recording, steps), _stream_mark(recording, steps)
+    step = one_pass(recording, steps)[0]
     if mark.features is not None:
         return mark.features
     if stream.dim() < 3 or step.output is None:
@@ -215,7 +222,7 @@ def feature_axis(recording: Recording) -> int:
     try:
         step.weighted = _any_positive(step.attention)
         for seed in (_any_positive(step.output), torch.ones_like(step.output)):
-            mass = _at_tokens(recording, step.output, seed).detach()
+            mass = _at_tokens(recording, step.output, seed, steps).detach()
             axes = _constant_axes(mass, mark.examples.axis or 0)
             if len(axes) == 1:
                 return axes[0] - stream.dim()
@@ -321,13 +328,13 @@ def fused_heads(values: Tensor, step: AttentionStep, fusion: str) -> Tensor:
     return maps.amax(1, keepdim=True) if fusion == "max" else maps.amin(1, keepdim=True)
 
 
-def attention_matrices(steps: Sequence[AttentionStep], count: int) -> list[Tensor]:
-    """E_h of each step's weighted map, (N, S, S) each.
+def attention_matrices(recording: Recording, steps: Pass) -> list[Tensor]:
+    """E_h of each block's weighted map, (N, S, S) each; attentions beside each other add up.
 
     Raises:
         ExplanationError: if the model's attentions are not all between the same tokens.
     """
-    matrices = []
+    count, found = recording.output.shape[0], {}
     for step in steps:
         assert step.weighted is not None
         maps = per_head(step.weighted, step)
@@ -337,14 +344,15 @@ def attention_matrices(steps: Sequence[AttentionStep], count: int) -> list[Tenso
                 f"shape {tuple(step.weighted.shape)}), so there is no one matrix over all tokens: "
                 'use granularity="input" or "token" without row_normalize'
             )
-        matrices.append(maps.mean(1))
-    sizes = {matrix.shape[-1] for matrix in matrices}
+        found[step.index] = maps.mean(1)
+    sizes = {matrix.shape[-1] for matrix in found.values()}
     if len(sizes) > 1:
         raise ExplanationError(
             f"the attentions are between {sorted(sizes)} tokens, so they have no product: use "
             'granularity="input" or "token" without row_normalize'
         )
-    return matrices
+    beside = blocks(recording.tape, steps)
+    return [torch.stack([found[step.index] for step in block]).sum(0) for block in beside]
 
 
 def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor:

@@ -204,7 +204,7 @@ class Log:
             mark = tape.mark(tensor)
             assert mark is not None
             leaves[number] = tensor.detach().requires_grad_()
-            tape.marks[leaves[number]] = mark
+            tape.marks[leaves[number]] = mark.but(grid=None)
         last_use = {
             source: place
             for place, call in enumerate(segment.calls)

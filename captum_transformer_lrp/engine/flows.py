@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.tape import NATIVE, Flow, Step
@@ -25,8 +24,11 @@ from captum_transformer_lrp.rules.kernels import MatmulKernel, sum_to_shape
 by_shape = partial(Flow, reads_values=False)
 """A flow that looks at the shapes of an operation's inputs and output, not at their values."""
 
+place_by_place = partial(Flow, reads_values=False, keeps_places=True)
+"""Such a flow of an operation whose output has the places and features of its inputs."""
 
-@by_shape
+
+@place_by_place
 def keep(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Element by element: every element keeps its mass."""
     return (sum_to_shape(mass, call.inputs[0].shape),)
@@ -57,7 +59,7 @@ def blocked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return (None,)
 
 
-@by_shape
+@place_by_place
 def masked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Scaling by a constant keeps mass, but for what is multiplied by zero."""
     assert call.constant is not None
@@ -92,35 +94,20 @@ def spread_over_features(step: Step, call: Call, mass: Tensor) -> Sequence[Tenso
 
 
 @by_shape
-def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-    """The convolution that makes the tokens: mass has its spatial shape here, and stops.
+def to_pixels(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """A convolution that makes tokens: their mass goes to the pixels that they are made from.
 
-    Further down no attention follows that could move it.
+    Bilinearly upsampled, as the paper does, and past the convolutions in between: further down no
+    attention follows that could move it.
     """
-    if not step.tape.stops_at_grids:
+    if not step.tape.reaches_pixels:
         return spread_evenly(step, call, mass)
-    step.tape.grids.append((mass.sum(1), step.mark))
-    return (None,)
+    grid = step.mark.grid
+    assert grid is not None
+    return None, grid.at_pixels(mass.sum(-1 - len(grid.axes), keepdim=True))
 
 
-@by_shape
-def upsampled(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-    """A convolution that makes tokens of pixels that were moved before, such as frames of a video.
-
-    As at the pixels themselves: bilinearly upsampled, and spread evenly over the channels.
-    """
-    (x,) = call.inputs
-    return (upsampled_to(x.shape, mass.sum(1)),)
-
-
-def upsampled_to(shape: torch.Size, grid: Tensor) -> Tensor:
-    """Mass of a grid of tokens (N, ...), for pixels of ``shape`` (N, C, ...)."""
-    mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[grid.dim() - 1]
-    pixels = F.interpolate(grid.unsqueeze(1), size=shape[2:], mode=mode, align_corners=False)
-    return pixels.expand(shape) / shape[1]
-
-
-@by_shape
+@place_by_place
 def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.
 
@@ -169,16 +156,29 @@ def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
 
 @Flow
 def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-    """A product of two activations that is no attention: by the size of what is multiplied."""
+    """A product of two activations that is no attention: by the size of what is multiplied.
+
+    Where queries are compared with places, what goes to the places is held back as by an attention.
+    """
     sizes = [value.abs() for value in call.inputs]
-    total = call.forward(*sizes)
-    share = mass / total.clamp(min=torch.finfo(total.dtype).tiny)
-    parts = call.vjp(share, inputs=sizes)
+    total = call.forward(*sizes).clamp(min=torch.finfo(mass.dtype).tiny)
+    parts = call.vjp(mass / total, inputs=sizes)
     factors: Sequence[float] = step.facts.get("mass", (0.5, 0.5))
-    return tuple(
+    found = [
         size * part * factor if factor else None
         for size, part, factor in zip(sizes, parts, factors, strict=True)
-    )
+    ]
+    places = step.facts.get("places")
+    if places is not None:
+        held: list[Tensor] = step.facts["held"]
+        of_places = found[places]
+        assert of_places is not None
+        if step.tape.holds_back:
+            held.append(of_places)
+            found[places] = None
+        elif held:
+            found[places] = of_places + held[0]
+    return found
 
 
 @Flow

@@ -261,7 +261,7 @@ def recorded(
                 keep_what_makes(tape, output)
             tape.phases = phases
             if needs_attention:
-                check_attention(tape)
+                check_attention(tape, output)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
             read_out = partial(interception.read_out, output=output)

@@ -45,7 +45,7 @@ def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]
         return None
     places = (slice(None), *torch.tensor(positions, device=x.device).unbind(1))
     with torch.enable_grad():
-        part: Tensor = TapeSwitch.apply(step, None, value[places], x[places], *others)
+        part: Tensor = TapeSwitch.apply(step, None, None, value[places], x[places], *others)
     tape.marks[part] = step.mark
     return part
 
@@ -83,7 +83,6 @@ def holding_back(tape: Tape) -> Iterator[Callable[[], None]]:
 
     def send_on() -> None:
         tape.holds_back = False
-        tape.grids.clear()
 
     tape.holds_back = True
     try:
@@ -92,6 +91,8 @@ def holding_back(tape: Tape) -> Iterator[Callable[[], None]]:
         tape.holds_back = False
         for step in tape.attentions:
             step.held_back = None
+        for kept in tape.held:
+            kept.clear()
 
 
 def moved_mass(tape: Tape, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:

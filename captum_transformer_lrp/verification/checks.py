@@ -251,7 +251,7 @@ class _Examined:
         recording.tape.leave_out_attentions()
         try:
             self.attribution._weigh(recording, start, used)
-            matrices = views.attention_matrices(used, len(self.tensors[0]))
+            matrices = views.attention_matrices(recording, used)
             row = views.token_mass(recording, start, moved=True)
             recording.tape.leave_out_attentions()
             readout = views.token_mass(recording, start)
@@ -305,11 +305,11 @@ def _are_the_only_paths(recording: Recording, start: Tensor) -> bool:
     """Whether what no attention moves goes by the skip connections around attentions alone."""
     around = [one for one in recording.tape.residuals if one.attends]
     wanted = [tensor for one in around for tensor in (one.output, one.stream)]
-    recording.tape.stops_at_grids = False
+    recording.tape.reaches_pixels = False
     try:
         found = recording.tape.backward(Phase.ROLLOUT, recording.output, start, wanted)
     finally:
-        recording.tape.stops_at_grids = True
+        recording.tape.reaches_pixels = True
     masses = [float(one.sum()) for one in found]
     return all(abs(a - b) < 1e-6 for a, b in zip(masses[::2], masses[1::2], strict=True))
 

@@ -22,7 +22,7 @@ LAYERS = [
     ["engine.flows"],
     ["engine.watch"],
     ["engine.operations"],
-    ["engine.walk", "engine.table"],
+    ["engine.walk", "engine.table", "engine.lineage"],
     ["engine.checkpoints", "engine.recording", "engine.stock"],
     ["attr"],
 ]

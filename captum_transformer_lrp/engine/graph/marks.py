@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from captum_transformer_lrp.engine.graph.grids import Grid, common_grid
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.rules.examples import Examples
 
@@ -21,10 +22,13 @@ class Mark:
             events are a subset of the other's is the skip connection.
         attentions: bit mask of all attentions upstream, which skip connections do not take away.
         scores: whether it is, or is made from, a product of two activations (query · key).
+        weighed: whether it is values times an attention's weights, not summed over keys yet.
         softmax: whether it is, or is made from, a softmax over anything.
         attention: whether it is, or is made from, a softmax over such scores.
         stem: whether nothing but convolutions, element by element operations and pooling has
-            touched the input, so that its axes are still (N, C, ...).
+            touched the pixels of an input, wherever they were moved first.
+        grid: of such a tensor how its places lie on the pixels; None if no convolution has been
+            there since they were moved.
         source: the index of the explained input that it merely rearranges, or None.
         base: identifies the tensor that this one is computed from element by element, or by
             statistics over some of its axes.
@@ -46,9 +50,11 @@ class Mark:
     events: int = 0
     attentions: int = 0
     scores: bool = False
+    weighed: bool = False
     softmax: bool = False
     attention: bool = False
     stem: bool = False
+    grid: Grid | None = None
     source: int | None = None
     base: object | None = None
     statistic: bool = False
@@ -83,9 +89,11 @@ def merged(marks: list[Mark], examples: Examples) -> Mark:
         events=events,
         attentions=attentions,
         scores=any(mark.scores for mark in marks),
+        weighed=any(mark.weighed for mark in marks),
         softmax=any(mark.softmax for mark in marks),
         attention=any(mark.attention for mark in marks),
         stem=all(mark.stem for mark in marks),
+        grid=common_grid([mark.grid for mark in marks]),
         source=first.source if all(mark.source == first.source for mark in marks) else None,
         base=first.base if same else object(),
         statistic=same and any(mark.statistic for mark in marks),

@@ -15,7 +15,9 @@ class Residual:
     """One skip connection of the forward pass: a stream of tokens, and a branch added to it.
 
     Args:
-        stream: the operand that skips the branch; on the tape, as are the others.
+        stream: the tokens that skip the branch, before they were copied or scaled; on the tape, as
+            are the others.
+        skipped: the same as they are added.
         branch: what is added to it.
         output: their sum.
         attends: whether an attention lies in the branch.
@@ -24,6 +26,7 @@ class Residual:
     """
 
     stream: Tensor
+    skipped: Tensor
     branch: Tensor
     output: Tensor
     attends: bool
@@ -35,7 +38,7 @@ class Stream:
     """What skips attentions.
 
     Args:
-        tensor: the operand of the addition that goes around them.
+        tensor: the operand of the addition that goes around them, before it was copied or scaled.
         attentions: their bits in :attr:`Mark.attentions`.
     """
 
@@ -62,11 +65,12 @@ class AttentionStep:
         attention: A, the map as it multiplied the values; on the tape.
         mark: its provenance.
         event: its bit in :attr:`Mark.events` and :attr:`Mark.attentions`.
+        upstream: the bits of the attentions that its map or its values are computed from.
         position: which operand of the product A was, 0 or 1.
         axes: the axes of A, counted from the end, along which queries and keys lie; None where
             there is not one of each.
         values: V, what it multiplied; None if streams are not kept, as for the next two, but that
-            the first attention has an output.
+            attentions without another upstream have an output.
         output: the product, A V.
         residual: the skip connection around it, if there is one.
         weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
@@ -79,6 +83,7 @@ class AttentionStep:
     attention: Tensor
     mark: Mark
     event: int
+    upstream: int
     position: int
     axes: tuple[int, int] | None = (-2, -1)
     values: Tensor | None = None

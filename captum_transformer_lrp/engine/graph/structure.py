@@ -48,6 +48,12 @@ CASTS: frozenset[Callable[..., Any]] = frozenset(
 )
 """Changes of dtype or device."""
 
+DETACHING: frozenset[Callable[..., Any]] = frozenset(spelled("detach"))
+"""Of the calls whose result is no activation those that leave it in all but derivative."""
+
+STATISTICS: frozenset[Callable[..., Any]] = frozenset(spelled("max", "amax", "mean", "sum"))
+"""Statistics that a softmax or a norm spelled out takes of what was detached."""
+
 IGNORED: frozenset[Callable[..., Any]] = frozenset(
     spelled(
         "size", "dim", "ndimension", "numel", "nelement", "stride", "is_contiguous", "data_ptr",

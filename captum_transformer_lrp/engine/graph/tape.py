@@ -24,6 +24,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.made_of import MadeOf
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Normalized, Residual, Stream
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
@@ -65,13 +66,15 @@ class Flow:
 
     Args:
         mass: given the step, its call and the mass of the call's output: the mass of each input,
-            None for none at all; or :data:`NATIVE`.
+            None for none at all, then that of the pixels; or :data:`NATIVE`.
         reads_values: whether it looks at the values of the inputs and output, not only at their
             shapes.
+        keeps_places: whether the output has the places and features of the inputs.
     """
 
     mass: Callable[[Step, Call, Tensor], Sequence[Tensor | None]]
     reads_values: bool = True
+    keeps_places: bool = False
 
     def __call__(self, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
         """See ``mass``."""
@@ -95,6 +98,7 @@ class Step:
     name: str
     inputs: int
     has_graph: bool = True
+    has_pixels: bool = False
     has_weight: bool = False
     has_bias: bool = False
     has_constant: bool = False
@@ -144,6 +148,7 @@ class Tape:
         originals: for constants in the tape's precision what they were raised from.
         attentions: the attentions, in the order of the forward pass.
         streams: what skips attentions, for each addition around any.
+        made_of: what copies, parts, sums and products are made of.
         residuals: the skip connections, in the order of the forward pass.
         normalizations: the normalisations, in the order of the forward pass.
         readout: the calls that make the output, if they are kept: function, arguments, keyword
@@ -151,8 +156,9 @@ class Tape:
         through: events of an attention that the rollout phase must go through, not around.
         explicit_zeros: whether inputs without relevance are sent zeros, as Captum's hooks on
             modules expect, rather than nothing at all.
-        grids: mass that has arrived at a convolution that makes tokens.
-        stops_at_grids: whether mass stops there, as it does on its way to the inputs.
+        reaches_pixels: whether mass of tokens that convolutions make goes to the pixels that they
+            are made from, as on its way to the inputs.
+        held: mass that has arrived at places that queries are compared with, while it is kept.
         holds_back: whether attentions keep the mass that arrives, rather than move it.
         skips: how many skip connections there have been.
         other_mixing: names of layers with a softmax or a product of activations that is no
@@ -180,13 +186,14 @@ class Tape:
         self.through = 0
         self.explicit_zeros = False
         self.streams: list[Stream] = []
+        self.made_of = MadeOf()
         self.residuals: list[Residual] = []
         self.normalizations: list[Normalized] = []
         self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
-        self.grids: list[tuple[Tensor, Mark]] = []
-        self.stops_at_grids = True
+        self.reaches_pixels = True
+        self.held: list[list[Tensor]] = []
         self.holds_back = False
         self.skips = 0
         self.other_mixing: list[str] = []
@@ -196,22 +203,6 @@ class Tape:
     def mark(self, tensor: object) -> Mark | None:
         """What is known of a tensor, None for anything that does not descend from the inputs."""
         return self.marks.get(tensor)
-
-    def made(self, tensor: Tensor) -> bool:
-        """Whether autograd's graph of a tensor leads to anything on the tape."""
-        nodes, seen = [tensor.grad_fn], set()
-        while nodes:
-            node = nodes.pop()
-            if node is None or node in seen:
-                continue
-            seen.add(node)
-            leaf = getattr(node, "variable", None)
-            if node.name().startswith(TapeSwitch.__name__) or (
-                leaf is not None and self.mark(leaf) is not None
-            ):
-                return True
-            nodes += [following for following, _ in node.next_functions]
-        return False
 
     def new_event(self, *, linear: bool = False) -> int:
         """A fresh bit for :attr:`Mark.events`."""
@@ -237,10 +228,10 @@ class Tape:
             step.values = step.output = step.residual = None
         self.attentions.clear()
         self.streams.clear()
+        self.made_of.clear()
         self.residuals.clear()
         self.normalizations.clear()
         self.readout.clear()
-        self.grids.clear()
         self.absorbed = {}
 
     def note_residual(self, residual: Residual, events: int) -> None:
@@ -278,18 +269,21 @@ class Tape:
         bias: Tensor | None = None,
         constant: Tensor | None = None,
         gate: int | None = None,
+        pixels: Tensor | None = None,
         **facts: Any,
     ) -> Tensor:
         """Put a switch behind a call that has been made, and note the provenance of its result.
 
         The gradient phase goes on in the autograd graph of ``output``, if it has one, or else takes
-        the kernel's vector-Jacobian product.
+        the kernel's vector-Jacobian product.  ``pixels`` are what token mass may go to, past all
+        that lies between them and the call.
         """
         if not torch.is_grad_enabled():
             return output  # the model wants no derivative, as inside a custom autograd function
         has_graph, others = output.requires_grad, (weight, bias, constant)
         step = Step(
             self, function, kernel, rule, flow, mark, name, len(inputs), has_graph,
+            pixels is not None,
             weight is not None, bias is not None, constant is not None, gate, facts,
             self._keeps(kernel, rule, flow, has_graph=has_graph),
         )  # fmt: skip
@@ -300,7 +294,7 @@ class Tape:
             for original in (self.originals.get(value),)
         ]
         graph = output if has_graph else None
-        switched: Tensor = TapeSwitch.apply(step, graph, output.detach(), *inputs, *kept)
+        switched: Tensor = TapeSwitch.apply(step, graph, pixels, output.detach(), *inputs, *kept)
         self.marks[switched] = mark
         return switched
 
@@ -336,7 +330,12 @@ class TapeSwitch(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, step: Step, graph: Tensor | None, value: Tensor, *tensors: Tensor
+        ctx: Any,
+        step: Step,
+        graph: Tensor | None,
+        pixels: Tensor | None,
+        value: Tensor,
+        *tensors: Tensor,
     ) -> Tensor:
         ctx.step = step
         ctx.set_materialize_grads(False)
@@ -356,17 +355,17 @@ class TapeSwitch(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         step: Step = ctx.step
-        count = len(ctx.needs_input_grad) - 3
+        count = len(ctx.needs_input_grad) - 4
         nothing: list[Tensor | None] = [None] * count
         if grad is None:
-            return None, None, None, *nothing
+            return None, None, None, None, *nothing
         phase = step.tape.phase
         if phase is Phase.GRADIENT and step.has_graph:
-            return None, grad, None, *nothing
+            return None, grad, None, None, *nothing
         call = step.call(ctx.saved_tensors)
         if phase is Phase.GRADIENT:
             nothing[: step.inputs] = _gradients(call, grad)
-            return None, None, None, *nothing
+            return None, None, None, None, *nothing
         if phase is Phase.RELEVANCE:
             parts = step.rule.relevance(call, grad)
             parts = (parts,) if isinstance(parts, Tensor) else tuple(parts)
@@ -381,12 +380,13 @@ class TapeSwitch(torch.autograd.Function):
                     for part, value in zip(parts, call.inputs, strict=True)
                 )
             nothing[: step.inputs] = parts
-            return None, None, None, *nothing
+            return None, None, None, None, *nothing
         masses = step.flow(step, call, grad)
         if masses is NATIVE:
-            return None, grad, None, *nothing
-        nothing[: step.inputs] = masses
-        return None, None, None, *nothing
+            return None, grad, None, None, *nothing
+        nothing[: step.inputs] = masses[: step.inputs]
+        of_pixels = masses[step.inputs] if len(masses) > step.inputs else None
+        return None, None, of_pixels, None, *nothing
 
 
 def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:

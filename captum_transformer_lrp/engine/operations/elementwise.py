@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, first_tensor
 from captum_transformer_lrp.engine.graph.seen import Normalized
 from captum_transformer_lrp.engine.graph.tape import Flow
+from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
@@ -94,6 +96,9 @@ def _normalization(watch: Context, function: Function, args: Args, kwargs: Kwarg
             "example's explanation would depend on the others: call model.eval() first"
         )
     source = args[0] if args else kwargs["input"]
+    if function is F.layer_norm and (mark := watch.mark(source)) is not None:
+        shape: Sequence[int] = kwargs["normalized_shape"] if len(args) < 2 else args[1]
+        require_apart(watch, mark.examples, range(-len(shape), 0), source.dim())
     kernel = NormalizationKernel(function, args[1:], kwargs)
     output = elementwise(
         watch,
@@ -169,6 +174,7 @@ def _softmax(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
     dim = kwargs.get("dim", others[0] if others else None)
     kernel = None
     if isinstance(dim, int):
+        require_apart(watch, mark.examples, [dim], source.dim())
         rest = {name: value for name, value in kwargs.items() if name != "input"}
         kernel = SoftmaxKernel(lambda scores: function(scores, *others, **rest), dim)
     return elementwise(

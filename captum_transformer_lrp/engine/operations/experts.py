@@ -67,6 +67,11 @@ def _accumulate(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
         return input, dim, index, source, named.get("alpha", 1)
 
     onto, dim, index, source, alpha = bind(*args, **kwargs)
+    of_onto, of_source = watch.mark(onto), watch.mark(source)
+    if of_onto and of_source and of_onto.events & ~of_source.events == 0 != of_source.events:
+        with watch:  # a skip connection
+            placed = function(torch.zeros_like(onto), dim, index, source)
+            return onto + (placed if alpha == 1 else placed * alpha)
     adds_rows = function.__name__ == "index_add"
     of_onto, of_source = watch.mark(onto), watch.mark(source)
     with watch:

@@ -16,9 +16,10 @@ from captum_transformer_lrp.engine.graph.arguments import (
     title,
 )
 from captum_transformer_lrp.engine.graph.marks import merged
+from captum_transformer_lrp.engine.watch.apart import MixedExamplesError
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
-from captum_transformer_lrp.errors import UnsupportedOperationError
+from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
@@ -42,8 +43,10 @@ def generic(
     flow = flows.unknown
     if refusal is None and function in watch.rules.functions:
         rule = watch.rules.of(function)
-    elif not watch.rules.strict:
+    elif not (watch.rules.strict or isinstance(refusal, MixedExamplesError)):
         rule = TaylorRule()
+    elif isinstance(refusal, MixedExamplesError):
+        rule, flow = RefusalRule(ExplanationError, str(refusal)), refused
     else:
         fourier = "fft" in title(function)
         what = "a Fourier transform, which mixes tokens without any attention map"

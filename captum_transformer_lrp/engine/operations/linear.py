@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import Flow
+from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
@@ -49,10 +51,15 @@ def weighted(
     output: Tensor,
     flow: Flow = flows.spread_over_features,
     examples: Examples | None = None,
+    grid: Grid | None = None,
 ) -> Tensor:
     """Record an operation that is linear in one activation."""
     mark = watch.mark(x)
     assert mark is not None
+    if mark.weighed:
+        raise watch.unsupported(function, "values times attention weights that are not summed")
+    if examples is None:
+        require_apart(watch, mark.examples, [-1], x.dim())
     if mark.source is not None and flow is flows.spread_over_features:
         watch.tape.patch_features = x.shape[-1]
     return watch.record(
@@ -68,7 +75,8 @@ def weighted(
         mark=mark.but(
             events=mark.events | watch.tape.new_event(linear=True),
             examples=examples or broadcast_examples(mark.examples, x.shape, output.shape),
-            stem=mark.stem and function in registry.CONVOLUTIONS,
+            stem=_are_pixels(mark, x) and function in registry.CONVOLUTIONS,
+            grid=grid,
             source=None,
             base=object(),
             statistic=False,
@@ -78,6 +86,7 @@ def weighted(
         ),
         weight=weight,
         bias=bias,
+        pixels=None if grid is None or flow is not flows.to_pixels else grid.plane,
     )
 
 
@@ -150,9 +159,11 @@ def _convolution(watch: Context, function: Function, args: Args, kwargs: Kwargs)
     mark = watch.mark(x)
     if mark is None or watch.mark(weight):
         raise watch.unsupported(function, "a kernel that is an activation")
+    require_apart(watch, mark.examples, range(1 - weight.dim(), 0), x.dim())
     output = watch.computed(function, x, weight, bias, **options)
     if bias is not None:
         bias = bias.reshape(-1, *[1] * (weight.dim() - 2))
+    grid = _grid_behind(mark, function, x, weight, options)
     return weighted(
         watch,
         function,
@@ -161,20 +172,37 @@ def _convolution(watch: Context, function: Function, args: Args, kwargs: Kwargs)
         weight,
         bias,
         output,
-        _convolution_flow(mark, x, weight),
+        _convolution_flow(mark, x, weight, grid),
         mark.examples,
+        grid,
     )
 
 
-def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor) -> Flow:
+def _grid_behind(
+    mark: Mark, function: Function, x: Tensor, weight: Tensor, options: Kwargs
+) -> Grid | None:
+    """How the places that a convolution makes lie on the pixels."""
+    kernel = tuple(weight.shape[2:])
+    if "transpose" in function.__name__:
+        return None
+    if mark.grid is EVERYWHERE:
+        return EVERYWHERE if all(size == 1 for size in kernel) else None
+    below = mark.grid or Grid.of(x, len(kernel))
+    keys = {"stride": 1, "padding": 0, "dilation": 1}
+    stride, padding, dilation = (options.get(key, value) for key, value in keys.items())
+    return below.behind(kernel, stride, padding, dilation)
+
+
+def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor, grid: Grid | None) -> Flow:
     """Below the first attention a convolution makes the tokens; later ones move their mass."""
     pointwise = all(size == 1 for size in weight.shape[2:])
-    if mark.attentions or pointwise:
+    if mark.attentions or pointwise or grid is None:
         return flows.spread_evenly
-    if mark.stem:
-        return flows.capture_grid
-    are_pixels = mark.source is not None and x.dim() == weight.dim() >= 4
-    return flows.upsampled if are_pixels else flows.spread_evenly
+    return flows.to_pixels if _are_pixels(mark, x) else flows.spread_evenly
+
+
+def _are_pixels(mark: Mark, x: Tensor) -> bool:
+    return mark.stem or (mark.source is not None and x.dim() >= 4)
 
 
 @HANDLERS.handles(*spelled("addmm"))

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, pooled_grid
+from captum_transformer_lrp.engine.operations.contractions import contracted, refuse_weighed
+from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
+from captum_transformer_lrp.engine.watch.joins import sum_of_joined
+from captum_transformer_lrp.engine.watch.statistics import note_detached, note_statistic
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.examples import Examples, unknown_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
@@ -23,12 +28,23 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
     source = args[0] if args else kwargs["input"]
     mark = watch.mark(source)
     assert mark is not None
+    if function in _REDUCTIONS:
+        dim = _dim(function, args, kwargs)
+        total = sum_of_joined(watch, function, source, dim, kwargs)
+        if total is None:
+            total = contracted(watch, function, source, dim, kwargs)
+        if total is not None:
+            return total
+        refuse_weighed(watch, mark)
     output = function(*args, **kwargs)
     if not isinstance(output, Tensor):
         raise watch.unsupported(function, "more than one output")
     if not output.requires_grad:
+        note_detached(watch, output, mark, is_statistic=function in _REDUCTIONS)
         return output
     dim = _dim(function, args, kwargs)
+    if function in _RUNNING:
+        require_apart(watch, mark.examples, [dim], source.dim())
     reduces = function in _REDUCTIONS
     examples = mark.examples
     if reduces and examples.count > 1 and examples.axis is not None:
@@ -55,6 +71,9 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
             arrangement=object(),
             channels=0,
             features=None if reduces else mark.features,
+            grid=EVERYWHERE
+            if reduces
+            else pooled_grid(mark.grid, function.__name__, others, kwargs),
         ),
     )
 
@@ -72,6 +91,8 @@ _REDUCTIONS = frozenset(
         "var", "std",
     )
 )  # fmt: skip
+
+_RUNNING = frozenset(spelled("cumsum"))
 
 _SUMS = frozenset(spelled("sum", "nansum"))
 
@@ -104,6 +125,7 @@ def _extremum(watch: Context, function: Function, args: Args, kwargs: Kwargs) ->
         found = torch.gather(values[0], dim, result.indices if keepdim else
                              result.indices.unsqueeze(dim))  # fmt: skip
         found = found if keepdim else found.squeeze(dim)
+    note_statistic(watch, found, values[0])
     return type(result)((found, result.indices))
 
 

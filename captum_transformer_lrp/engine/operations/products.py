@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,17 +14,15 @@ from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Flow
+from captum_transformer_lrp.engine.operations.contractions import Axes, refuse_weighed, shares_of
 from captum_transformer_lrp.engine.operations.linear import only_averages, weighted
-from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
+from captum_transformer_lrp.engine.watch.apart import agreed, of_one_example
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples, unknown_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel, Kernel, MatmulKernel, ProductKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
 HANDLERS = Handlers()
-
-Axes = tuple[int, ...]
-"""Axes of a tensor, counted from either end."""
 
 
 @HANDLERS.handles(*spelled("matmul", "__matmul__", "bmm", "mm", "mv"))
@@ -85,25 +84,12 @@ def _einsum(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
     def run(first: Tensor, second: Tensor) -> Tensor:
         return torch.einsum(equation, first, second)
 
-    examples = None
-    for operand in active:
-        letters = equation.replace(" ", "").split("->")
-        mark = watch.mark(operand)
-        assert mark is not None
-        own = letters[0].split(",")[0 if operand is u else 1]
-        if mark.examples.count > 1 and mark.examples.axis is not None and len(letters) == 2:
-            axis = mark.examples.axis
-            if "." not in equation and own[axis] in letters[1]:
-                place = letters[1].index(own[axis])
-                examples = Examples(mark.examples.count, place, mark.examples.index)
-            elif "." in equation and own.startswith("...") and letters[1].startswith("..."):
-                extra = operand.dim() - len(own.replace(".", ""))
-                if axis < extra:
-                    examples = mark.examples
-    if examples is None:
-        known = watch.mark(active[0])
-        assert known is not None
-        examples = unknown_examples(known.examples)
+    found = [
+        _einsum_examples(mark.examples, equation, 0 if operand is u else 1, operand)
+        for operand in active
+        if (mark := watch.mark(operand))
+    ]
+    examples = agreed(watch, found)
     axes, free = _contracted_axes(equation), _free_axes(equation)
     kernel = AutogradKernel(run)
     return multiplied(watch, function, kernel, run, u, v, output, examples, axes, free)
@@ -128,6 +114,21 @@ def _einsum_that_scales(watch: Context, equation: str, u: Tensor, v: Tensor) -> 
     sizes = [size if one in of_constant else 1 for one, size in zip(of_x, x.shape, strict=True)]
     with watch:
         return (x * ordered.reshape(sizes)).permute([of_x.index(one) for one in right])
+
+
+def _einsum_examples(examples: Examples, equation: str, place: int, operand: Tensor) -> Examples:
+    """The examples of an einsum's result, as one operand has them; unknown if it sums over them."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    own = left.split(",")[place]
+    if examples.count == 1 or examples.axis is None:
+        return examples
+    if "." not in equation and own[examples.axis] in right:
+        return replace(examples, axis=right.index(own[examples.axis]))
+    if own.startswith("...") and right.startswith("..."):
+        extra = operand.dim() - len(own.replace(".", ""))
+        if examples.axis < extra:
+            return examples
+    return unknown_examples(examples)
 
 
 def _einsum_of_one(watch: Context, equation: str, operand: Tensor) -> Tensor:
@@ -181,12 +182,12 @@ def multiplied(
     it has, unless as in a matmul.
     """
     of_u, of_v = watch.mark(u), watch.mark(v)
+    refuse_weighed(watch, of_u, of_v)
     if of_u is None or of_v is None:
         return _linear(watch, function, run, u, v, output, examples, axes)
     if examples is None:
-        examples = _matmul_examples(of_u, u, output)
-        if not examples.known:
-            examples = _matmul_examples(of_v, v, output)
+        of_both = _matmul_examples(of_u, u, output), _matmul_examples(of_v, v, output, last=True)
+        examples = agreed(watch, of_both)
     mark = merged([of_u, of_v], examples)
     event = watch.tape.new_event()
     record: AttentionStep | None = None
@@ -194,7 +195,7 @@ def multiplied(
     if position is not None:
         operands = (u, v) if position == 0 else (v, u)
         queries_and_keys = _queries_and_keys(operands[0], free[position], axes[position])
-        record = _attention(watch, operands, position, queries_and_keys, event)
+        record = _attention(watch, operands, position, queries_and_keys, event, mark.attentions)
         facts: dict[str, Any] = {"attention": record, "position": position, "gate": position}
         flow: Flow = flows.attention
         mark = merged([(of_v, of_u)[position]], examples).but(
@@ -207,7 +208,12 @@ def multiplied(
     else:
         flow = flows.product
         # Q · (softmax(K)ᵀ · V): queries choose among contexts, as scores choose among values.
-        facts = {"mass": shares_by_attention(of_u, of_v)}
+        shares, places = shares_of(watch, (u, v), axes, free)
+        facts = {"mass": shares}
+        if places is not None:
+            held: list[Tensor] = []
+            watch.tape.held.append(held)
+            facts |= {"places": places, "held": held}
         watch.tape.other_mixing.append(watch.names.caller())
         mark = mark.but(scores=True, events=mark.events | event)
     mark = mark.but(
@@ -217,8 +223,8 @@ def multiplied(
     output = watch.record(
         function, kernel, (u, v), output, rule=rule, flow=flow, mark=mark, **facts
     )
-    # The first one's output tells tokens from features.
-    if record is not None and (watch.tape.keeps_streams or record.index == 0):
+    # A first one's output tells tokens from features.
+    if record is not None and (watch.tape.keeps_streams or not record.upstream):
         record.output = output
     return output
 
@@ -241,7 +247,8 @@ def _linear(
     if weight.dtype == torch.bool or not weight.is_floating_point():
         weight = weight.to(x.dtype)
     ordered = run if of_v is None else (lambda value, by: run(by, value))
-    found = examples or _matmul_examples(mark, x, output)
+    found = examples or _matmul_examples(mark, x, output, last=of_v is not None)
+    found = agreed(watch, [found])
     tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
     kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
     flow = flows.spread_over_features if tokenwise else flows.spread_evenly
@@ -261,6 +268,7 @@ def _attention(
     position: int,
     axes: tuple[int, int] | None,
     event: int,
+    upstream: int,
 ) -> AttentionStep:
     """Note an attention, whose map is the operand at ``position``."""
     map, values = map_and_values
@@ -272,6 +280,7 @@ def _attention(
         attention=map,
         mark=mark,
         event=event,
+        upstream=upstream,
         position=position,
         axes=axes,
         values=values if watch.tape.keeps_streams else None,
@@ -340,16 +349,22 @@ def _axes_of(letters: set[str], subscripts: str) -> Axes:
     return tuple(place for place, letter in named.items() if letter in letters)
 
 
-def _matmul_examples(mark: Mark, operand: Tensor, output: Tensor) -> Examples:
-    """Batch axes of a matmul, and the rows of its first operand, keep their place."""
-    axis = mark.examples.axis
-    if mark.examples.count == 1 or axis is None:
-        return mark.examples
-    if operand.dim() == 2 and axis == 0 and output.shape[0] == operand.shape[0]:
-        return mark.examples if output.dim() == 2 else unknown_examples(mark.examples)
-    if axis < operand.dim() - 1:
-        return broadcast_examples(mark.examples, operand.shape, output.shape)
-    return unknown_examples(mark.examples)
+def _matmul_examples(
+    mark: Mark, operand: Tensor, output: Tensor, *, last: bool = False
+) -> Examples:
+    """Batch axes of a matmul, the rows of its first operand and the columns of its last stay.
+
+    What is summed over is another example's, so the rest is unknown, unless there is but one.
+    """
+    examples, dims = mark.examples, operand.dim()
+    if examples.count == 1 or examples.axis is None:
+        return examples
+    summed = max(dims - 2, 0) if last else dims - 1
+    if examples.axis == summed:
+        return of_one_example(examples, output)
+    if dims > 1 and examples.axis < dims - 2:
+        return broadcast_examples(examples, operand.shape, output.shape)
+    return replace(examples, axis=output.dim() - 1 if last else examples.axis - dims + output.dim())
 
 
 @HANDLERS.handles(*spelled("solve_triangular"))

@@ -17,6 +17,7 @@ from captum_transformer_lrp.engine.graph.marks import (
     is_statistic_of,
     merged,
 )
+from captum_transformer_lrp.engine.watch.apart import common_examples, refuse_mixed
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import GELURule, ScaleRule, registry
 from captum_transformer_lrp.rules.examples import broadcast_examples
@@ -62,6 +63,9 @@ def _divided(watch: Context, function: Function, u: Any, v: Any) -> Any:
 def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: Any, v: Any) -> Any:
     of_u = watch.mark(u)
     of_v = watch.mark(v)
+    statistic = known_statistic(watch, v) if of_v is None else None
+    if of_u is not None and statistic is not None and is_statistic_of(statistic, of_u):
+        return scaled_by_constant(watch, function, of_u, u, v, watch.made(run, u, v))
     output = watch.made(run, u, v)
     if not (output.is_floating_point() or output.is_complex()):
         return output
@@ -74,7 +78,8 @@ def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: A
             return scaled_by_constant(watch, function, of_v, v, u, output)
         if is_function_of_same(of_u, of_v):
             return function_of_same(watch, function, run, u, of_u, v, of_v, output)
-        mark = merged([of_u, of_v], broadcast_examples(of_u.examples, u.shape, output.shape))
+        operands = [(of_u, u), (of_v, v)]
+        mark = merged([of_u, of_v], common_examples(watch, operands, output.shape))
         # Weights that are broadcast are gates of what they multiply, which is not attention.
         whole = [one for one, value in ((of_u, u), (of_v, v)) if value.shape == output.shape]
         if whole:
@@ -83,7 +88,10 @@ def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: A
                 softmax=any(one.softmax for one in whole),
                 attention=any(one.attention for one in whole),
             )
-        return watch.record(
+        else:
+            # Each value beside its weight: what sums them over keys is the attention.
+            mark = mark.but(weighed=of_u.attention != of_v.attention, attention=False)
+        product = watch.record(
             function,
             AutogradKernel(run),
             (u, v),
@@ -101,6 +109,9 @@ def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: A
             gate=None if of_u.activated == of_v.activated else int(of_v.activated),
             mass=_gate_factors(of_u, of_v),
         )
+        if run is torch.mul:
+            watch.tape.made_of.products[product] = u, v
+        return product
     if of_u is not None:
         return scaled_by_constant(watch, function, of_u, u, v, output)
     assert of_v is not None
@@ -178,7 +189,10 @@ def scaled_by_constant(
 ) -> Tensor:
     """Record ``x`` scaled by a constant, a parameter or a statistic of itself."""
     constant = by if isinstance(by, Tensor) and by.dim() > 0 else None
-    return watch.record(
+    of_by = watch.mark(by)
+    if of_by is not None and mark.examples.known and not of_by.examples.known:
+        refuse_mixed(watch)
+    scaled = watch.record(
         function,
         AutogradKernel(torch.mul),
         (x,),
@@ -192,6 +206,16 @@ def scaled_by_constant(
         ),
         constant=constant,
     )
+    if not (of_by is not None or mark.scores or mark.softmax):  # maps are no tokens, and large
+        watch.tape.made_of.sources[scaled] = x
+    return scaled
+
+
+def known_statistic(watch: Context, value: Any) -> Mark | None:
+    """The provenance of a tensor, though it may have been detached: what softmax subtracts is."""
+    if not isinstance(value, Tensor):
+        return None
+    return watch.mark(value) or watch.tape.made_of.detached.get(value)
 
 
 def two_operands(args: Args, kwargs: Kwargs) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
+from captum_transformer_lrp.engine.graph.ancestors import before_copies
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import (
     Mark,
@@ -20,10 +21,13 @@ from captum_transformer_lrp.engine.graph.marks import (
 from captum_transformer_lrp.engine.graph.seen import Residual, Stream
 from captum_transformer_lrp.engine.operations.scaling import (
     function_of_same,
+    known_statistic,
     scaled_by_constant,
     two_operands,
 )
+from captum_transformer_lrp.engine.watch.apart import common_examples
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
+from captum_transformer_lrp.engine.watch.joins import added_before_moving
 from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Rule, ScaleRule
@@ -65,7 +69,7 @@ def _times(watch: Context, value: Any, factor: Any) -> Any:
 
 def _subtracted(watch: Context, function: Function, u: Any, v: Any, alpha: Any) -> Any:
     of_u = watch.mark(u)
-    of_v = watch.mark(v)
+    of_v = known_statistic(watch, v)
     if of_u is not None and of_v is not None and is_statistic_of(of_v, of_u):
         output = watch.made(torch.sub, u, v, alpha=alpha)
         return scaled_by_constant(watch, function, of_u, u, 1.0, output)
@@ -76,6 +80,9 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
     of_u = watch.mark(u)
     of_v = watch.mark(v)
     if of_u is not None and of_v is not None:
+        moved = added_before_moving(watch, u, v)
+        if moved is not None:
+            return moved
         return _skip_add(watch, function, u, of_u, v, of_v)
     x, mark, constant = (u, of_u, v) if of_u is not None else (v, of_v, u)
     assert mark is not None
@@ -112,6 +119,7 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
 def _copied(watch: Context, x: Tensor, mark: Mark) -> Tensor:
     copy = x.clone()
     watch.tape.marks[copy] = mark
+    watch.tape.made_of.sources[copy] = x
     return copy
 
 
@@ -132,9 +140,7 @@ def _skip_add(
     output = watch.made(torch.add, u, v)
     if is_function_of_same(of_u, of_v):
         return function_of_same(watch, function, torch.add, u, of_u, v, of_v, output)
-    examples = broadcast_examples(of_u.examples, u.shape, output.shape)
-    if not examples.known:
-        examples = broadcast_examples(of_v.examples, v.shape, output.shape)
+    examples = common_examples(watch, [(of_u, u), (of_v, v)], output.shape)
     mark = merged([of_u, of_v], examples)
     stream = _stream(of_u, of_v)
     attends = False
@@ -146,7 +152,8 @@ def _skip_add(
         through_attention = (0.0, 1.0) if stream == 0 else (1.0, 0.0)
         branch_attentions = branch.attentions & ~skipped.attentions
         if attends:
-            watch.tape.streams.append(Stream((u, v)[stream], branch_attentions))
+            tokens = before_copies(watch.tape, (u, v)[stream], (u, v)[1 - stream])
+            watch.tape.streams.append(Stream(tokens, branch_attentions))
         # What the branch is made of ends here: the stream stays what it was.
         mark = mark.but(
             events=skipped.events,
@@ -172,7 +179,8 @@ def _skip_add(
     )
     if stream is not None and of_u.base is not of_v.base:
         tensor, skipped_by = (u, v) if stream == 0 else (v, u)
-        residual = Residual(tensor, skipped_by, output, attends)
+        tokens = before_copies(watch.tape, tensor, skipped_by) if attends else tensor
+        residual = Residual(tokens, tensor, skipped_by, output, attends)
         watch.tape.note_residual(residual, branch_attentions)
     return output
 

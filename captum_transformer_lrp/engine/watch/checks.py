@@ -14,6 +14,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 
@@ -193,6 +194,13 @@ def check_output(
             f"the model returned shape {tuple(output.shape)} for {inputs[0].shape[0]} examples; "
             "its first dimension must be the batch"
         )
+    mark = tape.mark(output)
+    if mark is not None and not is_in_order(mark.examples):
+        raise ExplanationError(
+            "the model's output does not have the examples of the batch in their order along its "
+            "first dimension, so it is not known whose answer is whose: explain one example at a "
+            "time"
+        )
     for place, found in enumerate(leaves):
         if not found:
             raise ExplanationError(
@@ -207,9 +215,10 @@ def check_finite_output(output: Tensor) -> None:
         raise ExplanationError("the model's output contains NaN or infinite values")
 
 
-def check_attention(tape: Tape) -> None:
+def check_attention(tape: Tape, output: Tensor) -> None:
     """Raise for a model without a softmax between tokens, naming what it has in its place."""
-    if tape.attentions:
+    mark = tape.mark(output)
+    if mark is not None and mark.attentions:
         return
     instead = ""
     if tape.other_mixing:

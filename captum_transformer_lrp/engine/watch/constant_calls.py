@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.ancestors import is_on_tape
 from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
@@ -15,7 +16,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
-from captum_transformer_lrp.engine.graph.structure import UPDATES
+from captum_transformer_lrp.engine.graph.structure import STATISTICS, UPDATES
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.token_calls import with_token_ids
 from captum_transformer_lrp.errors import UnsupportedOperationError
@@ -27,13 +28,29 @@ def of_no_call(watch: Context, tensor: Tensor) -> str:
 
     What a model keeps from an earlier call, with the graph of its parameters, is a constant.
     """
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        _refuse_transformed(watch, tensor)
+        return ""
     unknown = tensor.requires_grad and not tensor.is_leaf and tensor not in watch.names.constants
-    if not (unknown and watch.tape.made(tensor)):
+    if not (unknown and is_on_tape(watch.tape, tensor)):
         return ""
     return (
         f"{watch.names.caller()} uses a result of {node_name(tensor)}, a custom operation "
         "that PyTorch does not announce to anybody: write it with PyTorch functions"
     )
+
+
+def _refuse_transformed(watch: Context, tensor: Tensor) -> None:
+    """Raise for an activation inside of torch.vmap or another transform of functions."""
+    inside = tensor
+    while torch._C._functorch.is_functorch_wrapped_tensor(inside):
+        inside = torch._C._functorch.get_unwrapped(inside)
+    if watch.mark(inside) is not None or is_on_tape(watch.tape, inside):
+        raise UnsupportedOperationError(
+            f"{watch.names.caller()} computes with activations inside of torch.vmap or another "
+            "transform of torch.func, where calls are not what they seem: write it with batched "
+            "operations"
+        )
 
 
 def without_activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -48,12 +65,23 @@ def without_activation(watch: Context, function: Function, args: Args, kwargs: K
         args, kwargs = replace_tensors((args, kwargs), watch.precision.raised_constant)
     with torch.no_grad():
         result = function(*args, **kwargs)
+    _note_statistic(watch, function, args, result)
     name = next((n for n in map(watch.names.of_constant, tensors_in((args, kwargs))) if n), "")
     if name:
         for tensor in tensors_in(result):
             if tensor.is_floating_point() and tensor not in watch.names.state:
                 watch.names.note(tensor, name, is_repeated=function in _REPEATS)
     return result
+
+
+def _note_statistic(watch: Context, function: Function, args: Args, result: Any) -> None:
+    """Note a mean or an extremum of a detached activation."""
+    mark = (
+        watch.tape.made_of.detached.get(args[0]) if args and isinstance(args[0], Tensor) else None
+    )
+    if mark is not None and function in STATISTICS:
+        value = result if isinstance(result, Tensor) else result[0]
+        watch.tape.made_of.detached[value] = mark.but(statistic=True)
 
 
 def _is_mixed(args: Args, kwargs: Kwargs) -> bool:

@@ -2,7 +2,8 @@
 
 PyTorch does not announce a call of a ``torch.autograd.Function``, but it announces the calls in its
 ``forward``, where no gradient is recorded.  The engine records them nevertheless; relevance and
-token mass go by them, the gradient goes by the function's own ``backward``.
+token mass go by them, the gradient goes by the function's own ``backward``, unless it calls modules
+or an attention lies inside.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
 from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 from captum_transformer_lrp.engine.watch.context import Context
+from captum_transformer_lrp.errors import UnsupportedOperationError
 
 _MODULE_CALL = nn.Module._call_impl.__code__
 
@@ -32,10 +35,13 @@ class CustomCall:
         calls_modules: whether its forward pass calls modules.  Such a function (a reversible
             block, a checkpoint) computes them again in its backward pass, where nobody watches;
             what was recorded is derived instead.
+        attends: whether an attention lies in its forward pass.  Its map has no gradient from the
+            function's own backward pass; what was recorded is derived instead.
     """
 
     frame: FrameType | None
     calls_modules: bool = False
+    attends: bool = False
 
 
 class CustomCalls:
@@ -68,8 +74,10 @@ class CustomCalls:
         self, watch: Context, custom: CustomCall, function: Function, args: Args, kwargs: Kwargs
     ) -> Any:
         """Record a call in a custom function's forward pass; it sees a result without graph."""
+        attentions = len(watch.tape.attentions)
         with torch.enable_grad():
             result = watch.call(function, args, kwargs)
+        custom.attends |= len(watch.tape.attentions) > attentions
 
         def detached(tensor: Tensor) -> Tensor:
             if watch.mark(tensor) is None or self.returns(tensor):
@@ -87,7 +95,12 @@ class CustomCalls:
 
     def leave(self, watch: Context, result: Tensor, recorded: Tensor) -> None:
         """A result has got the custom function's own derivative."""
-        if self._results.pop(id(result)).calls_modules:
+        custom = self._results.pop(id(result))
+        if custom.calls_modules:
+            return
+        if custom.attends:
+            if Phase.GRADIENT in watch.tape.phases:
+                _require_own_derivative(watch, result, recorded)
             return
         joined: Tensor = _Bridge.apply(watch.tape, result, recorded)
         watch.tape.marks[joined] = watch.tape.marks[recorded]
@@ -99,6 +112,29 @@ class CustomCalls:
         for call in self._calls.values():
             call.frame = None
         self._calls.clear()
+
+
+def _require_own_derivative(watch: Context, result: Tensor, recorded: Tensor) -> None:
+    """Raise unless a custom function's backward pass is the derivative of its forward pass."""
+    assert result.grad_fn is not None
+    below = result.grad_fn.next_functions
+    edges = [GradientEdge(node, number) for node, number in below if node is not None]
+    seed = torch.linspace(1, 2, result.numel()).to(result).reshape(result.shape)
+    watch.tape.phase = Phase.GRADIENT
+    pairs = [
+        torch.autograd.grad(one, edges, seed, retain_graph=True, allow_unused=True)
+        for one in (result, recorded)
+    ]
+    for own, derived in zip(*pairs, strict=True):
+        known = [one.double() for one in (own, derived) if one is not None]
+        apart = known[0] - known[1] if len(known) > 1 else sum(known)
+        largest = max(float(one.abs().max()) for one in known) if known else 0.0
+        if largest and float(torch.as_tensor(apart).abs().max()) > 1e-2 * largest:
+            raise UnsupportedOperationError(
+                f"{watch.names.caller()} computes attention in a custom autograd function whose "
+                "backward is not the derivative of its forward, so that its attention map has no "
+                "gradient: write it with PyTorch functions"
+            )
 
 
 def _forwards_of(function: type[torch.autograd.Function]) -> Iterator[CodeType]:

@@ -5,7 +5,7 @@ The model goes on with its own tensors; from then on another stands for each tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,13 +19,19 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
+from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.structure import OUT_OF_PLACE
 from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
 from captum_transformer_lrp.engine.watch import moves
 from captum_transformer_lrp.engine.watch.constant_calls import without_activation
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules.examples import Examples, rearranged_examples
+from captum_transformer_lrp.rules.examples import (
+    Examples,
+    numbered,
+    read_examples,
+    unknown_examples,
+)
 
 
 def updated(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -82,20 +88,32 @@ def _set_item(watch: Context, target: Tensor, index: Any, value: Any) -> Tensor:
     with torch.enable_grad():
         changed = written(target, value)
     of_target, of_value = watch.mark(target), watch.mark(value)
-    if of_target is not None:
-        examples = of_target.examples
-    else:
-        assert of_value is not None
-        nothing = torch.zeros(target.shape)
-        with torch.no_grad():
-            found = rearranged_examples(
-                of_value.examples, value.shape, lambda numbers: written(nothing, numbers)
-            )
-        examples = found if isinstance(found, Examples) else found[0]
+    examples = _written_examples(of_target, target, of_value, value, written)
     marks = [mark for mark in (of_target, of_value) if mark is not None]
     watch.tape.marks[changed] = moves.joined(marks, examples)
     watch.report_constants(changed, [target, value], again)
     return changed
+
+
+def _written_examples(
+    of_target: Mark | None,
+    target: Tensor,
+    of_value: Mark | None,
+    value: Tensor,
+    written: Callable[[Tensor, Tensor], Tensor],
+) -> Examples:
+    """The examples of a tensor that another has been written into."""
+    known = [mark.examples for mark in (of_target, of_value) if mark is not None]
+    if known[0].count == 1 or of_value is None:
+        return known[0]
+    if not all(one.known for one in known):
+        return unknown_examples(known[0])
+    numbers = [
+        torch.zeros(one.shape) if mark is None else numbered(mark.examples, one.shape)
+        for mark, one in ((of_target, target), (of_value, value))
+    ]
+    with torch.no_grad():
+        return read_examples(written(*numbers), known[0].count)
 
 
 def replace(watch: Context, target: Tensor, result: Tensor) -> None:

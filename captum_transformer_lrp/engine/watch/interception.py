@@ -25,7 +25,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
-from captum_transformer_lrp.engine.graph.structure import IGNORED, UPDATES
+from captum_transformer_lrp.engine.graph.structure import DETACHING, IGNORED, UPDATES
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.graph.values import raised
@@ -193,6 +193,8 @@ class Interception(TorchFunctionMode):
 
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
+        if not torch.is_grad_enabled() and (custom := self._custom_calls.current()) is not None:
+            return self._custom_calls.inside(self.context, custom, function, args, kwargs)
         name = getattr(function, "__name__", "")
         if name == "__get__":
             return moves.get_property(self.context, function, args)
@@ -206,7 +208,7 @@ class Interception(TorchFunctionMode):
         if writes_into:
             args, kwargs = writes.diverted(self.context, *map(self._resolved, (args, kwargs)))
         if function in IGNORED:
-            return function(*self._resolved(args), **self._resolved(kwargs))
+            return self._ignored(function, self._resolved(args), self._resolved(kwargs))
         if self._is_function:
             self._learn_caller()
         if function in _RANDOM:
@@ -217,8 +219,6 @@ class Interception(TorchFunctionMode):
         if self.context.precision.autocasts():
             with self.context.precision.kept():
                 return self.call(function, args, kwargs)
-        if not torch.is_grad_enabled() and (custom := self._custom_calls.current()) is not None:
-            return self._custom_calls.inside(self.context, custom, function, args, kwargs)
         unit = self._units.current() if self._units.present else None
         if self._writes.replaced or self._units.present:
             args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
@@ -251,6 +251,13 @@ class Interception(TorchFunctionMode):
             return self._table.handler(function)(self.context, function, args, dict(kwargs))
         except UnsupportedOperationError as refusal:
             return self._table.other(self.context, function, args, kwargs, refusal)
+
+    def _ignored(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        """A call whose result is no activation; what has been detached is known for what it was."""
+        result = function(*args, **kwargs)
+        if function in DETACHING and (mark := self.tape.mark(args[0])) is not None:
+            self.tape.made_of.detached[result] = mark
+        return result
 
     def _learn_caller(self) -> None:
         """Learn the names of the outermost calling module, if it is a new one."""

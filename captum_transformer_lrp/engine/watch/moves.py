@@ -30,8 +30,9 @@ from captum_transformer_lrp.engine.graph.structure import (
     REARRANGEMENTS,
 )
 from captum_transformer_lrp.engine.graph.tape import Phase
-from captum_transformer_lrp.engine.watch import hooks
+from captum_transformer_lrp.engine.watch import hooks, joins
 from captum_transformer_lrp.engine.watch.context import Context, Handler, Handlers
+from captum_transformer_lrp.engine.watch.statistics import note_statistic
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import (
     Examples,
@@ -73,6 +74,7 @@ def rearrange(watch: Context, function: Function, args: Args, kwargs: Kwargs) ->
         return result
     if function in COPIES:
         watch.tape.marks[result] = mark
+        _note_source(watch, result, mark, source)
         return result
 
     # The stand-in is laid out in memory in its own way, which view() would object to.
@@ -84,12 +86,18 @@ def rearrange(watch: Context, function: Function, args: Args, kwargs: Kwargs) ->
             stand_in = alike.copy_(stand_in)
         elif function is torch.view_as_complex:  # needs pairs that lie side by side
             stand_in = stand_in.contiguous()
+        if function in _BY_SIZE:  # the numbers are not ordered as what they stand for
+            place = 2 if function.__name__ == "topk" else 1
+            dim = kwargs.get("dim", args[place] if len(args) > place else -1)
+            return stand_in.gather(dim if isinstance(dim, int) else -1, result.indices.cpu())
         change = lambda t: stand_in if t is source else t.cpu()  # noqa: E731
         return anyhow(*replace_tensors(args, change), **replace_tensors(kwargs, change))
 
-    if function in PERMUTATIONS:
+    if function in PERMUTATIONS and source.dim() < 4:  # tokens and features, not pixels
         mark = mark.but(stem=False)
     _note_rearranged(watch, result, mark, source, again)
+    if not (mark.scores or mark.softmax):
+        joins.note_move(watch, tensors_in(result), source, function, args, kwargs)
     return result
 
 
@@ -112,8 +120,17 @@ def _note_rearranged(
             examples=examples,
             arrangement=object(),
             stem=mark.stem and same_axes,
+            grid=None,
             features=None,
         )
+        _note_source(watch, part, mark, source)
+        watch.tape.marks[part] = joins.note_part(watch, part, source, watch.tape.marks[part])
+
+
+def _note_source(watch: Context, result: Tensor, mark: Mark, source: Tensor) -> None:
+    """Note what a copy is of, unless it is a map, which is no tokens and large."""
+    if result is not source and not (mark.scores or mark.softmax):
+        watch.tape.made_of.sources[result] = source
 
 
 def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -131,6 +148,7 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
                     function, replace_tensors(args, change), replace_tensors(kwargs, change)
                 )
             watch.tape.marks[result] = joined(marks, examples)
+            joins.note_join(watch, result, active)
             watch.report_constants(result, values, again_with(function, args, kwargs))
         return result
     for part in tensors_in(result):
@@ -169,10 +187,7 @@ def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
     tape, books = watch.tape, dict(watch.tape.absorbed)
     phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
                  if one in tape.phases)  # fmt: skip
-    tape.grids.clear()
     arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
-    arrived += [grid for grid, _ in tape.grids]
-    tape.grids.clear()
     tape.absorbed = books
     return any(bool(one.any()) for one in arrived)
 
@@ -191,7 +206,11 @@ def _joined_examples(
         return known[0]
     first = active[0]
     stacked = result.dim() == first.dim() + 1
-    if not stacked and all(one.axis == known[0].axis for one in known):
+    if (
+        function not in _SCATTERS
+        and not stacked
+        and all(one.axis == known[0].axis for one in known)
+    ):
         simple = broadcast_examples(known[0], first.shape, result.shape)
         if simple.known and all(one == known[0] for one in known):
             return simple
@@ -222,6 +241,7 @@ def cast(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = source.to(result.device)
     if result.requires_grad and result is not source:
         watch.tape.marks[result] = mark
+        _note_source(watch, result, mark, source)
     return result
 
 
@@ -246,7 +266,7 @@ def again_with(
 
 def joined(marks: list[Mark], examples: Examples) -> Mark:
     """The provenance of elements of several tensors, put side by side."""
-    return merged(marks, examples).but(arrangement=object(), channels=0, features=None)
+    return merged(marks, examples).but(arrangement=object(), channels=0, features=None, grid=None)
 
 
 def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Tensor:
@@ -269,6 +289,9 @@ def _pad(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     if not isinstance(mode, str):  # of constant_pad_nd
         mode, value = "constant", mode
     result = rearrange(watch, function, args, kwargs)
+    of_x, mark = watch.mark(x), watch.mark(result)
+    if mark is not None and of_x is not None and of_x.grid is not None:
+        watch.tape.marks[result] = mark.but(grid=of_x.grid.padded(pad))
     if watch.tape.keeps_books and mode == "constant" and math.isfinite(value or 0):
         inside = nn.functional.pad(torch.ones_like(x, dtype=torch.bool), pad)
         report_filling(watch.tape, result, inside, f"{watch.names.caller()} (padding)")
@@ -325,6 +348,36 @@ def _where(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> An
     return join(watch, torch.where, (condition, *choices), {})
 
 
+@HANDLERS.handles(*spelled("index_put"))
+def _index_put(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """Rows put in the place of others, or added to them."""
+
+    def bind(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Any:
+        return input, indices, values, accumulate
+
+    onto, indices, values, accumulate = bind(*args, **kwargs)
+    if not accumulate:
+        return join(watch, function, args, kwargs)
+    places = torch.arange(onto.numel(), device=onto.device).reshape(onto.shape)[tuple(indices)]
+    with watch:
+        rows = values.expand(places.shape)
+        nothing = torch.zeros_like(onto)
+        if len(places.unique()) == places.numel():
+            return onto + nothing.index_put(tuple(indices), rows)
+        added = nothing.flatten().index_add(0, places.flatten(), rows.flatten())
+        return onto + added.view(onto.shape)
+
+
+@HANDLERS.handles(*spelled("topk"))
+def _topk(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """The largest elements; the single largest is a maximum."""
+    result = rearrange(watch, function, args, kwargs)
+    source = args[0] if args else kwargs["input"]
+    if kwargs.get("k", args[1] if len(args) > 1 else None) == 1:
+        note_statistic(watch, result.values, source)
+    return result
+
+
 ANYHOW: dict[Function, Function] = {
     Tensor.view: Tensor.reshape,
     Tensor.view_as: Tensor.reshape_as,
@@ -332,6 +385,15 @@ ANYHOW: dict[Function, Function] = {
     torch.constant_pad_nd: _pad_with_nobody,
 }
 """What is done to a stand-in in the place of a call."""
+
+_SCATTERS = frozenset(
+    spelled(
+        "index_put", "masked_scatter", "scatter", "index_copy", "slice_scatter", "select_scatter",
+        "diagonal_scatter",
+    )
+)  # fmt: skip
+
+_BY_SIZE = frozenset(spelled("sort", "topk"))
 
 _AS_STRIDED = frozenset(spelled("as_strided"))
 

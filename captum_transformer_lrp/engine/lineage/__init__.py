@@ -1,0 +1,1 @@
+"""What a recorded forward pass means: where pixels lie, which pass and which tokens are whose."""

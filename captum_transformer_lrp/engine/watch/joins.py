@@ -1,0 +1,116 @@
+"""Several tensors in one: what a part of it is made from, and its sum over them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
+from captum_transformer_lrp.engine.graph.marks import Mark, merged
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.engine.watch.context import Context
+
+_MOST_PARTS = 64
+"""A sum over more slices is a pooling of tokens."""
+
+
+def note_join(watch: Context, result: Tensor, active: Sequence[Tensor]) -> None:
+    """Note the activations that a tensor is put together from, where they are not alike."""
+    marks = [watch.mark(one) for one in active]
+    if any(one is not None and one.events != marks[0].events for one in marks if marks[0]):
+        watch.tape.made_of.joined[result] = list(active)
+
+
+def note_part(watch: Context, part: Tensor, source: Tensor, mark: Mark) -> Mark:
+    """The provenance of a part of a joined tensor: that of the activations it has anything of."""
+    joined = watch.tape.made_of.joined.get(source)
+    if joined is None:
+        return mark
+    if part.numel() < source.numel():
+        ones = torch.ones_like(part)
+        found = torch.autograd.grad(part, joined, ones, retain_graph=True, allow_unused=True)
+        pairs = zip(joined, found, strict=True)
+        joined = [one for one, value in pairs if value is not None and bool(value.any())]
+        known = [of_one for one in joined if (of_one := watch.mark(one))]
+        if known:
+            of_part = merged(known, mark.examples)
+            mark = of_part.but(arrangement=object(), features=None, grid=None, channels=0)
+        if len(joined) == 1:
+            watch.tape.made_of.sources[part] = joined[0]
+    if len(joined) > 1:
+        watch.tape.made_of.joined[part] = joined
+    return mark
+
+
+def sum_of_joined(
+    watch: Context, function: Function, source: Tensor, dim: Any, kwargs: Kwargs
+) -> Tensor | None:
+    """A sum or mean over an axis along which tensors were joined, as additions of them.
+
+    None if it is anything else, such as a pooling of tokens.
+    """
+    name = function.__name__
+    if name not in ("sum", "mean") or watch.tape.made_of.joined.get(source) is None:
+        return None
+    dims = [dim] if isinstance(dim, int) else list(dim or ())
+    if len(dims) != 1 or source.shape[dims[0]] > _MOST_PARTS or kwargs.get("dtype") is not None:
+        return None
+    with watch:
+        parts = source.unbind(dims[0])
+        known = [watch.mark(part) for part in parts]
+        if len({None if mark is None else (mark.events, mark.attentions) for mark in known}) == 1:
+            return None
+        if name == "mean" and not _has_skip([mark for mark in known if mark is not None]):
+            return None  # the answers of branches are pooled
+        total = reduce(add, parts)
+        if kwargs.get("keepdim"):
+            total = total.unsqueeze(dims[0])
+        return total / len(parts) if name == "mean" else total
+
+
+def _has_skip(marks: Sequence[Mark]) -> bool:
+    """Whether one of several tensors is what skips another."""
+    return any(
+        one.events != other.events and one.events & ~other.events == 0
+        for one in marks
+        for other in marks
+    )
+
+
+def note_move(
+    watch: Context, parts: Sequence[Tensor], source: Tensor, function: Function, args: Args,
+    kwargs: Kwargs,
+) -> None:  # fmt: skip
+    """Note how parts of a tensor were taken out of it, so that it can be done to another."""
+    made = replace_tensors((args, kwargs), lambda one: None if one is source else id(one))
+    for place, part in enumerate(parts):
+        if part is not source:
+            watch.tape.made_of.moved[part] = (source, (function, made, place), args, kwargs)
+
+
+def added_before_moving(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
+    """The sum of the same part of two tensors as that part of their sum, which eq. 9–10 are about.
+
+    None if they are not the same part of two tensors of one shape.
+    """
+    tape = watch.tape
+    of_u, of_v = tape.made_of.moved.get(u), tape.made_of.moved.get(v)
+    if of_u is None or of_v is None or of_u[1] != of_v[1] or of_u[0].shape != of_v[0].shape:
+        return None
+    (whole_u, (function, _, place), args, kwargs), whole_v = of_u, of_v[0]
+    if whole_u is whole_v or tape.mark(whole_u) is None or tape.mark(whole_v) is None:
+        return None
+    known = tape.made_of.sums.get(whole_u)
+    with watch:
+        if known is None or known[0] is not whole_v:
+            known = tape.made_of.sums[whole_u] = (whole_v, whole_u + whole_v)
+        total = known[1]
+        change = lambda one: total if one is whole_u else one  # noqa: E731
+        moved = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
+    return moved[place] if isinstance(moved, (tuple, list)) else moved
