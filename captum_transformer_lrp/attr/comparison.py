@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from captum._utils.progress import progress
 from captum.attr import Attribution, LayerAttribution, PerturbationAttribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer_lrp.attr.attcat import AttCat
 from captum_transformer_lrp.attr.attention_flow import AttentionFlow
@@ -114,7 +114,8 @@ def compare(
         inputs: float images (N, C, H, W), token ids (N, S) or float embeddings (N, S, D).
         targets: targets by the names that the result is to have for them, such as
             ``{"cat": 281, "dog": 207}``; or a sequence of targets, which are named by ``str``.
-            Each as everywhere in Captum; None is each example's predicted class.
+            Each as everywhere in Captum; None is each example's predicted class, and a function
+            makes of the model's output the value (N,) that is explained.
         methods: any of the names in :data:`METHODS`, of classes, of other functions from a model
             to an ``Attribution`` (``functools.partial(PartialLRP, preset="paper")``,
             ``lambda model: NoiseTunnel(Saliency(model))``) and of ``Attribution`` objects; or a
@@ -293,6 +294,10 @@ def _explained(
     fusion = torch.mean if isinstance(attribution, PerturbationAttribution) else torch.sum
     found = []
     for target in targets:
+        if callable(target):
+            answering = _answering(prepared, target)
+            attribution, arguments, _ = _constructed(method, answering, options)
+            target = None
         inputs = arguments.inputs
         if inputs.is_floating_point():
             inputs = inputs.detach().clone().requires_grad_()
@@ -304,6 +309,26 @@ def _explained(
         )
         found.append(_reduced(attributions, arguments.inputs, fusion=fusion))
     return found
+
+
+class _Answer(nn.Module):
+    """What a function makes of a model's output, as a module, which some methods of Captum need."""
+
+    def __init__(self, model: Any, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *args: Any) -> Tensor:
+        return self.function(self.model(*args))
+
+
+def _answering(prepared: _Prepared, target: Callable[[Tensor], Tensor]) -> _Prepared:
+    """The same of a model that returns what a target, a function, makes of its output."""
+
+    def answering(of: _Arguments) -> _Arguments:
+        return replace(of, model=_Answer(of.model, target))
+
+    return replace(prepared, captums=answering(prepared.captums), layers=answering(prepared.layers))
 
 
 def _constructed(

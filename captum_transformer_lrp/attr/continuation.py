@@ -42,7 +42,8 @@ def explain_continuation(
             the right.
         attention_mask: (N, S), 0 at the padding of the prompt; None if there is none.
         continuation_mask: (N, T), 0 at the padding of the continuation; None if there is none.
-        additional_forward_args: further keyword arguments of the model.
+        additional_forward_args: further keyword arguments of the model.  Those of shape (N, S + T),
+            such as ``position_ids``, are of the tokens in their order here.
 
     Returns:
         (N, T, S + T): for each continuation token a map over prompt and continuation; zero at
@@ -81,7 +82,10 @@ def explain_continuation(
     # position that it has without padding.
     order = torch.argsort((~mask).int(), dim=1, stable=True)
     ordered, seen = ids.gather(1, order), mask.gather(1, order)
-    arguments = {**(additional_forward_args or {})}
+    arguments = {
+        name: value.gather(1, order) if _of_tokens(value, ids) else value
+        for name, value in (additional_forward_args or {}).items()
+    }
     if not bool(mask.all()):
         arguments["attention_mask"] = seen.long()
     lengths = prompt_mask.sum(1)
@@ -97,7 +101,16 @@ def explain_continuation(
     return torch.zeros_like(maps).scatter(2, back, maps)
 
 
-def _mask(mask: Tensor | None, ids: Tensor, name: str) -> Tensor:
+def _of_tokens(value: Any, ids: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == ids.shape
+
+
+def _mask(mask: Tensor | None, ids: Any, name: str) -> Tensor:
+    if not isinstance(ids, Tensor):
+        raise ValueError(
+            f"{name} must be a tensor of token ids (N, S), found {type(ids).__name__}: "
+            "explain_generation(model, tokenizer, prompt) takes texts"
+        )
     if ids.dim() != 2 or ids.is_floating_point():
         raise ValueError(f"{name} must be token ids (N, S), found {ids.dtype} {tuple(ids.shape)}")
     if mask is None:
