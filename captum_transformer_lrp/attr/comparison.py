@@ -205,10 +205,14 @@ class _Arguments:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The arguments of each kind of method (ours, Captum's, its layers'), and the logits."""
+    """The arguments of each kind of method (ours, Captum's, its layers'), and the logits.
+
+    Those of Captum's are made when they are asked for: not every model looks its token ids up in a
+    way that can be followed.
+    """
 
     ours: _Arguments
-    captums: _Arguments
+    captums: Callable[[], _Arguments]
     layers: _Arguments
     logits: Tensor
 
@@ -226,17 +230,15 @@ def _prepared(model: Callable[..., Any], inputs: Tensor, additional: Any) -> _Pr
         logits = from_inputs(inputs, *values)
     ours = _Arguments(model, inputs, additional, {})
     layers = _Arguments(from_inputs, inputs, values, {})
-    if inputs.is_floating_point():
-        captums = _Arguments(from_inputs, inputs, values, _defaults(inputs, None))
-    else:
+
+    def captums() -> _Arguments:
+        if inputs.is_floating_point():
+            return _Arguments(from_inputs, inputs, values, _defaults(inputs, None))
         embeddings = lookup.found()
         padding = _padding(model, lookup, embeddings)
-        captums = _Arguments(
-            FromEmbeddings(model, names),
-            embeddings,
-            (inputs, *values),
-            _defaults(embeddings, padding),
-        )
+        embedded, defaults = FromEmbeddings(model, names), _defaults(embeddings, padding)
+        return _Arguments(embedded, embeddings, (inputs, *values), defaults)
+
     return _Prepared(ours, captums, layers, logits)
 
 
@@ -328,7 +330,11 @@ def _answering(prepared: _Prepared, target: Callable[[Tensor], Tensor]) -> _Prep
     def answering(of: _Arguments) -> _Arguments:
         return replace(of, model=_Answer(of.model, target))
 
-    return replace(prepared, captums=answering(prepared.captums), layers=answering(prepared.layers))
+    return replace(
+        prepared,
+        captums=lambda: answering(prepared.captums()),
+        layers=answering(prepared.layers),
+    )
 
 
 def _constructed(
@@ -348,7 +354,7 @@ def _constructed(
     elif isinstance(attribution, LayerAttribution):
         arguments = prepared.layers
     elif isinstance(attribution, Attribution):
-        arguments = prepared.captums
+        arguments = prepared.captums()
     else:
         raise TypeError(f"it makes {type(attribution).__name__}, not a captum.attr.Attribution")
     return method(arguments.model, **own), arguments, rest
@@ -371,7 +377,7 @@ def _for_object(attribution: Attribution, prepared: _Prepared) -> _Arguments:
             f"gradient: give the class {type(attribution).__name__}, or a function that makes one "
             "for a model that takes embeddings"
         )
-    return prepared.captums
+    return prepared.captums()
 
 
 def _reduced(

@@ -318,8 +318,8 @@ def explain_generation(
     ]
     chances = scores.probabilities(loaded.model, wanted).tolist()
     maps = scores.explained(loaded.model, wanted, method, of)
-    about = provenance(loaded, method, of=of, instead_of=instead_of, granularity=granularity)
-    about["options"]["targets"] = "every written token" if target is None else target
+    about = provenance(loaded, method, of=of, granularity=granularity)
+    about["options"]["targets"] = "every written token" if target is None else wanted[0].text
     rows = _rows(wanted, words, start, every=target is None)
     ends = [one.end for one in wanted]
     return GenerationResult(spelled, ids, start, words, rows, maps, ends, chances, about)

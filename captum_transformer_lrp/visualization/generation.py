@@ -53,11 +53,11 @@ def section_of(story: Any, title: str = "") -> Section:
 
 def table_of(story: Any) -> Table:
     """For each written word its probability and the words that it mostly comes from."""
-    rows = [
-        [one.text, f"{100 * one.probability:.1f} %", ", ".join(
-            f"{word.text} {word.attribution:.2g}" for word in one.topk(_BEST) if word.attribution)]
-        for one in story.written
-    ]  # fmt: skip
+    rows = []
+    for one in story.written:
+        best = [word for word in one.topk(_BEST) if word.attribution > 0]
+        listed = ", ".join(f"{word.text} {word.attribution:.2g}" for word in best)
+        rows.append([one.text, f"{100 * one.probability:.1f} %", listed])
     return Table("What each written word comes from", ["written", "probability", "from"], rows)
 
 
