@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from captum_transformer_lrp.visualization.words import Granularity, PiecesOfWord
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Written:
     """A word that was written, or several as one, with the words that it comes from.
 
@@ -39,12 +39,14 @@ class Written:
         words: all that stands before, with its relevance.
         probability: what the model gave to it.
         before: what stands between the previous word and this one.
+        pixels: for each picture that the model saw, the relevance of its pixels (H, W).
     """
 
     text: str
     words: Sequence[Word]
     probability: float
     before: str = ""
+    pixels: Sequence[npt.NDArray[np.float32]] = ()
 
     def __repr__(self) -> str:
         best = ", ".join(repr(word.text) for word in self.topk(3))
@@ -69,6 +71,8 @@ class GenerationResult(Result):
         maps: (rows, tokens), the relevance of each token.
         ends: how many tokens of the text each row comes after.
         probabilities: what the model gave to each row.
+        pictures: what the model saw of each image or tile, (H, W, 3), 0 to 1.
+        pixels: for each picture the relevance of its pixels, (rows, H, W).
         about: the model, method, options and versions.
         source: the text's file, which `save` never overwrites.
     """
@@ -83,6 +87,8 @@ class GenerationResult(Result):
     probabilities: Sequence[float]
     about: Mapping[str, Any] = field(default_factory=dict)
     source: Path | None = None
+    pictures: Sequence[npt.NDArray[np.float32]] = ()
+    pixels: Sequence[npt.NDArray[np.float32]] = ()
 
     def __repr__(self) -> str:
         shown = [one.text for one in self.explained]
@@ -174,11 +180,18 @@ class GenerationResult(Result):
             if word.pieces[0] < end
         ]
         probability = float(np.prod([self.probabilities[row] for row in rows]))
-        return Written(text, words, probability, before)
+        return Written(
+            text, words, probability, before, [one[list(rows)].sum(0) for one in self.pixels]
+        )
 
     def to_numpy(self) -> dict[str, npt.NDArray[Any]]:
-        """`words`, what was `written`, and its `relevance`; the same of tokens."""
+        """`words`, what was `written`, and its `relevance`; the same of tokens and pixels."""
+        seen = {
+            f"pixels/{number}": np.stack([one.pixels[number] for one in self.written])
+            for number in range(len(self.pixels))
+        }
         return {
+            **seen,
             "words": np.array([word.text for word in self.words], dtype=np.str_),
             "written": np.array([one.text for one in self.explained], dtype=np.str_),
             "relevance": self.matrix,
@@ -229,6 +242,7 @@ def explain_generation(
     prompt: str = "",
     *,
     messages: Sequence[Mapping[str, Any]] | None = None,
+    images: Any = None,
     continuation: str | Sequence[int] | Tensor | None = None,
     max_new_tokens: int | None = None,
     target: Target = None,
@@ -247,9 +261,12 @@ def explain_generation(
     Args:
         model: a causal language model of transformers, its name or folder, what
             `load_language_model` returns, or a pipeline, which brings its tokenizer.
-        tokenizer: the model's; None where the model brings it.
+        tokenizer: the model's, or its processor; None where the model brings it.
         prompt: the text that is continued.
         messages: a conversation in the place of a prompt, as the tokenizer's chat template takes.
+        images: for a model that sees, a PIL image or several. The tokenizer is then the model's
+            processor, and `method` one of this library's. A prompt that does not say where they
+            stand gets them by the chat template, or at its beginning.
         continuation: what was written, as a text or token ids. None lets the model write. A text is
             read with or without a space before it, whichever the model finds more probable.
         max_new_tokens: how many tokens the model writes; by default 20, or as many as it has
@@ -288,6 +305,7 @@ def explain_generation(
     """
     from captum_transformer_lrp.results import written as scores
     from captum_transformer_lrp.results.reading import continuation_ids, generated, prompt_ids
+    from captum_transformer_lrp.results.seen import image_token_ids
 
     loaded = as_language_model(model, tokenizer)
     scores.check_method(method)
@@ -295,34 +313,45 @@ def explain_generation(
         raise ArgumentError(f"found of={of!r}, expected 'logit' or 'log_probability'")
     if instead_of is not None and target is None:
         raise ArgumentError("found instead_of= without target=: give what it is compared with")
-    asked = prompt_ids(loaded.tokenizer, prompt, messages)
+    processor = tokenizer or getattr(model, "processor", None)
+    asked, seen = prompt_ids(loaded, processor, prompt, messages, images)
+    reader = scores.Reader(loaded.model, seen)
     following: list[int] = []
     if continuation is not None:
-        following = continuation_ids(loaded, prompt, asked, messages, continuation)
+        plain = "" if seen is not None else prompt
+        following = continuation_ids(reader, loaded.tokenizer, plain, asked, continuation)
     elif target is None or max_new_tokens is not None:
-        following = generated(loaded, asked, max_new_tokens, generation or {})
+        following = generated(reader, loaded.tokenizer, asked, max_new_tokens, generation or {})
     ids, start = [*asked, *following], len(asked)
-    spelled = spell(loaded.tokenizer, ids)
+    hidden = image_token_ids(reader.config) if seen is not None else set()
+    spelled = spell(loaded.tokenizer, ids, hidden)
     if target is None:
         wanted = scores.every_token(spelled, ids, start)
     else:
-        one = scores.by_name(
-            loaded.model, loaded.tokenizer, ids, spelled, start, target, instead_of
-        )
+        one = scores.by_name(reader, loaded.tokenizer, ids, spelled, start, target, instead_of)
         wanted, ids = [one], list(one.ids)
-        spelled, start = spell(loaded.tokenizer, ids), min(start, len(ids))
+        spelled, start = spell(loaded.tokenizer, ids, hidden), min(start, len(ids))
     special_tokens = special_tokens or (start < len(ids) and all(spelled.special[start:]))
     words = [
         *spelled.words(0, start, granularity, special_tokens),
         *spelled.words(start, len(ids), granularity, special_tokens),
     ]
-    chances = scores.probabilities(loaded.model, wanted).tolist()
-    maps = scores.explained(loaded.model, wanted, method, of)
+    chances = scores.probabilities(reader, wanted).tolist()
+    maps, of_pixels = scores.explained(reader, wanted, method, of)
     about = provenance(loaded, method, of=of, granularity=granularity)
     about["options"]["targets"] = "every written token" if target is None else wanted[0].text
     rows = _rows(wanted, words, start, every=target is None)
     ends = [one.end for one in wanted]
-    return GenerationResult(spelled, ids, start, words, rows, maps, ends, chances, about)
+    pictures: list[npt.NDArray[np.float32]] = []
+    pixels: list[npt.NDArray[np.float32]] = []
+    if seen is not None and of_pixels is not None:
+        pictures = [one.numpy() for one in seen.visible()]
+        of_rows = [[one.sum(0) for one in seen.pictures(row)] for row in of_pixels]
+        pixels = [np.stack([one.numpy() for one in rows]) for rows in zip(*of_rows, strict=True)]
+    return GenerationResult(
+        spelled, ids, start, words, rows, maps, ends, chances, about,
+        pictures=pictures, pixels=pixels,
+    )  # fmt: skip
 
 
 def _rows(

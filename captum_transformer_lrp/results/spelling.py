@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class Spelled:
         ]
 
 
-def spell(tokenizer: Any, ids: Sequence[int]) -> Spelled:
+def spell(tokenizer: Any, ids: Sequence[int], hidden: Collection[int] = ()) -> Spelled:
     """The text of token ids with the place of each.
 
     Tokens are decoded a few at a time, in the light of those before them: of bytes, several make
@@ -71,8 +71,9 @@ def spell(tokenizer: Any, ids: Sequence[int]) -> Spelled:
     Args:
         tokenizer: of transformers, fast or slow.
         ids: of one text.
+        hidden: further ids that are special, such as those in whose place an image stands.
     """
-    special_ids = set(tokenizer.all_special_ids)
+    special_ids = {*tokenizer.all_special_ids, *hidden}
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(list(ids))]
     text = ""
     offsets: list[tuple[int, int]] = []

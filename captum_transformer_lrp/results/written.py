@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -16,6 +16,7 @@ from torch import Tensor
 from captum_transformer_lrp.attr.base import RecordedAttribution
 from captum_transformer_lrp.attr.comparison import METHODS, compare
 from captum_transformer_lrp.errors import ArgumentError
+from captum_transformer_lrp.results.seen import Seen
 from captum_transformer_lrp.results.spelling import Spelled, spellings
 
 Score: TypeAlias = Literal["logit", "log_probability"]
@@ -62,20 +63,29 @@ class Wanted:
         return found
 
 
-class _Logits:
-    """The model as a function from token ids to the logits that are needed.
+class Reader:
+    """The model as a function from token ids, and from pixels if it sees, to logits.
 
     Args:
         model: a causal language model.
-        first: the first position whose logits are needed.
+        seen: the images in the prompt.
+        first: the first position whose logits are wanted.
     """
 
-    def __init__(self, model: Any, first: int) -> None:
-        self.model, self.first = model, first
+    def __init__(self, model: Any, seen: Seen | None = None, first: int = 0) -> None:
+        self.model, self.seen, self.first = model, seen, first
         self.config = getattr(model, "config", None)
+        parameters = inspect.signature(model.forward).parameters
+        # A model of transformers reads the text in one pass and keeps nothing.
+        self.settings = {"use_cache": False} if "use_cache" in parameters else {}
 
-    def __call__(self, input_ids: Tensor, **keywords: Any) -> Tensor:
-        output = self.model(input_ids, **keywords)
+    def __call__(self, input_ids: Tensor, pixels: Tensor | None = None) -> Tensor:
+        """Logits (N, positions, vocabulary); the pixels (1, …) are those of the only example."""
+        keywords: dict[str, Any] = dict(self.settings)
+        if self.seen is not None:
+            shown = self.seen.pixels if pixels is None else pixels[0]
+            keywords |= {**self.seen.arguments(input_ids.shape[1]), "pixel_values": shown}
+        output = self.model(input_ids=input_ids, **keywords)
         logits: Tensor = getattr(output, "logits", output)
         if not isinstance(logits, Tensor):
             logits = logits[0]
@@ -86,11 +96,18 @@ class _Logits:
             )
         return logits[:, self.first :] if self.first else logits
 
+    def since(self, first: int) -> Reader:
+        """The same from another position."""
+        return Reader(self.model, self.seen, first)
 
-def without_cache(model: Any) -> dict[str, Any]:
-    """What makes a model of transformers read a text in one pass and keep nothing."""
-    parameters = inspect.signature(model.forward).parameters
-    return {"use_cache": False} if "use_cache" in parameters else {}
+    def given(self, ids: Sequence[int]) -> Tensor:
+        """Token ids (1, S) where the model is."""
+        return torch.tensor([ids], device=next(self.model.parameters()).device)
+
+    def logits(self, ids: Sequence[int]) -> Tensor:
+        """Logits (S, vocabulary) of one text."""
+        with torch.no_grad():
+            return self(self.given(ids))[0].float().cpu()
 
 
 def check_method(name: str) -> None:
@@ -99,64 +116,67 @@ def check_method(name: str) -> None:
         raise ArgumentError(f"found method {name!r}, expected one of {', '.join(METHODS)}")
 
 
-def explained(model: Any, wanted: Sequence[Wanted], method: str, of: Score) -> npt.NDArray[Any]:
-    """For each of what is wanted, which all read the same text, the relevance of its tokens.
+def explained(
+    reader: Reader, wanted: Sequence[Wanted], method: str, of: Score
+) -> tuple[npt.NDArray[Any], Tensor | None]:
+    """For each of what is wanted, which all read the same text, the relevance of what was read.
 
     The map of a sum of logits is the sum of their maps, that of a difference the difference: not
-    every method propagates a start of both signs. Methods of Captum explain the score itself.
+    every method propagates a start of both signs. Captum's methods explain the score itself.
+
+    Returns:
+        that of tokens (wanted, S), and of pixels, in the first place the same, where there are any.
     """
     first = min(place for one in wanted for place, _ in one.tokens) - 1
     kind = getattr(METHODS[method], "func", METHODS[method])
     ours = isinstance(kind, type) and issubclass(kind, RecordedAttribution)
     if ours and of == "logit":
-        terms = dict.fromkeys(term for one in wanted for term, _ in one.terms())
-        targets = {str(term): (term[0] - first, term[1]) for term in terms}
-        maps = _maps(model, wanted[0].ids, _Logits(model, first), targets, method)
-        return np.stack([sum(sign * maps[str(term)] for term, sign in one.terms())
-                         for one in wanted])  # fmt: skip
-    scores = {str(row): partial(one.score, first=first, of=of) for row, one in enumerate(wanted)}
-    maps = _maps(model, wanted[0].ids, _Logits(model, first), scores, method)
-    return np.stack([maps[row] for row in scores])
+        terms = list(dict.fromkeys(term for one in wanted for term, _ in one.terms()))
+        targets: list[Any] = [(position - first, one) for position, one in terms]
+        signs = torch.zeros(len(wanted), len(terms))
+        for row, one in enumerate(wanted):
+            for term, sign in one.terms():
+                signs[row, terms.index(term)] += sign
+    else:
+        targets = [partial(one.score, first=first, of=of) for one in wanted]
+        signs = torch.eye(len(wanted))
+    ids = reader.given(wanted[0].ids)
+    pixels = None
+    if reader.seen is None:
+        named = {str(number): target for number, target in enumerate(targets)}
+        found = compare(reader.since(first), ids, named, [method])[method]
+        maps = [found[name][0] for name in named]
+    elif not ours:
+        raise ArgumentError(f"{method} explains one input, found images, too: give one of ours")
+    else:
+        attribution: Any = METHODS[method](reader.since(first))
+        pairs = attribution.attribute_targets((ids, reader.seen.pixels[None]), targets)
+        maps = [of_ids[0] for of_ids, _ in pairs]
+        of_pixels = torch.stack([one[0] for _, one in pairs]).float().cpu()
+        pixels = torch.tensordot(signs, of_pixels, dims=1)
+    return (signs @ torch.stack(maps).float().cpu()).numpy(), pixels
 
 
-def _maps(
-    model: Any, ids: Sequence[int], forward: _Logits, targets: Mapping[str, Any], method: str
-) -> dict[str, npt.NDArray[Any]]:
-    """The map (S,) of each target by its name."""
-    given = torch.tensor([ids], device=next(model.parameters()).device)
-    keywords = without_cache(model) or None
-    found = compare(forward, given, targets, [method], additional_forward_args=keywords)[method]
-    return {name: one[0].float().cpu().numpy() for name, one in found.items()}
-
-
-def probabilities(model: Any, wanted: Sequence[Wanted]) -> npt.NDArray[Any]:
+def probabilities(reader: Reader, wanted: Sequence[Wanted]) -> npt.NDArray[Any]:
     """The probability of each of what is wanted; of several tokens, that of all of them.
 
     Raises:
         ArgumentError: where the model looks at tokens that come later.
     """
     first = min(place for one in wanted for place, _ in one.tokens)
-    logits = _logits(model, wanted[0].ids)
-    alone = _logits(model, wanted[0].ids[:first])[-1]
+    logits = reader.logits(wanted[0].ids)
+    alone = reader.logits(wanted[0].ids[:first])[-1]
     spread = (alone - alone.mean()).norm().clamp(min=1e-12)
-    half = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
-    if first < len(logits) and (logits[first - 1] - alone).norm() > spread * (
-        0.1 if half else 1e-3
-    ):
+    half = next(reader.model.parameters()).dtype in (torch.float16, torch.bfloat16)
+    change = (logits[first - 1] - alone).norm() / spread
+    if change > (0.1 if half else 1e-3):
         raise ArgumentError(
-            f"what {type(model).__name__} says of a token changes with the tokens behind it, "
-            "expected a causal language model (of BERT's kind: config.is_decoder = True)"
+            f"what {type(reader.model).__name__} says of a token changes with the tokens behind "
+            "it, expected a causal language model (of BERT's kind: config.is_decoder = True)"
         )
     logs = logits.log_softmax(-1)
     return np.exp([float(sum(logs[place - 1, one] for place, one in each.tokens))
                    for each in wanted])  # fmt: skip
-
-
-def _logits(model: Any, ids: Sequence[int]) -> Tensor:
-    """(S, vocabulary)."""
-    given = torch.tensor([ids], device=next(model.parameters()).device)
-    with torch.no_grad():
-        return _Logits(model, 0)(given, **without_cache(model))[0].float().cpu()
 
 
 def every_token(spelled: Spelled, ids: Sequence[int], start: int) -> list[Wanted]:
@@ -168,7 +188,7 @@ def every_token(spelled: Spelled, ids: Sequence[int], start: int) -> list[Wanted
 
 
 def by_name(
-    model: Any,
+    reader: Reader,
     tokenizer: Any,
     ids: Sequence[int],
     spelled: Spelled,
@@ -179,7 +199,7 @@ def by_name(
     """What a target's name stands for.
 
     Args:
-        model: says which spelling is more probable.
+        reader: says which spelling is more probable.
         tokenizer: the model's.
         ids: the text, what was written included.
         spelled: the text.
@@ -193,14 +213,14 @@ def by_name(
     elif start < len(ids):
         tokens = _found_in_text(target, ids, spelled, start)
     else:
-        best = most_probable(model, ids, _as_ids(tokenizer, target))
+        best = most_probable(reader, ids, _as_ids(tokenizer, target))
         tokens = [(start + number, one) for number, one in enumerate(best)]
     place = tokens[0][0]
     read = (*ids[:place], *(one for _, one in tokens[:-1]))
     text = "".join(_named(tokenizer, [one for _, one in tokens]))
     other = None
     if instead_of is not None:
-        rival = most_probable(model, ids[:place], _as_ids(tokenizer, instead_of))
+        rival = most_probable(reader, ids[:place], _as_ids(tokenizer, instead_of))
         tokens, other = _parting(tokens, rival, f"{target!r} and {instead_of!r}")
         text = f"{text.strip() or text} instead of {''.join(_named(tokenizer, rival)).strip()}"
         read = (*ids[:place], *(one for one in rival[: tokens[0][0] - place]))
@@ -244,13 +264,13 @@ def _as_ids(tokenizer: Any, target: str | int) -> list[list[int]]:
     return [[target]]
 
 
-def most_probable(model: Any, ids: Sequence[int], several: Sequence[list[int]]) -> list[int]:
+def most_probable(reader: Reader, ids: Sequence[int], several: Sequence[list[int]]) -> list[int]:
     """Of some continuations the one that the model finds most probable."""
     if len(several) == 1:
         return several[0]
 
     def score(one: list[int]) -> float:
-        logs = _logits(model, [*ids, *one]).log_softmax(-1)
+        logs = reader.logits([*ids, *one]).log_softmax(-1)
         return float(sum(logs[len(ids) + n - 1, token] for n, token in enumerate(one)))
 
     return max(several, key=score)

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
+from PIL import Image
 
+from captum_transformer_lrp.visualization.colors import PERCENTILE, Scale
+from captum_transformer_lrp.visualization.image import class_grid
 from captum_transformer_lrp.visualization.matrices import token_matrix
 from captum_transformer_lrp.visualization.page import render
 from captum_transformer_lrp.visualization.report import Picture, Section, Table
 from captum_transformer_lrp.visualization.text import TextExplanation, text_figure
 
 _MOST_ROWS, _MOST_COLUMNS, _BEST = 100, 200, 5
+_MOST_PANELS = 23
 
 
 def figure_of(story: Any) -> Figure:
@@ -43,12 +49,44 @@ def section_of(story: Any, title: str = "") -> Section:
     heading = title or "Where the words come from"
     (method,) = story.about.get("methods", [""])
     if len(story.explained) == 1:
-        return Section(heading, texts={method: _as_texts(story)}, tables=[table_of(story)])
+        texts = {method: _as_texts(story)}
+        return Section(heading, pictures=_photos(story), texts=texts, tables=[table_of(story)])
     count, shown = len(story.explained), min(len(story.explained), _MOST_ROWS)
     more = f" The first {shown} of {count} words." if count > shown else ""
     alt = f"A matrix of {shown} written words × the words before them; bright is relevant."
     text = f"Each row is a written word, each column a word before it.{more}"
-    return Section(heading, text, [Picture("", figure_of(story), alt)], tables=[table_of(story)])
+    shown_pictures = [Picture("", figure_of(story), alt), *_photos(story)]
+    return Section(heading, text, shown_pictures, tables=[table_of(story)])
+
+
+def _photos(story: Any) -> list[Picture]:
+    """Each picture that the model saw, beside what each written word comes from in it."""
+    written = story.written[:_MOST_PANELS]
+    return [
+        Picture(
+            "" if len(story.pictures) == 1 else f"picture {number + 1}",
+            class_grid(
+                photo, [one.pixels[number] for one in written], [one.text for one in written],
+                image_title="seen", panel_inches=1.6,
+            ),
+            f"What the model saw, and where in it {len(written)} written words come from.",
+        )
+        for number, photo in enumerate(story.pictures)
+    ]  # fmt: skip
+
+
+def _overlays(written: Any) -> str:
+    """The addresses of a written word's maps, one for each picture, to be laid over it."""
+    return " ".join(
+        _as_png(Scale.of([one], PERCENTILE).overlay_colors(one)) for one in written.pixels
+    )
+
+
+def _as_png(colours: Any) -> str:
+    """An array (H, W, 3 or 4), 0 to 1, as an address that holds the picture itself."""
+    file = io.BytesIO()
+    Image.fromarray(np.uint8(255 * np.clip(colours, 0, 1))).save(file, format="png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
 def table_of(story: Any) -> Table:
@@ -80,16 +118,18 @@ def page_of(story: Any, *, lang: str = "en", footer: Mapping[str, str] | None = 
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     rows = {one.pieces: number for number, one in enumerate(story.explained)}
     values = story.matrix
-    words = []
+    written, words = story.written, []
     for word in story.words:
         row = rows.get(tuple(place - story.start for place in word.pieces))
         shown = values[row] if row is not None else []
-        words.append((word, " ".join(f"{value:.3g}" for value in shown)))
+        over = "" if row is None else _overlays(written[row])
+        words.append((word, " ".join(f"{value:.3g}" for value in shown), over))
     return render(
         "generation.html.jinja",
         title="Where the words come from",
         lang=lang,
         words=words,
+        photos=[_as_png(one) for one in story.pictures],
         section=section_of(story),
         script=Markup(script),  # the file beside the template, in which nothing is put
         digest=digest,

@@ -2,6 +2,7 @@
 // Pointing at a written word colours the words that it comes from; a tap or Enter keeps it so.
 (() => {
   const words = [...document.querySelectorAll("[data-word]")];
+  const photos = [...document.querySelectorAll("[data-photo]")];
   const note = document.getElementById("from");
   const hint = note.textContent;
   let kept = null;
@@ -15,6 +16,11 @@
       word.style.backgroundColor = value ? `rgba(${colour},${Math.abs(value) / most})` : "";
       word.classList.toggle("chosen", word === chosen);
       if (word.dataset.from) word.setAttribute("aria-pressed", String(word === kept));
+    });
+    const over = chosen && chosen.dataset.over ? chosen.dataset.over.split(" ") : [];
+    photos.forEach((photo, number) => {
+      photo.hidden = !over[number];
+      if (over[number]) photo.src = over[number];
     });
     const best = words
       .map((word, place) => [values[place] || 0, word.textContent])
