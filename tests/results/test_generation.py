@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -182,6 +183,17 @@ def test_targets_by_name_id_and_position_are_the_same(gpt2: Any) -> None:
     ]
     for one in maps[1:]:
         np.testing.assert_allclose(one[:, :10], maps[0][:, :10], rtol=1e-4, atol=1e-6)
+
+
+def test_a_bfloat16_copy_has_the_same_map(model: Any) -> None:
+    """Its weights are rounded to three digits, and nothing is computed in bfloat16 beyond them."""
+    copied = deepcopy(model).bfloat16()
+    found = [
+        explain_generation(one, tokenizer(), PROMPT, continuation="H I").matrix[0]
+        for one in (model, copied)
+    ]
+    assert np.corrcoef(*found)[0, 1] > 0.99
+    assert found[0][:8].argmax() == found[1][:8].argmax() == 1
 
 
 def test_nothing_of_the_model_s_is_altered(gpt2: Any) -> None:
