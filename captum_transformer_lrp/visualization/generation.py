@@ -19,7 +19,7 @@ from captum_transformer_lrp.visualization.colors import PERCENTILE, Scale
 from captum_transformer_lrp.visualization.image import class_grid
 from captum_transformer_lrp.visualization.matrices import token_matrix
 from captum_transformer_lrp.visualization.page import render
-from captum_transformer_lrp.visualization.report import Picture, Section, Table
+from captum_transformer_lrp.visualization.report import Picture, Section, Table, report_html
 from captum_transformer_lrp.visualization.text import TextExplanation, text_figure
 
 _MOST_ROWS, _MOST_COLUMNS, _BEST = 100, 200, 5
@@ -111,9 +111,8 @@ def page_of(story: Any, *, lang: str = "en", footer: Mapping[str, str] | None = 
         footer: names with values that stand at the page's end.
     """
     if len(story.explained) == 1:
-        from captum_transformer_lrp.visualization.text import text_html
-
-        return text_html(_as_texts(story), title="Why this word?", lang=lang, footer=footer)
+        about = footer or {}
+        return report_html([section_of(story)], title="Why this word?", lang=lang, footer=about)
     script = _script()
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     rows = {one.pieces: number for number, one in enumerate(story.explained)}

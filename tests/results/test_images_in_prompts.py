@@ -166,7 +166,7 @@ def test_a_model_that_sees_writes(sees: tuple[Any, Any]) -> None:
         *sees, "what is on the table", images=photo(), target="cat", instead_of="dog"
     )
     assert contrast.pixels[0].shape == (1, SIDE, SIDE)
-    assert contrast.to_html()
+    assert "What the model saw" in contrast.to_html()
 
 
 def test_what_must_be_changed_is_named(sees: tuple[Any, Any]) -> None:
