@@ -24,6 +24,8 @@ from captum_transformer_lrp.errors import ArgumentError as ArgumentError
 from captum_transformer_lrp.errors import ExplanationError as ExplanationError
 from captum_transformer_lrp.errors import NoAttentionError as NoAttentionError
 from captum_transformer_lrp.errors import UnsupportedOperationError as UnsupportedOperationError
+from captum_transformer_lrp.results.generation import GenerationResult as GenerationResult
+from captum_transformer_lrp.results.generation import explain_generation as explain_generation
 from captum_transformer_lrp.results.image import ImageResult as ImageResult
 from captum_transformer_lrp.results.image import explain_image as explain_image
 from captum_transformer_lrp.results.text import TextResult as TextResult

@@ -85,6 +85,23 @@ class TextModel:
     about: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class LanguageModel:
+    """A causal language model with its tokenizer.
+
+    Args:
+        name: the name or folder it was loaded by.
+        model: in evaluation mode; token ids (N, S) to logits (N, S, vocabulary).
+        tokenizer: of transformers.
+        about: what results say of where its weights come from.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+
 def load_image_model(
     name: str, *, checkpoint: str | Path | None = None, trust_remote_code: bool = False
 ) -> ImageModel:
@@ -178,6 +195,35 @@ def load_text_model(name: str, *, trust_remote_code: bool = False) -> TextModel:
         )
         tokenizer = _load_tokenizer(name, model, trust_remote_code)
         return TextModel(name, model.eval(), tokenizer, labels(model.config))
+
+
+def load_language_model(name: str, *, trust_remote_code: bool = False) -> LanguageModel:
+    """Load a causal language model by a Hugging Face hub name or a folder.
+
+    Half-precision weights are used in float32, in which relevance is computed.
+
+    Args:
+        name: `gpt2`, `Qwen/Qwen2.5-0.5B-Instruct`, `path/to/folder`, …
+        trust_remote_code: whether Python code that comes with the model (`auto_map`) is run.
+
+    Raises:
+        ModelLoadError: where nothing is found by that name, the weights do not fit, or there is no
+            tokenizer that can be read.
+
+    Example:
+        >>> load_language_model("no/such folder")
+        Traceback (most recent call last):
+        ...
+        captum_transformer_lrp.models.ModelLoadError: cannot load the language model 'no/such ...
+    """
+    from transformers import AutoModelForCausalLM
+
+    if Path(name).is_dir():
+        _folder_config(Path(name))
+    with _loading("language", name):
+        model = _load_hugging_face(AutoModelForCausalLM, name, None, trust_remote_code)
+        tokenizer = _load_tokenizer(name, model, trust_remote_code)
+        return LanguageModel(name, model.eval(), tokenizer)
 
 
 @contextmanager

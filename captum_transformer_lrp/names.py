@@ -21,6 +21,8 @@ OF_THE_PAPER: Final = (
 """The paper's method and those that it is compared with."""
 
 DEFAULT_METHOD: Final = OF_THE_PAPER[0]
+WRITTEN_TEXT_METHOD: Final = "attnlrp"
+"""What explains a language model where nothing else is asked for: docs/generation.md says why."""
 DEFAULT_COMPARISON: Final = (*OF_THE_PAPER, "integrated_gradients")
 
 METHODS: Final = (

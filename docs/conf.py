@@ -81,6 +81,7 @@ tutorials/3_inside
 tutorials/4_beyond_classification
 tutorials/5_benchmark_your_model
 docs/results
+docs/generation
 docs/command_line
 docs/troubleshooting
 ```

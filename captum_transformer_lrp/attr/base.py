@@ -34,6 +34,7 @@ from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.presets import (
     checked_epsilon,
     epsilon_of,
+    gives_back_sums,
     is_ill_conditioned,
 )
 from captum_transformer_lrp.rules.registry import Target
@@ -259,8 +260,10 @@ class RecordedAttribution(Attribution):
                 chosen = [
                     predicted(recording.output) if target is None else target for target in of_some
                 ]
-                asked = recording.asked(chosen)
-                recording.targets = [seed(recording.output, target) for target in asked]
+                chosen = recording.asked(chosen)
+                recording.targets = [seed(recording.output, target) for target in chosen]
+                if self.propagates_relevance and gives_back_sums(self.preset):
+                    _check_signs(recording.targets)
                 found = []
                 for target, start in zip(chosen, recording.targets, strict=True):
                     result = explained(recording, start)
@@ -318,7 +321,8 @@ class RolloutAttribution(RecordedAttribution):
                 tuple of such.
             target: the output to explain, in any form that Captum takes: an int, a tuple for
                 outputs of more than two dimensions, or a list or tensor with one for each example.
-                None explains each example's predicted class.
+                None explains each example's predicted class.  A function from the output to a
+                value for each example (N,) is a target, too.
             additional_forward_args: further positional arguments of ``forward_func``, as in
                 Captum; or a dictionary of keyword arguments, such as
                 ``{"attention_mask": mask}``.
@@ -586,6 +590,16 @@ class SingleAttentionAttribution(RecordedAttribution):
             together = beside(recording.tape, steps, steps[self.layer])
             chosen.update((step.index, step) for step in together)
         return list(chosen.values())
+
+
+def _check_signs(seeds: Sequence[Tensor]) -> None:
+    """Raise where relevance would start from sums that cancel: eq. 9–10 share out what is left."""
+    if any(bool((one < 0).any()) for one in seeds):
+        raise ValueError(
+            "the target is a function that falls with some of the model's outputs, and eq. 9–10 "
+            "share out sums of relevance, which then cancel: explain each output and take the "
+            'difference of the maps, or use TransformerLRP(model, preset="attnlrp")'
+        )
 
 
 def check_finite(result: Any) -> None:

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from captum._utils.progress import progress
 from captum.attr import Attribution, LayerAttribution, PerturbationAttribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer_lrp.attr.attcat import AttCat
 from captum_transformer_lrp.attr.attention_flow import AttentionFlow
@@ -115,7 +115,8 @@ def compare(
         inputs: float images (N, C, H, W), token ids (N, S) or float embeddings (N, S, D).
         targets: targets by the names that the result is to have for them, such as
             ``{"cat": 281, "dog": 207}``; or a sequence of targets, which are named by ``str``.
-            Each as everywhere in Captum; None is each example's predicted class.
+            Each as everywhere in Captum; None is each example's predicted class, and a function
+            makes of the model's output the value (N,) that is explained.
         methods: any of the names in :data:`METHODS`, of classes, of other functions from a model
             to an ``Attribution`` (``functools.partial(PartialLRP, preset="paper")``,
             ``lambda model: NoiseTunnel(Saliency(model))``) and of ``Attribution`` objects; or a
@@ -209,10 +210,14 @@ class _Arguments:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """The arguments of each kind of method (ours, Captum's, its layers'), and the logits."""
+    """The arguments of each kind of method (ours, Captum's, its layers'), and the logits.
+
+    Those of Captum's are made when they are asked for: not every model looks its token ids up in a
+    way that can be followed.
+    """
 
     ours: _Arguments
-    captums: _Arguments
+    captums: Callable[[], _Arguments]
     layers: _Arguments
     logits: Tensor
 
@@ -231,17 +236,15 @@ def _prepared(model: Callable[..., Any], inputs: Tensor, additional: Any) -> _Pr
         logits = run(inputs)
     ours = _Arguments(model, inputs, additional, {})
     layers = _Arguments(from_inputs, inputs, values, {})
-    if inputs.is_floating_point():
-        captums = _Arguments(from_inputs, inputs, values, _defaults(inputs, None))
-    else:
+
+    def captums() -> _Arguments:
+        if inputs.is_floating_point():
+            return _Arguments(from_inputs, inputs, values, _defaults(inputs, None))
         embeddings = lookup.found()
         padding = _padding(model, lookup, embeddings)
-        captums = _Arguments(
-            FromEmbeddings(model, names),
-            embeddings,
-            (inputs, *values),
-            _defaults(embeddings, padding),
-        )
+        embedded, defaults = FromEmbeddings(model, names), _defaults(embeddings, padding)
+        return _Arguments(embedded, embeddings, (inputs, *values), defaults)
+
     return _Prepared(ours, captums, layers, logits)
 
 
@@ -299,6 +302,10 @@ def _explained(
     fusion = torch.mean if isinstance(attribution, PerturbationAttribution) else torch.sum
     found = []
     for target in targets:
+        if callable(target):
+            answering = _answering(prepared, target)
+            attribution, arguments, _ = _constructed(method, answering, options)
+            target = None
         inputs = arguments.inputs
         if inputs.is_floating_point():
             inputs = inputs.detach().clone().requires_grad_()
@@ -310,6 +317,30 @@ def _explained(
         )
         found.append(_reduced(attributions, arguments.inputs, fusion=fusion))
     return found
+
+
+class _Answer(nn.Module):
+    """What a function makes of a model's output, as a module, which some methods of Captum need."""
+
+    def __init__(self, model: Any, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *args: Any) -> Tensor:
+        return self.function(self.model(*args))
+
+
+def _answering(prepared: _Prepared, target: Callable[[Tensor], Tensor]) -> _Prepared:
+    """The same of a model that returns what a target, a function, makes of its output."""
+
+    def answering(of: _Arguments) -> _Arguments:
+        return replace(of, model=_Answer(of.model, target))
+
+    return replace(
+        prepared,
+        captums=lambda: answering(prepared.captums()),
+        layers=answering(prepared.layers),
+    )
 
 
 def _constructed(
@@ -329,7 +360,7 @@ def _constructed(
     elif isinstance(attribution, LayerAttribution):
         arguments = prepared.layers
     elif isinstance(attribution, Attribution):
-        arguments = prepared.captums
+        arguments = prepared.captums()
     else:
         raise TypeError(f"it makes {type(attribution).__name__}, not a captum.attr.Attribution")
     return method(arguments.model, **own), arguments, rest
@@ -352,7 +383,7 @@ def _for_object(attribution: Attribution, prepared: _Prepared) -> _Arguments:
             f"gradient: give the class {type(attribution).__name__}, or a function that makes one "
             "for a model that takes embeddings"
         )
-    return prepared.captums
+    return prepared.captums()
 
 
 def _reduced(

@@ -46,7 +46,8 @@ def explain_continuation(
             the right.
         attention_mask: (N, S), 0 at the padding of the prompt; None if there is none.
         continuation_mask: (N, T), 0 at the padding of the continuation; None if there is none.
-        additional_forward_args: further keyword arguments of the model.
+        additional_forward_args: further keyword arguments of the model.  Those of shape (N, S + T),
+            such as ``position_ids``, are of the tokens in their order here.
 
     Returns:
         (N, T, S + T): for each continuation token a map over prompt and continuation; zero at
@@ -92,7 +93,10 @@ def explain_continuation(
     # position that it has without padding.
     order = torch.argsort((~mask).int(), dim=1, stable=True)
     ordered, seen = ids.gather(1, order), mask.gather(1, order)
-    arguments = {**(additional_forward_args or {})}
+    arguments = {
+        name: value.gather(1, order) if _of_tokens(value, ids) else value
+        for name, value in (additional_forward_args or {}).items()
+    }
     if not bool(mask.all()):
         arguments["attention_mask"] = seen.long()
     lengths = prompt_mask.sum(1)
@@ -143,6 +147,10 @@ _NOT_CAUSAL = (
 )
 
 
+def _of_tokens(value: Any, ids: Tensor) -> bool:
+    return isinstance(value, Tensor) and value.shape == ids.shape
+
+
 def _mask(mask: Tensor | None, ids: Tensor, name: str) -> Tensor:
     for value, what in ((ids, name), (mask, f"the mask of {name}")):
         if isinstance(value, Tensor):
@@ -150,7 +158,11 @@ def _mask(mask: Tensor | None, ids: Tensor, name: str) -> Tensor:
             if kind is not None:
                 raise TypeError(f"{what} is {kind[0]}, expected a dense tensor: {kind[1]}")
         elif value is not None or what == name:
-            raise TypeError(f"{what} must be a tensor (N, S), found {type(value).__name__}")
+            advice = ": explain_generation(model, tokenizer, prompt) takes texts"
+            raise TypeError(
+                f"{what} must be a tensor (N, S), found {type(value).__name__}"
+                f"{advice if what == name else ''}"
+            )
     if ids.dim() != 2 or ids.is_floating_point():
         raise ValueError(f"{name} must be token ids (N, S), found {ids.dtype} {tuple(ids.shape)}")
     if mask is None:

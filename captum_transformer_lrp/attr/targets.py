@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,10 +33,12 @@ def seed(output: Tensor, target: Any) -> Tensor:
 
     Args:
         output: logits, (N, C) or (N, …, C).
-        target: as everywhere in Captum, but None is taken as it is (an output (N,)).
+        target: as everywhere in Captum, but None is taken as it is (an output (N,)); or a function
+            from the output to a value for each example (N,), such as the difference of two logits.
 
     Returns:
-        A tensor shaped as ``output``, 1 at each example's target and 0 elsewhere.
+        A tensor shaped as ``output``, 1 at each example's target and 0 elsewhere; for a function
+        its gradient, which is the same where the function picks one value.
 
     Raises:
         ValueError: if the target is out of range or does not fit the output.
@@ -44,12 +47,35 @@ def seed(output: Tensor, target: Any) -> Tensor:
         >>> seed(torch.zeros(2, 3), [2, 0])
         tensor([[0., 0., 1.],
                 [1., 0., 0.]])
+        >>> seed(torch.zeros(1, 3), lambda logits: logits[:, 2] - logits[:, 0])
+        tensor([[-1.,  0.,  1.]])
     """
+    if callable(target):
+        return _gradient(output, target)
     entries = checked_target(output, target)
     one_hot = torch.zeros_like(output)
     for example, indices in enumerate(entries):
         one_hot[example][indices] = 1
     return one_hot
+
+
+def _gradient(output: Tensor, target: Callable[[Tensor], Any]) -> Tensor:
+    """What a function of the output changes by, with each of the output's values."""
+    with torch.enable_grad():
+        leaf = output.detach().clone().requires_grad_()
+        value = target(leaf)
+        if not isinstance(value, Tensor) or value.shape != output.shape[:1]:
+            found = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"the target, a function, returned {found} for an output of shape "
+                f"{tuple(output.shape)}, expected a value for each example, ({len(output)},)"
+            )
+        if not value.requires_grad:
+            raise ValueError(
+                "the target, a function, returned what does not depend on the output by "
+                "differentiable operations"
+            )
+        return torch.autograd.grad(value.sum(), leaf)[0]
 
 
 def plain(target: Any) -> Any:

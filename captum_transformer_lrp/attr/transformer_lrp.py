@@ -246,6 +246,8 @@ class TransformerLRP(RecordedAttribution):
         output = recording.output.detach()
         if self.contrast is not None and output.dim() != 2:
             raise ValueError(f"contrast={self.contrast!r} needs logits (N, C): {output.shape}")
+        if self.contrast is not None and not bool((one_hot.sum(1) == one_hot.amax(1)).all()):
+            raise ValueError(f"contrast={self.contrast!r} needs one class as the target")
         first, *others = self._down(recording, one_hot, granularity)
         if not others:
             return first, _sum_rows(self._seeds(output, one_hot)[0])

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors, warn
+from captum_transformer_lrp.cli.explain_written import explain_written
 from captum_transformer_lrp.cli.files import (
     TEXT_SUFFIXES,
     gather,
@@ -20,15 +21,17 @@ from captum_transformer_lrp.cli.files import (
 )
 from captum_transformer_lrp.cli.options import (
     Device,
+    Granularity,
     Json,
     Language,
     Maps,
-    MethodOption,
     SpecialTokens,
     Targets,
+    TextMethod,
     TextModelName,
     TopK,
     TrustRemoteCode,
+    Unit,
     how_many,
     to_device,
 )
@@ -41,7 +44,7 @@ from captum_transformer_lrp.cli.outputs import (
 from captum_transformer_lrp.cli.predictions import as_json as to_json
 from captum_transformer_lrp.cli.predictions import print_predictions
 from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
-from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_METHOD
+from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_METHOD, WRITTEN_TEXT_METHOD
 from captum_transformer_lrp.printing import check_text, printable
 from captum_transformer_lrp.result import PAGE_SUFFIXES
 
@@ -61,9 +64,30 @@ def explain_text_command(
         ),
     ] = None,
     model: TextModelName = BUNDLED_TEXT_MODEL,
+    pair: Annotated[
+        str | None,
+        typer.Option("--pair", help="The second text, for models that take two."),
+    ] = None,
+    generate: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="TOKENS",
+            help="Let a language model write so many tokens, and show what each word comes from.",
+        ),
+    ] = None,
+    continuation: Annotated[
+        str | None,
+        typer.Option(help="What was written, where the model is not to write itself."),
+    ] = None,
+    contrast: Annotated[
+        str | None,
+        typer.Option(help="With --target: why that word, instead of this one."),
+    ] = None,
     target: Targets = None,
     top_k: TopK = None,
-    method: MethodOption = DEFAULT_METHOD,
+    method: TextMethod = None,
+    granularity: Granularity = Unit.WORD,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -78,7 +102,10 @@ def explain_text_command(
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Show which words speak for a class: coloured in the terminal and on an HTML page.
+    """Show which words speak for a class, or which words each written word comes from.
+
+    They are coloured in the terminal and on an HTML page. With `--generate`, `--continuation` or
+    `--contrast` the model is a language model that continues the text.
 
     With `--file`, one page for each file. A file that cannot be read is named, the others are
     explained, and the exit code is 1.
@@ -88,6 +115,8 @@ def explain_text_command(
     - `captum-transformer-lrp explain text "a gorgeous, witty film"`
 
     - `captum-transformer-lrp explain text "not bad" --target NEGATIVE --target POSITIVE`
+
+    - `captum-transformer-lrp explain text "The capital of France is" --model NAME --generate 8`
 
     - `captum-transformer-lrp explain text --file reviews/ --model FOLDER --output pages/`
     """
@@ -99,6 +128,11 @@ def explain_text_command(
             check_text(text)
         if text is not None and has_suffix(Path(text.strip()), TEXT_SUFFIXES):
             warn(f"note: {text} is explained as a text; --file {text} reads a file")
+        writes = (generate, continuation, contrast) != (None, None, None)
+        if writes and (text is None or pair is not None):
+            raise UsageError("expected a text without --pair to be continued, and no --file")
+        if pair is not None and files:
+            raise UsageError("expected a text with --pair, found --file")
         paths = gather(files or (), TEXT_SUFFIXES, "text")
         if paths:
             output = output or Path("explanations")
@@ -111,6 +145,15 @@ def explain_text_command(
             pages = [output]
         check_no_input([*pages, *(one for page in pages for one in maps_beside(page, maps))], paths)
         where = to_device(device)
+        if writes and text is not None:
+            explain_written(
+                text, output, model, where, trust_remote_code=trust_remote_code, lang=lang,
+                maps=maps, as_json=as_json, continuation=continuation, targets=target or (),
+                max_new_tokens=generate, instead_of=contrast, granularity=granularity.value,
+                method=method or WRITTEN_TEXT_METHOD, special_tokens=special_tokens,
+            )  # fmt: skip
+            return
+        method = method or DEFAULT_METHOD
 
         from captum_transformer_lrp.models import load_text_model
         from captum_transformer_lrp.results.text import explain_text
@@ -122,9 +165,10 @@ def explain_text_command(
         def explained(
             text: str, page: Path, source: Path | None = None
         ) -> tuple[TextResult, dict[str, Any]]:
-            found = explain_text(loaded, None, text, target=target, method=method,
-                                 special_tokens=special_tokens, **how_many(top_k, 1))  # fmt: skip
-            found = replace(found, subject=str(source or text), source=source)
+            found = explain_text(loaded, None, text, text_pair=pair, target=target, method=method,
+                                 special_tokens=special_tokens, granularity=granularity.value,
+                                 **how_many(top_k, 1))  # fmt: skip
+            found = replace(found, subject=str(source or found.subject), source=source)
             for output in [page, *maps_beside(page, maps)]:
                 found.save(output, lang=lang)
             result = {"text": text, "method": method, **to_json(found, page)}

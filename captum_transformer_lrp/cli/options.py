@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from captum_transformer_lrp.cli.errors import UsageError
-from captum_transformer_lrp.names import ALIASES, BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, METHODS
+from captum_transformer_lrp.names import (
+    ALIASES,
+    BUNDLED_IMAGE_MODEL,
+    BUNDLED_TEXT_MODEL,
+    DEFAULT_METHOD,
+    METHODS,
+    WRITTEN_TEXT_METHOD,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -156,6 +163,17 @@ MethodOption: TypeAlias = Annotated[
         autocompletion=complete_method,
     ),
 ]
+TextMethod: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--method",
+        metavar="NAME",
+        help=f"What explains: {_METHODS_HELP}",
+        callback=check_methods,
+        autocompletion=complete_method,
+        show_default=f"{DEFAULT_METHOD}; for written words {WRITTEN_TEXT_METHOD}",
+    ),
+]
 MethodOptions: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -173,6 +191,19 @@ Language: TypeAlias = Annotated[
 ]
 SpecialTokens: TypeAlias = Annotated[
     bool, typer.Option("--special-tokens", help="Show tokens such as [CLS], too.")
+]
+
+
+class Unit(str, Enum):
+    """What of a text is shown as one."""
+
+    PIECE = "piece"
+    WORD = "word"
+    SENTENCE = "sentence"
+
+
+Granularity: TypeAlias = Annotated[
+    Unit, typer.Option(help="What is shown as one: a piece of the tokenizer, a word, a sentence.")
 ]
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of tables.")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, TypeVar
 from captum_transformer_lrp.cli.options import MapFormat
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.models import ImageModel, TextModel
+    from captum_transformer_lrp.models import ImageModel, LanguageModel, TextModel
 
-Loaded = TypeVar("Loaded", "ImageModel", "TextModel")
+Loaded = TypeVar("Loaded", "ImageModel", "LanguageModel", "TextModel")
 
 
 def fingerprinted(loaded: Loaded, checkpoint: Path | None = None) -> Loaded:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from captum_transformer_lrp.models import ImageModel, TextModel
+    from captum_transformer_lrp.models import ImageModel, LanguageModel, TextModel
 
 
 def as_image_model(
@@ -75,6 +75,41 @@ def as_text_model(model: Any, tokenizer: Any, class_names: Sequence[str] | None)
         )
     names = class_names or _class_names(model)
     return models.TextModel(name or _name(model), model, tokenizer, tuple(names), about)
+
+
+def as_language_model(model: Any, tokenizer: Any) -> LanguageModel:
+    """A causal language model with its tokenizer.
+
+    Raises:
+        ArgumentError: where there is no tokenizer, and for a model that reads and writes apart.
+    """
+    import torch
+
+    from captum_transformer_lrp import models
+
+    if isinstance(model, str):
+        model = models.load_language_model(model)
+    name, about = getattr(model, "name", ""), getattr(model, "about", {})
+    if not isinstance(model, torch.nn.Module):  # a LanguageModel, a pipeline of transformers
+        tokenizer = tokenizer or getattr(model, "tokenizer", None)
+        model = getattr(model, "model", model)
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
+    if not isinstance(model, torch.nn.Module):
+        raise ArgumentError(
+            f"found {type(model).__name__} as the model, expected a causal language model of "
+            "transformers, the name of one, or a pipeline"
+        )
+    if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise ArgumentError(
+            f"found {type(tokenizer).__name__} as the tokenizer, expected one of transformers: "
+            "AutoTokenizer.from_pretrained(...)"
+        )
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        raise ArgumentError(
+            f"{_name(model)} has an encoder and a decoder, expected a causal language model: give "
+            "both inputs to TransformerAttribution, as docs/beyond_classification.md shows"
+        )
+    return models.LanguageModel(name or _name(model), model, tokenizer, about)
 
 
 def _name(model: Any) -> str:

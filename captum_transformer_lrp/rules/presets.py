@@ -320,6 +320,15 @@ def is_ill_conditioned(preset: Preset | None) -> bool:
     return preset is None or any(isinstance(r, rules) for r in (preset.skip_add, preset.matmul))
 
 
+def gives_back_sums(preset: Preset | None) -> bool:
+    """Whether rules scale relevance to the sum of what they share out (eq. 9–10).
+
+    Where that is zero, nothing is left.
+    """
+    rules = (SkipAddRule, MatmulRule)
+    return preset is None or any(isinstance(r, rules) for r in (preset.skip_add, preset.matmul))
+
+
 def check_epsilon(epsilon: float) -> float:
     """ε of eq. 2, if it is one.
 

@@ -110,6 +110,27 @@ def test_padding_on_either_side_changes_nothing_and_gets_nothing(model: Any, sid
     assert close(found[:1], explain_continuation(method, PROMPT[:1], CONTINUATION[:1]))
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_positions_that_are_given_go_with_their_tokens(model: Any, side: str) -> None:
+    short = PROMPT[1:, :2]
+    padding = torch.zeros(1, 2, dtype=torch.long)
+    prompt = torch.cat([padding, short] if side == "left" else [short, padding], 1)
+    mask = (prompt != 0).long()
+    seen = torch.cat([mask, torch.ones_like(CONTINUATION[1:])], 1)
+    positions = 3 + seen.cumsum(1) - 1  # of a text that begins at position 3
+    method = TransformerAttribution(model)
+    found = explain_continuation(
+        method, prompt, CONTINUATION[1:], attention_mask=mask,
+        additional_forward_args={"position_ids": positions},
+    )  # fmt: skip
+    alone = explain_continuation(
+        method, short, CONTINUATION[1:],
+        additional_forward_args={"position_ids": 3 + torch.arange(5)[None]},
+    )  # fmt: skip
+    assert close(found[0][:, seen[0].bool()], alone[0])
+    assert not found[0][:, ~seen[0].bool()].any()
+
+
 def test_continuations_of_different_lengths(model: Any) -> None:
     method = TransformerAttribution(model)
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
@@ -131,6 +152,8 @@ def test_other_methods_explain_continuations_too() -> None:
         ((PROMPT, CONTINUATION[:1]), "2 prompts, but 1 continuations"),
         ((PROMPT.float(), CONTINUATION), "must be token ids"),
         ((PROMPT[0], CONTINUATION), "must be token ids"),
+        (("a text", "its end"), r"found str: explain_generation\(model, tokenizer, prompt\)"),
+        ((PROMPT, [[8, 9, 3]]), "continuation_ids must be a tensor of token ids"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments: Any, message: str) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from captum_transformer_lrp import GenerationResult
 from tests.docs.test_pages import commands
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -108,10 +109,12 @@ def test_tensors_are_explained_with_the_call_of_captum(shared: Path) -> None:
 
 def test_a_language_model_is_explained(language_model: Path) -> None:
     names = run(block_with('"gpt2"'))  # the folder has the name of the hub's model
-    maps = names["maps"]
-    assert isinstance(maps, torch.Tensor)
-    assert maps.shape == (1, 3, 8)
-    assert maps[0, 2].any()
+    story = names["story"]
+    assert isinstance(story, GenerationResult)
+    assert story.maps.shape == (3, 8)
+    assert story.maps[2].any()
+    page = (language_model.parent / "story.html").read_text(encoding="utf-8")
+    assert page.count("data-from=") == 3
 
 
 def test_the_readme_is_short() -> None:

@@ -1,0 +1,111 @@
+"""What a language model reads: the prompt, and what was or will be written after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.errors import ArgumentError
+from captum_transformer_lrp.models import LanguageModel
+from captum_transformer_lrp.results.seen import Seen, look, with_image_tokens
+from captum_transformer_lrp.results.spelling import token_ids, with_and_without_space
+from captum_transformer_lrp.results.written import Reader, most_probable
+
+_NEW_TOKENS = 20
+
+
+def prompt_ids(
+    loaded: LanguageModel,
+    processor: Any,
+    prompt: str,
+    messages: Sequence[Mapping[str, Any]] | None,
+    images: Any,
+) -> tuple[list[int], Seen | None]:
+    """The tokens of a prompt, or of a conversation up to where the model answers; and its images.
+
+    Args:
+        loaded: the model and its tokenizer.
+        processor: what makes pixels of images; anything where there are none.
+        prompt: the text.
+        messages: the conversation in its place.
+        images: one or several, or None.
+    """
+    if messages is not None and prompt:
+        raise ArgumentError("found both a prompt and messages=: give one of them")
+    if messages is None and not prompt.strip():
+        raise ArgumentError("found an empty prompt, expected at least one word, or messages=")
+    if messages is not None:
+        templates = loaded.tokenizer if images is None else processor
+        prompt = templates.apply_chat_template(
+            list(messages), add_generation_prompt=True, tokenize=False
+        )
+    if images is not None:
+        prompt = with_image_tokens(processor, prompt, images)
+        return look(processor, loaded.model, prompt, images)
+    if messages is not None:
+        return token_ids(loaded.tokenizer, prompt), None
+    return [int(one) for one in loaded.tokenizer(prompt)["input_ids"]], None
+
+
+def continuation_ids(
+    reader: Reader,
+    tokenizer: Any,
+    prompt: str,
+    asked: Sequence[int],
+    continuation: str | Sequence[int] | Tensor,
+) -> list[int]:
+    """The tokens of a continuation as they follow those of the prompt, if that is a plain text."""
+    if not isinstance(continuation, str):
+        found = np.asarray(continuation).reshape(-1).astype(int).tolist()
+    elif not continuation:
+        found = []
+    else:
+        several = []
+        for one in with_and_without_space(continuation):
+            together = tokenizer(prompt + one)["input_ids"] if prompt else []
+            joined = bool(prompt) and list(together[: len(asked)]) == list(asked)
+            ids = list(together[len(asked) :]) if joined else token_ids(tokenizer, one)
+            if ids and ids not in several:
+                several.append(ids)
+        found = most_probable(reader, asked, several) if several else []
+    if not found:
+        raise ArgumentError("found an empty continuation, expected at least one token")
+    return [int(one) for one in found]
+
+
+def generated(
+    reader: Reader,
+    tokenizer: Any,
+    asked: Sequence[int],
+    count: int | None,
+    options: Mapping[str, Any],
+) -> list[int]:
+    """What the model writes."""
+    model = reader.model
+    if count is None:
+        most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+        count = min(_NEW_TOKENS, (most or len(asked) + _NEW_TOKENS) - len(asked))
+    if count < 1:
+        raise ArgumentError(f"found max_new_tokens={count}, expected at least 1")
+    if not hasattr(model, "generate"):
+        raise ArgumentError(
+            f"{type(model).__name__} has no generate(): give what was written as continuation="
+        )
+    ids, padding = reader.given(asked), tokenizer.pad_token_id
+    settings = {
+        "do_sample": False, "attention_mask": torch.ones_like(ids),
+        "pad_token_id": tokenizer.eos_token_id if padding is None else padding,
+        "max_new_tokens": count, **options,
+    }  # fmt: skip
+    if reader.seen is not None:
+        settings |= {**reader.seen.arguments(len(asked)), "pixel_values": reader.seen.pixels}
+    with torch.no_grad():
+        found = cast(Any, model).generate(ids, **settings)
+    found = getattr(found, "sequences", found)[0, len(asked) :].tolist()
+    if not found:
+        raise ArgumentError("the model wrote nothing: give what was written as continuation=")
+    return [int(one) for one in found]

@@ -1,0 +1,92 @@
+"""`explain text` of a language model: what each written word comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner, Result
+
+from captum_transformer_lrp import explain_generation
+from captum_transformer_lrp.cli import app
+from tests.letters.data import MODELS, tokenizer, trained
+
+PROMPT = "f H g I b e g b ?"
+
+
+@pytest.fixture(scope="module", params=list(MODELS))
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as `save_pretrained` writes it."""
+    folder = tmp_path_factory.mktemp(request.param)
+    trained(request.param).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def explain(folder: Path, tmp_path: Path) -> Callable[..., Result]:
+    def run(*options: str) -> Result:
+        output = ["--output", str(tmp_path / "out.html")]
+        command = ["explain", "text", PROMPT, "--model", str(folder), *output, *options]
+        return CliRunner().invoke(app, command)
+
+    return run
+
+
+def test_the_words_it_writes_are_told_and_written(
+    explain: Callable[..., Result], tmp_path: Path
+) -> None:
+    result = explain("--generate", "2", "--maps", "npz")
+    assert result.exit_code == 0, result.output
+    assert "H I" in result.output
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    assert page.count("data-from=") == 2
+    assert "weights sha256" in page
+    with np.load(tmp_path / "out.npz") as archive:
+        assert archive["relevance"].shape == (2, 11)
+
+
+def test_json_is_what_the_call_gives(explain: Callable[..., Result], folder: Path) -> None:
+    printed = json.loads(explain("--continuation", "H I", "--json").stdout)
+    expected = explain_generation(str(folder), None, PROMPT, continuation="H I")
+    for one, row in zip(printed["written"], expected.matrix, strict=True):
+        assert one["relevance"] == pytest.approx(row.tolist(), rel=1e-4, abs=1e-5)
+
+
+def test_a_contrast_is_of_the_next_word(explain: Callable[..., Result]) -> None:
+    result = explain("--target", "H", "--contrast", "I", "--granularity", "piece", "--json")
+    (one,) = json.loads(result.stdout)["written"]
+    assert one["text"] == "H instead of I"
+    assert int(np.argmax(one["relevance"][:8])) == 1
+    again = explain("--target", "H", "--generate", "0", "--json")
+    assert json.loads(again.stdout)["written"][0]["text"] == "H"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--contrast", "I"), "--contrast without --target"),
+        (("--generate", "2", "--pair", "a b"), "without --pair"),
+        (("--generate", "2", "--target", "H", "--target", "I"), "2 times --target"),
+        (("--generate", "2", "--target", "K"), "in what was written"),
+        (("--generate", "2", "--model", "bundled/sentiment"), "causal language model"),
+    ],
+)
+def test_what_must_be_changed_is_told(
+    explain: Callable[..., Result], options: tuple[str, ...], message: str
+) -> None:
+    result = explain(*options)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+
+
+def test_pairs_and_granularities_of_classifiers(tmp_path: Path) -> None:
+    options = ["--pair", "But dull. Very dull.", "--granularity", "sentence", "--json"]
+    output = ["--output", str(tmp_path / "pair.html")]
+    command = ["explain", "text", "A gorgeous film.", *output, *options]
+    (one,) = json.loads(CliRunner().invoke(app, command).stdout)["explained"]
+    words = [text for text, _ in one["words"]]
+    assert words == ["A gorgeous film.", "But dull.", "Very dull."]
