@@ -58,8 +58,9 @@ format: $(INSTALLED) ## let ruff fix what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-types: $(INSTALLED) ## mypy
+types: $(INSTALLED) ## mypy here; mypy and pyright, both strict, on what users write
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m slow tests/test_types.py
 
 dist: $(INSTALLED) ## the wheel and the source archive, checked, in dist/
 	rm -rf build dist

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.hub import as_address, check_reachable, name_in_address
 from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL
 
 
@@ -109,7 +110,7 @@ def load_image_model(
     """
     if name == BUNDLED_IMAGE_MODEL:
         return _bundled_image_model(checkpoint)
-    _refuse_bundled(name, "image", BUNDLED_IMAGE_MODEL)
+    _refuse_others(name, "image", BUNDLED_IMAGE_MODEL)
     path = Path(name)
     with _loading("image", name):
         if path.is_dir():
@@ -122,8 +123,13 @@ def load_image_model(
         of_timm = name.startswith(("hf-hub:", "hf_hub:", "timm/"))
         if of_timm or timm.is_model(name.split(".")[0]):
             prefixed = f"hf-hub:{name}" if name.startswith("timm/") else name
+            known = None if of_timm else timm.get_pretrained_cfg(name)
+            repository = prefixed.partition(":")[2] or getattr(known, "hf_hub_id", None)
+            if checkpoint is None and repository:
+                check_reachable(repository)
             return _load_timm(prefixed, checkpoint, name)
         if "/" in name:
+            check_reachable(name)
             return _load_hugging_face_image(name, checkpoint, trust_remote_code)
     beginning = [known for known in timm.list_models() if name and known.startswith(name)]
     nearest = beginning[:3] or difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -158,13 +164,15 @@ def load_text_model(name: str, *, trust_remote_code: bool = False) -> TextModel:
 
         bundled, bundled_tokenizer = examples.sentiment_classifier()
         return TextModel(name, bundled, bundled_tokenizer, labels(bundled.config))
-    _refuse_bundled(name, "text", BUNDLED_TEXT_MODEL)
+    _refuse_others(name, "text", BUNDLED_TEXT_MODEL)
 
     from transformers import AutoModelForSequenceClassification
 
     if Path(name).is_dir():
         _folder_config(Path(name))
     with _loading("text", name):
+        if not Path(name).is_dir():
+            check_reachable(name)
         model = _load_hugging_face(
             AutoModelForSequenceClassification, name, None, trust_remote_code
         )
@@ -183,8 +191,12 @@ def _loading(kind: str, name: str) -> Iterator[None]:
         raise _cannot_load(kind, name, error) from error
 
 
-def _refuse_bundled(name: str, kind: str, expected: str) -> None:
-    """Nobody means a user called "bundled" on the hub."""
+def _refuse_others(name: str, kind: str, expected: str) -> None:
+    """An address is no name, and nobody means a user called "bundled" on the hub."""
+    if address := as_address(name):
+        known = name_in_address(address)
+        advice = f"give its name there, {known}" if known else "download it, and give the folder"
+        raise ModelLoadError(f"found the address {address}, expected a name or a folder: {advice}")
     if name.startswith("bundled/") and not Path(name).is_dir():
         raise ModelLoadError(f"{name!r} is no bundled {kind} model, expected {expected!r}")
 
@@ -205,6 +217,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ...
         captum_transformer_lrp.models.ModelLoadError: found no checkpoint at missing.safetensors
     """
+    if address := as_address(path):
+        raise ModelLoadError(
+            f"found the address {address}: download the weights, and give the file"
+        )
     if not os.path.isfile(path):
         raise ModelLoadError(f"found no checkpoint at {path}")
     try:

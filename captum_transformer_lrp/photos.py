@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from captum_transformer_lrp.hub import as_address
 from captum_transformer_lrp.printing import one_sentence
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ _TOLERANCE = 0.03
 
 def instead_of_a_file(path: Path) -> str | None:
     """What is there; nothing for a file. Reading a pipe would wait for ever."""
+    if address := as_address(path):
+        return f"the address {address}; download it first, and give the file"
     try:
         mode = path.stat().st_mode
     except OSError as error:

@@ -23,12 +23,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the sources, because building leaves files beside them."""
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the sources, because building leaves files beside them."""
     sources = tmp_path_factory.mktemp("sources")
     for name in ("pyproject.toml", "setup.cfg", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, sources)
     shutil.copytree(ROOT / PACKAGE, sources / PACKAGE, ignore=shutil.ignore_patterns("__pycache__"))
+    return sources
+
+
+@pytest.fixture(scope="module")
+def wheel(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     # Without isolation nothing is downloaded: setuptools is among the tests' requirements.
     build = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(sources)]
@@ -68,6 +73,20 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel: Path) -
     assert any(name.endswith(".html.jinja") for name in found)
     assets = {Path(name).name for name in found if f"{PACKAGE}/examples/assets/" in name}
     assert {"scene_classifier.safetensors", "tokenizer.json", "elephant-zebra.mask.png"} <= assets
+
+
+def test_an_editable_install_is_a_path_which_type_checkers_follow(
+    sources: Path, tmp_path: Path
+) -> None:
+    """They run no code, so that they find nothing through a hook of Python's imports."""
+    build = f"from setuptools.build_meta import build_editable; build_editable({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=sources, capture_output=True, check=True)
+    (built,) = tmp_path.glob("*.whl")
+    with ZipFile(built) as archive:
+        inside = {name: archive.read(name) for name in archive.namelist()}
+    (path,) = (text for name, text in inside.items() if name.endswith(".pth"))
+    assert Path(path.decode().strip()).resolve() == sources.resolve()
+    assert not any(name.endswith(".py") for name in inside)
 
 
 def test_the_wheel_is_small_and_an_index_would_take_it(wheel: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -16,7 +16,14 @@ from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.attention_rollout import HeadFusion, check_head_fusion
-from captum_transformer_lrp.attr.base import RecordedAttribution, Settings, captum_method, row_view
+from captum_transformer_lrp.attr.base import (
+    AttributeOptions,
+    Inputs,
+    RecordedAttribution,
+    Settings,
+    captum_method,
+    row_view,
+)
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
@@ -28,6 +35,12 @@ _ONE = 2**30
 # Measured on one core of a server, on the attention of trained ViTs.
 _EDGES_PER_SECOND = 2.5e7
 _LONG_SECONDS = 10.0
+
+
+class FlowOptions(AttributeOptions, total=False):
+    """What :meth:`AttentionFlow.attribute` takes besides the granularity."""
+
+    show_progress: bool
 
 
 class AttentionFlow(RecordedAttribution):
@@ -86,17 +99,37 @@ class AttentionFlow(RecordedAttribution):
         """False: attention weights are not multiplied by what they weigh."""
         return False
 
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["input"] = "input",
+        **options: Unpack[FlowOptions],
+    ) -> Inputs: ...
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["token"],
+        **options: Unpack[FlowOptions],
+    ) -> Tensor: ...
     @captum_method
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         target: Any = None,
         additional_forward_args: Any = None,
         *,
         granularity: Literal["input", "token"] = "input",
         show_progress: bool = False,
         internal_batch_size: int | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Inputs | Tensor:
         """Explain one target for each example of a batch.
 
         Args:
@@ -132,14 +165,14 @@ class AttentionFlow(RecordedAttribution):
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
         granularity: Literal["input", "token"] = "input",
         show_progress: bool = False,
         internal_batch_size: int | None = None,
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Inputs | Tensor]:
         """Explain several targets of the same inputs from one forward pass.
 
         Takes the arguments of :meth:`attribute`, with a list of targets.  Flows are computed once

@@ -6,7 +6,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, TypedDict, TypeVar
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, overload
 
 import torch
 from captum._utils.common import _format_output, _format_tensor_into_tuples, _is_tuple
@@ -25,6 +25,7 @@ from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase
 from captum_transformer_lrp.engine.lineage.passes import beside, passes
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.walk import backward_to_each
+from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -37,6 +38,8 @@ from captum_transformer_lrp.rules.registry import Target
 from captum_transformer_lrp.rules.rule_set import UserRules
 
 Method = TypeVar("Method", bound=Callable[..., Any])
+# As Captum's: a tensor is explained by a tensor, a tuple by a tuple.
+Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 
 
 def captum_method(attribute: Method) -> Method:
@@ -55,6 +58,20 @@ class Settings(TypedDict, total=False):
     stabilizer: Stabilizer | None
     strict: bool
     dtype: torch.dtype | None
+
+
+class AttributeOptions(TypedDict, total=False):
+    """What ``attribute`` of most methods takes besides the granularity."""
+
+    internal_batch_size: int | None
+
+
+class RolloutOptions(AttributeOptions, total=False):
+    """What :meth:`RolloutAttribution.attribute` takes besides the granularity."""
+
+    start_layer: int
+    row_normalize: bool
+    keep_identity: bool
 
 
 class RecordedAttribution(Attribution):
@@ -190,7 +207,8 @@ class RecordedAttribution(Attribution):
         parts = []
         for some, args, ends in in_chunks(inputs, additional_forward_args, internal_batch_size):
             of_some = [chunk_of_target(target, *ends) for target in targets]
-            with self._recorded(some, args) as recording:
+            state = ThreadState()
+            with state, state, self._recorded(some, args) as recording:
                 chosen = [
                     predicted(recording.output) if target is None else target for target in of_some
                 ]
@@ -211,10 +229,30 @@ class RolloutAttribution(RecordedAttribution):
     A subclass says in :meth:`_weigh` which map each attention takes part with.
     """
 
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["input"] = "input",
+        **options: Unpack[RolloutOptions],
+    ) -> Inputs: ...
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["token", "matrix"],
+        **options: Unpack[RolloutOptions],
+    ) -> Tensor: ...
     @captum_method
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         target: Any = None,
         additional_forward_args: Any = None,
         *,
@@ -223,7 +261,7 @@ class RolloutAttribution(RecordedAttribution):
         row_normalize: bool = False,
         keep_identity: bool = False,
         internal_batch_size: int | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Inputs | Tensor:
         """Explain one target for each example of a batch.
 
         Args:
@@ -273,7 +311,7 @@ class RolloutAttribution(RecordedAttribution):
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
@@ -282,18 +320,10 @@ class RolloutAttribution(RecordedAttribution):
         row_normalize: bool = False,
         keep_identity: bool = False,
         internal_batch_size: int | None = None,
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Inputs | Tensor]:
         """Explain several targets of the same inputs from one forward pass.
 
-        Args:
-            inputs: as in :meth:`attribute`.
-            targets: any number of targets, each as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
-            start_layer: as in :meth:`attribute`.
-            granularity: as in :meth:`attribute`.
-            row_normalize: as in :meth:`attribute`.
-            keep_identity: as in :meth:`attribute`.
-            internal_batch_size: as in :meth:`attribute`.
+        Takes the arguments of :meth:`attribute`, with a list of targets.
 
         Returns:
             For each target what :meth:`attribute` returns.
@@ -396,16 +426,36 @@ class SingleAttentionAttribution(RecordedAttribution):
         super().__init__(forward_func, epsilon=epsilon, **settings)
         self.layer = layer
 
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["input"] = "input",
+        **options: Unpack[AttributeOptions],
+    ) -> Inputs: ...
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["token", "matrix"],
+        **options: Unpack[AttributeOptions],
+    ) -> Tensor: ...
     @captum_method
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         target: Any = None,
         additional_forward_args: Any = None,
         *,
         granularity: views.Granularity = "input",
         internal_batch_size: int | None = None,
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Inputs | Tensor:
         """Explain one target for each example of a batch.
 
         Args:
@@ -439,21 +489,16 @@ class SingleAttentionAttribution(RecordedAttribution):
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
         granularity: views.Granularity = "input",
         internal_batch_size: int | None = None,
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Inputs | Tensor]:
         """Explain several targets of the same inputs from one forward pass.
 
-        Args:
-            inputs: as in :meth:`attribute`.
-            targets: any number of targets, each as in :meth:`attribute`.
-            additional_forward_args: as in :meth:`attribute`.
-            granularity: as in :meth:`attribute`.
-            internal_batch_size: as in :meth:`attribute`.
+        Takes the arguments of :meth:`attribute`, with a list of targets.
 
         Returns:
             For each target what :meth:`attribute` returns.

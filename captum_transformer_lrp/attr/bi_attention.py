@@ -102,7 +102,7 @@ class BiAttention(TokenAttribution):
 
     def _of_targets(
         self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Any]:
         embeddings: list[Tensor] = []
         chosen: list[Any] = []
 

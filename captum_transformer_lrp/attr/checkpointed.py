@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from captum._utils.common import _format_output, _is_tuple
@@ -53,7 +54,7 @@ def rolled_out(
     *,
     needs_gradient: bool,
     moved: bool,
-) -> list[Tensor | tuple[Tensor, ...]]:
+) -> list[Any]:
     """The maps of all targets of a recording.
 
     Args:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -32,6 +33,9 @@ from captum_transformer_lrp.attr.raw_attention import RawAttention
 from captum_transformer_lrp.attr.targets import predicted
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
+from captum_transformer_lrp.engine.watch.snapshot import Snapshot
+from captum_transformer_lrp.engine.watch.thread_state import ThreadState
+from captum_transformer_lrp.engine.watch.writes import Copying
 from captum_transformer_lrp.errors import ExplanationError
 
 Method: TypeAlias = str | Attribution | Callable[[Any], Attribution]
@@ -152,19 +156,33 @@ def compare(
     for label in options:
         if label not in factories:
             raise ValueError(f"options are for {label!r}, but the methods are {list(factories)}")
-    prepared = _prepared(model, inputs, additional_forward_args)
-    chosen = [predicted(prepared.logits) if t is None else t for t in named_targets.values()]
-    labels: Iterable[str] = factories
-    if show_progress:
-        labels = progress(list(factories), desc="Methods", total=len(factories))
-    found = {}
-    for label in labels:
-        try:
-            maps = _explained(factories[label], prepared, chosen, options.get(label, {}))
-        except Exception as error:
-            raise ExplanationError(f"{label}: {error}") from error
-        found[label] = dict(zip(named_targets, maps, strict=True))
+    state = ThreadState()
+    with state, state:
+        with _unchanged(model, inputs, additional_forward_args):
+            prepared = _prepared(model, inputs, additional_forward_args)
+        chosen = [predicted(prepared.logits) if t is None else t for t in named_targets.values()]
+        labels: Iterable[str] = factories
+        if show_progress:
+            labels = progress(list(factories), desc="Methods", total=len(factories))
+        found = {}
+        for label in labels:
+            method = factories[label]
+            own = getattr(method, "forward_func", None)
+            try:
+                with _unchanged(model, own, inputs, additional_forward_args):
+                    maps = _explained(method, prepared, chosen, options.get(label, {}))
+            except Exception as error:
+                raise ExplanationError(f"{label}: {error}") from error
+            found[label] = dict(zip(named_targets, maps, strict=True))
     return found
+
+
+@contextmanager
+def _unchanged(*objects: Any) -> Iterator[None]:
+    """Put back what models and arguments are, values that Captum's methods change included."""
+    snapshot = Snapshot(*objects, keeps_memory=True)
+    with snapshot, snapshot, Copying(snapshot):
+        yield
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RecordedAttribution, captum_method, row_view
+from captum_transformer_lrp.attr.base import (
+    Inputs,
+    RecordedAttribution,
+    captum_method,
+    row_view,
+)
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
 from captum_transformer_lrp.engine.lineage.passes import blocks
 from captum_transformer_lrp.engine.recording import Recording
@@ -28,15 +33,33 @@ class TokenAttribution(RecordedAttribution):
 
     keeps_streams = True
 
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["input"] = "input",
+    ) -> Inputs: ...
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["token"],
+    ) -> Tensor: ...
     @captum_method
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         target: Any = None,
         additional_forward_args: Any = None,
         *,
         granularity: TokenGranularity = "input",
-    ) -> Tensor | tuple[Tensor, ...]:
+    ) -> Inputs | Tensor:
         """Explain one target for each example of a batch.
 
         Args:
@@ -63,12 +86,12 @@ class TokenAttribution(RecordedAttribution):
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
         granularity: TokenGranularity = "input",
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Inputs | Tensor]:
         """Explain several targets of the same inputs from the same forward passes.
 
         Takes the arguments of :meth:`attribute`, with a list of targets.
@@ -82,7 +105,7 @@ class TokenAttribution(RecordedAttribution):
     @abstractmethod
     def _of_targets(
         self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Any]:
         """What :meth:`attribute_targets` returns."""
 
 
@@ -94,7 +117,7 @@ class OneRecordingAttribution(TokenAttribution):
 
     def _of_targets(
         self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Any]:
         def explained(recording: Recording, start: Tensor) -> Any:
             recording.tape.leave_out_attentions()
             return row_view(

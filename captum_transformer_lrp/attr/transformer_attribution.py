@@ -28,6 +28,7 @@ from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.lineage.passes import passes
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.watch.checks import check_finite_output
+from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 
 HeadWeighting: TypeAlias = Literal["gradient", "attention", "none"]
 
@@ -148,7 +149,9 @@ class TransformerAttribution(RolloutAttribution):
                 "explain() returns the maps of all blocks, which checkpointing is not to have in "
                 "memory at once: use attribute(), or checkpointing=False"
             )
-        with self._recorded(inputs, additional_forward_args, keeps_books=True) as recording:
+        watched = self._recorded(inputs, additional_forward_args, keeps_books=True)
+        state = ThreadState()
+        with state, state, watched as recording:
             tape = recording.tape
             target = predicted(recording.output) if target is None else target
             check_finite_output(recording.output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import torch
 from captum._utils.common import _format_output, _is_tuple
@@ -12,7 +12,14 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RecordedAttribution, Settings, captum_method, sum_all
+from captum_transformer_lrp.attr.base import (
+    AttributeOptions,
+    Inputs,
+    RecordedAttribution,
+    Settings,
+    captum_method,
+    sum_all,
+)
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.rules import Preset
@@ -96,10 +103,43 @@ class TransformerLRP(RecordedAttribution):
         self.start: Start = chosen.start if start is None else start
         self.contrast = contrast
 
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: Literal[False] = False,
+        granularity: Literal["input"] = "input",
+        **options: Unpack[AttributeOptions],
+    ) -> Inputs: ...
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: Literal[False] = False,
+        granularity: Literal["token"],
+        **options: Unpack[AttributeOptions],
+    ) -> Tensor: ...
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        return_convergence_delta: Literal[True],
+        granularity: Literal["input", "token"] = "input",
+        **options: Unpack[AttributeOptions],
+    ) -> tuple[Inputs | Tensor, Tensor]: ...
     @captum_method
     def attribute(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         target: Any = None,
         additional_forward_args: Any = None,
         *,
@@ -152,13 +192,13 @@ class TransformerLRP(RecordedAttribution):
 
     def attribute_targets(
         self,
-        inputs: Tensor | tuple[Tensor, ...],
+        inputs: Inputs,
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
         granularity: Literal["input", "token"] = "input",
         internal_batch_size: int | None = None,
-    ) -> list[Tensor | tuple[Tensor, ...]]:
+    ) -> list[Inputs | Tensor]:
         """Explain several targets of the same inputs from one forward pass.
 
         Takes the arguments of :meth:`attribute`, with a list of targets.

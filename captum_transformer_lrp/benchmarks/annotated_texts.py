@@ -109,7 +109,7 @@ class TextBenchmark(Benchmark[ReadDocument]):
         self._device = torch.device(own_device(str(device)))
         self.classifier = classifier
         self.model = classifier.model.to(self._device)
-        self._indices = evenly_spaced(range(len(documents)), limit)
+        self.selected = evenly_spaced(range(len(documents)), limit)
 
     @property
     def device(self) -> torch.device:
@@ -132,8 +132,7 @@ class TextBenchmark(Benchmark[ReadDocument]):
 
     def identifiers(self) -> Sequence[str]:
         """The annotations' names."""
-        names = self.documents.identifiers()
-        return [names[index] for index in self._indices]
+        return self.documents.identifiers()
 
     def load(self, index: int) -> ReadDocument:
         """Read a document, and let the classifier read it.
@@ -141,7 +140,7 @@ class TextBenchmark(Benchmark[ReadDocument]):
         Raises:
             AnnotationError: for one that cannot be used.
         """
-        document = self.documents[self._indices[index]]
+        document = self.documents[index]
         self.check(document)
         if document.label not in self._classes:
             raise AnnotationError(

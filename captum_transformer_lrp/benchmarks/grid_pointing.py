@@ -122,9 +122,7 @@ def grid_pointing(
                 f"{len(confident)} of {len(found)} photos, expected {grid * grid} of different "
                 "classes: lower the confidence or give more photos"
             )
-        benchmark = GridPointing(
-            model, evenly_spaced(grids, limit), methods, grid, confidence, device=where
-        )
+        benchmark = GridPointing(model, grids, methods, grid, confidence, limit=limit, device=where)
         result = run(benchmark, output, seed=seed, show_progress=show_progress, save=False)
         share = replace(
             classified.figures[0],
@@ -263,12 +261,14 @@ class GridPointing(Benchmark[Grid]):
         grid: int = 2,
         confidence: float = 0.9,
         *,
+        limit: int | None = None,
         device: torch.device,
     ) -> None:
         self._methods = {one.label: one for one in methods_by_name(methods)}
         self.methods = tuple(self._methods)
         self._model = model
         self._grids = grids
+        self.selected = evenly_spaced(range(len(grids)), limit)
         self._side = grid
         self._confidence = confidence
         self._device = device

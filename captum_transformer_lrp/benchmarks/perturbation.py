@@ -168,7 +168,8 @@ class Perturbation(Benchmark[Photo]):
         self._model = model
         self._device = torch.device(device)
         self._classifier = model.model.to(self._device)
-        self._data = evenly_spaced(data, limit)
+        self._data = data
+        self.selected = evenly_spaced(range(len(data)), limit)
         self._explain = tuple(explain)
         self._removal = removal
         self._resize = resize

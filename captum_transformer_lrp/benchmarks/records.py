@@ -84,18 +84,29 @@ class RecordFolder:
     Args:
         folder: the folder; it need not exist yet.
         settings: everything that the records depend on.  A folder holds records of one setting.
-        identifiers: the examples' names, in their order.
+        identifiers: the names of all examples, in their order.
+        selected: the places of those that are used; None for all.  Records of others are kept, and
+            passed over.
     """
 
     def __init__(
-        self, folder: Path, settings: Mapping[str, Any], identifiers: Sequence[str]
+        self,
+        folder: Path,
+        settings: Mapping[str, Any],
+        identifiers: Sequence[str],
+        selected: Sequence[int] | None = None,
     ) -> None:
         self.folder = folder
+        self.selected = range(len(identifiers)) if selected is None else selected
         self._identifiers = identifiers
         # As JSON gives it back: tuples are lists.
         self._settings: dict[str, Any] = json.loads(
             json.dumps(
-                {**settings, "examples": len(identifiers), "examples_sha256": _digest(identifiers)}
+                {
+                    **settings,
+                    "examples": len(self.selected),
+                    "examples_sha256": _digest(identifiers),
+                }
             )
         )
 
@@ -125,12 +136,16 @@ class RecordFolder:
             raise BenchmarkError(
                 f"{self.folder} holds records without their settings.json: choose another folder"
             )
+        self.write_settings()
+
+    def write_settings(self) -> None:
+        """Write them, with the number of examples of this run."""
         temporary = self.folder / "settings.json.new"
         temporary.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.settings_file)
 
     def check(self) -> None:
-        """Raise unless the folder is of the same settings."""
+        """Raise unless the folder is of the same settings, whatever the limit of examples."""
         if not self.settings_file.exists():
             raise BenchmarkError(
                 f"found no {self.settings_file}, which the first process wrote: all processes need "
@@ -145,13 +160,13 @@ class RecordFolder:
                 f"{self.settings_file} holds a {type(found).__name__}, expected an object: choose "
                 "another output folder"
             )
-        if found == self._settings:
-            return
         names = sorted({*found, *self._settings})
+        differing = [name for name in names if found.get(name) != self._settings.get(name)]
+        if differing in ([], ["examples"]):
+            return
         differing = [
             f"{name} {_short(found.get(name))} instead of {_short(self._settings.get(name))}"
-            for name in names
-            if found.get(name) != self._settings.get(name)
+            for name in differing
         ]
         raise BenchmarkError(
             f"{self.folder} holds records made with other settings ({'; '.join(differing)}): "
@@ -174,6 +189,7 @@ class RecordFolder:
             BenchmarkError: for a damaged line, and for two records of the same example.
         """
         seen = bytearray(len(self._identifiers))
+        used = frozenset(self.selected)
         for file in sorted(self.folder.glob("records-*.jsonl")):
             # As bytes, so that a line that is no UTF-8 is a damaged line.
             with file.open("rb") as lines:
@@ -187,7 +203,8 @@ class RecordFolder:
                             "remove the line"
                         )
                     seen[record.index] = 1
-                    yield record
+                    if record.index in used:
+                        yield record
 
     def _parsed(self, line: bytes, file: Path, number: int) -> Record:
         try:

@@ -41,6 +41,8 @@ class Benchmark(ABC, Generic[Example]):
 
     name: str
     methods: Sequence[str]
+    selected: Sequence[int] | None = None
+    """The places of the examples that are used, where a limit leaves others out."""
 
     @property
     def device(self) -> torch.device:
@@ -53,7 +55,7 @@ class Benchmark(ABC, Generic[Example]):
 
     @abstractmethod
     def identifiers(self) -> Sequence[str]:
-        """The examples' names, in a fixed order."""
+        """The names of all examples, in a fixed order."""
 
     @abstractmethod
     def load(self, index: int) -> Example:
@@ -91,6 +93,9 @@ def run(
 ) -> Result:
     """Run a benchmark, or what an earlier run of the same settings left to do.
 
+    The earlier run may have had another limit of examples: those that are in both are not run
+    again.
+
     Under ``torchrun`` the examples are shared among its processes, which may be more or fewer than
     in the earlier run.  The figures are the same to the last digit, on the same kind of machine
     with the same number of threads.
@@ -110,6 +115,7 @@ def run(
     Raises:
         BenchmarkError: if there are no readable examples, or the folder is in use or of other
             settings.
+        KeyboardInterrupt: where it is stopped; says how much is done.
     """
     identifiers = benchmark.identifiers()
     folder = record_folder(benchmark, output, seed)
@@ -123,12 +129,13 @@ def run(
         if processes.rank == 0:
             folder.prepare()
             _acquire(lock)
+            folder.write_settings()
         try:
             processes.wait()
             folder.check()
             done = folder.done()
             processes.wait()  # nobody writes before everybody has read
-            pending = [index for index in range(len(done)) if not done[index]]
+            pending = [index for index in folder.selected if not done[index]]
             # Photos are sorted by class, and documents may be by length.  In another order every
             # process has the like to do, and the remaining time is right from the beginning.
             random.Random(seed).shuffle(pending)
@@ -146,6 +153,12 @@ def run(
             result = processes.from_first(result)
             if save and processes.rank == 0:
                 result.save(folder.folder)
+        except KeyboardInterrupt:
+            done = folder.done()
+            count = sum(done[index] for index in folder.selected)
+            raise KeyboardInterrupt(
+                f"{count} of {len(folder.selected)} done, repeat the command to go on"
+            ) from None
         finally:
             lock.release()
     return result
@@ -163,7 +176,7 @@ def record_folder(benchmark: Benchmark[Any], output: str | Path, seed: int = 0) 
         "seed": seed,
         "versions": versions(),
     }
-    return RecordFolder(Path(output), settings, identifiers)
+    return RecordFolder(Path(output), settings, identifiers, benchmark.selected)
 
 
 def versions() -> dict[str, str]:
@@ -325,7 +338,7 @@ def summary_of(benchmark: Benchmark[Any], folder: RecordFolder) -> Result:
         benchmark=benchmark.name,
         settings=folder.settings,
         examples=count,
-        pending=len(benchmark.identifiers()) - count,
+        pending=len(folder.selected) - count,
         skipped=tuple((name, reason) for _, name, reason in sorted(skipped)),
         summary=benchmark.summarise(used),
         seconds={method: mean.value for method, mean in seconds.items()},

@@ -176,9 +176,7 @@ class Segmentation(Benchmark[Segmented]):
         self._device = torch.device(device)
         self._classifier = model.model.to(self._device)
         self._data = data
-        names = data.identifiers()
-        self._names = evenly_spaced(names, limit)
-        self._indices = evenly_spaced(range(len(names)), limit)
+        self.selected = evenly_spaced(range(len(data.identifiers())), limit)
         self._size = input_size(model)
 
     @property
@@ -201,11 +199,11 @@ class Segmentation(Benchmark[Segmented]):
 
     def identifiers(self) -> list[str]:
         """The examples' names."""
-        return self._names
+        return self._data.identifiers()
 
     def load(self, index: int) -> Segmented:
         """Read a photo with its mask and choose the class."""
-        found = self._data[self._indices[index]]
+        found = self._data[index]
         pixels = whole_image(found.photo, self._model, self._size)[None].to(self._device)
         mask = resized_mask(found.mask, self._size)
         if not (mask == 1).any():

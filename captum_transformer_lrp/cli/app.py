@@ -45,7 +45,7 @@ app = typer.Typer(
     name="captum-transformer-lrp",
     help="Explain what Transformers see and read, by relevance propagation.",
     epilog="Exit codes: 0 all done, 1 something failed and is named on stderr, 2 the command line "
-    "must be changed. Completion for your shell: --install-completion.",
+    "must be changed, 130 you pressed Ctrl-C. Completion for your shell: --install-completion.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,

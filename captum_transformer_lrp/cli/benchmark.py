@@ -24,6 +24,7 @@ from captum_transformer_lrp.cli.benchmark_options import (
 )
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.options import Checkpoint, Device, ImageModelName, to_device
+from captum_transformer_lrp.hub import as_address
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.models import ImageModel
@@ -264,6 +265,8 @@ def speed_command(
 
 def check_photos(folder: Path) -> None:
     """Refuse a folder that is not there before the model is loaded."""
+    if address := as_address(folder):
+        raise UsageError(f"found the address {address}: download the photos, and give the folder")
     if not folder.is_dir():
         raise UsageError(f"found no folder {folder}, expected one with photos")
 

@@ -30,6 +30,7 @@ from captum_transformer_lrp.cli.options import (
     TextModelName,
     TopK,
     TrustRemoteCode,
+    how_many,
     to_device,
 )
 from captum_transformer_lrp.cli.outputs import check_no_input, check_output
@@ -51,7 +52,7 @@ def compare_image(
     model: ImageModelName = DEFAULT_IMAGE_MODEL,
     checkpoint: Checkpoint = None,
     target: Targets = None,
-    top_k: TopK = 2,
+    top_k: TopK = None,
     method: MethodOptions = None,
     output: Annotated[Path, typer.Option(help="The figure to write.")] = Path("comparison.png"),
     maps: Maps = None,
@@ -85,7 +86,12 @@ def compare_image(
         loaded.model.to(where)
         with progress_bar("methods", len(methods)) as advance:
             found = explain_image(
-                loaded, picture, target=target, top_k=top_k, method=methods, on_progress=advance
+                loaded,
+                picture,
+                target=target,
+                method=methods,
+                **how_many(top_k, 2),
+                on_progress=advance,
             )
         found = replace(found, subject=str(Photo(photo, frame)), source=photo)
         for file in [output, *maps_beside(output, maps)]:
@@ -98,7 +104,7 @@ def compare_text(
     text: Annotated[str, typer.Argument(help="The sentence or document.")],
     model: TextModelName = BUNDLED_TEXT_MODEL,
     target: Targets = None,
-    top_k: TopK = 2,
+    top_k: TopK = None,
     method: MethodOptions = None,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
     lang: Language = "en",
@@ -129,7 +135,7 @@ def compare_text(
         loaded.model.to(where)
         with progress_bar("methods", len(methods)) as advance:
             found = explain_text(
-                loaded, None, text, target=target, top_k=top_k, method=methods,
+                loaded, None, text, target=target, method=methods, **how_many(top_k, 2),
                 special_tokens=special_tokens, on_progress=advance,
             )  # fmt: skip
         for file in [output, *maps_beside(output, maps)]:

@@ -14,8 +14,8 @@ import typer
 from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.printing import one_sentence, printable
 
-FAILED, MISUSED = 1, 2
-"""Exit codes: something could not be done, and the command line must be changed."""
+FAILED, MISUSED, STOPPED = 1, 2, 130
+"""Exit codes: something could not be done, the command line must be changed, Ctrl-C."""
 
 
 class UsageError(ArgumentError):
@@ -28,6 +28,7 @@ def clear_errors() -> Iterator[None]:
     # Retries of downloads and bars for what takes a second would bury that sentence; what Captum
     # warns of (hooks that it removes again) is nothing that a user of commands can change.
     logging.getLogger("huggingface_hub").setLevel(logging.CRITICAL)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # read when it is imported
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     if "transformers" in sys.modules:  # it has read its environment already
@@ -45,6 +46,11 @@ def clear_errors() -> Iterator[None]:
         raise
     except ArgumentError as error:
         _fail(error, MISUSED)
+    except KeyboardInterrupt as stop:
+        if not str(stop):
+            raise
+        typer.secho(f"stopped: {stop}", fg="yellow", err=True)
+        raise typer.Exit(STOPPED) from None
     except BrokenPipeError:  # as in `… | head`: the reader has gone, and nobody is to be told
         os._exit(FAILED)
     except Exception as error:  # what models and damaged files raise cannot be foreseen

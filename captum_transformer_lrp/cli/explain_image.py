@@ -31,6 +31,7 @@ from captum_transformer_lrp.cli.options import (
     Targets,
     TopK,
     TrustRemoteCode,
+    how_many,
     to_device,
     to_frames,
 )
@@ -61,7 +62,7 @@ def explain_image_command(
     model: ImageModelName = DEFAULT_IMAGE_MODEL,
     checkpoint: Checkpoint = None,
     target: Targets = None,
-    top_k: TopK = 3,
+    top_k: TopK = None,
     method: MethodOption = DEFAULT_METHOD,
     output: Annotated[
         Path | None,
@@ -124,7 +125,9 @@ def explain_image_command(
         def explained(
             subject: Photo, picture: Image.Image, figure: Path
         ) -> tuple[ImageResult, dict[str, Any]]:
-            found = explain_image(loaded, picture, target=target, top_k=top_k, method=method)
+            found = explain_image(
+                loaded, picture, target=target, method=method, **how_many(top_k, 3)
+            )
             found = replace(found, subject=str(subject), source=subject.path)
             for output in [figure, *maps_beside(figure, maps)]:
                 found.save(output)

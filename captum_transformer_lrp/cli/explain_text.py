@@ -29,6 +29,7 @@ from captum_transformer_lrp.cli.options import (
     TextModelName,
     TopK,
     TrustRemoteCode,
+    how_many,
     to_device,
 )
 from captum_transformer_lrp.cli.outputs import (
@@ -61,7 +62,7 @@ def explain_text_command(
     ] = None,
     model: TextModelName = BUNDLED_TEXT_MODEL,
     target: Targets = None,
-    top_k: TopK = 1,
+    top_k: TopK = None,
     method: MethodOption = DEFAULT_METHOD,
     output: Annotated[
         Path | None,
@@ -121,8 +122,8 @@ def explain_text_command(
         def explained(
             text: str, page: Path, source: Path | None = None
         ) -> tuple[TextResult, dict[str, Any]]:
-            found = explain_text(loaded, None, text, target=target, top_k=top_k, method=method,
-                                 special_tokens=special_tokens)  # fmt: skip
+            found = explain_text(loaded, None, text, target=target, method=method,
+                                 special_tokens=special_tokens, **how_many(top_k, 1))  # fmt: skip
             found = replace(found, subject=str(source or text), source=source)
             for output in [page, *maps_beside(page, maps)]:
                 found.save(output, lang=lang)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
@@ -139,7 +139,12 @@ Targets: TypeAlias = Annotated[
     ),
 ]
 TopK: TypeAlias = Annotated[
-    int, typer.Option(min=1, help="How many classes to explain where no target is given.")
+    int | None,
+    typer.Option(
+        min=1,
+        help="How many classes to explain where no target is given, however improbable.",
+        show_default="a few, of at least 1 %",
+    ),
 ]
 MethodOption: TypeAlias = Annotated[
     str,
@@ -172,6 +177,15 @@ SpecialTokens: TypeAlias = Annotated[
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of tables.")
 ]
+
+
+def how_many(top_k: int | None, few: int) -> dict[str, Any]:
+    """What `--top-k` stands for: without it a few classes, none of them below 1 % but the first.
+
+    >>> how_many(5, 2), how_many(None, 2)
+    ({'top_k': 5}, {'top_k': 2, 'least': 0.01})
+    """
+    return {"top_k": few, "least": 0.01} if top_k is None else {"top_k": top_k}
 
 
 class MapFormat(str, Enum):

@@ -36,6 +36,7 @@ from captum_transformer_lrp.cli.options import (
     TrustRemoteCode,
     complete_image_model,
     complete_text_model,
+    how_many,
     to_device,
     to_frames,
 )
@@ -85,7 +86,7 @@ def report(
     ] = BUNDLED_TEXT_MODEL,
     checkpoint: Checkpoint = None,
     target: Targets = None,
-    top_k: TopK = 2,
+    top_k: TopK = None,
     method: MethodOptions = None,
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Explanations",
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
@@ -116,7 +117,7 @@ def report(
             raise UsageError("found nothing to explain: give files, folders or --text")
         check_output(output, PAGE_SUFFIXES, [*files, checkpoint])
         methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
-        asked: dict[str, Any] = {"method": methods, "target": target, "top_k": top_k}
+        asked: dict[str, Any] = {"method": methods, "target": target, **how_many(top_k, 2)}
         of_words: dict[str, Any] = {"special_tokens": special_tokens}
         everything: list[Photo | Path | str] = []
         for file in files:

@@ -28,6 +28,8 @@ from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.eager import as_written, uncompiled
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.engine.watch.precision import Precision
+from captum_transformer_lrp.engine.watch.snapshot import Snapshot
+from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.token_ids import TokenIds, at_tokens
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.rule_set import RuleSet
@@ -233,13 +235,17 @@ def recorded(
         phases=frozenset() if checkpointing else phases,
         epsilon=epsilon,
     )
+    snapshot = Snapshot(forward_func, inputs, args, kwargs)
     interception = _watching(model, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout)
+    interception.context.writes.snapshot = snapshot
+    plain, state = uncompiled(), ThreadState(inputs[0].device)
     context = interception.context
     try:
-        with _undisturbed(inputs[0].device):
+        with state, state:
+            state.for_recording()
             arguments, leaves = _on_tape(context, inputs)
             log = Log.started(interception, arguments) if checkpointing else None
-            with uncompiled(), interception:
+            with plain, plain, snapshot, snapshot, interception:
                 result = forward_func(*arguments, *args, **kwargs)
             output = interception.resolve(find_logits(result))
             del result
@@ -277,19 +283,6 @@ def _watching(
     return Interception(
         tape, model, len(like), call_rules, known, precision=precision, keeps_readout=keeps_readout
     )
-
-
-@contextlib.contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
-    """Derivatives are recorded as usual, and random numbers are afterwards as before."""
-    devices = [device] if device.type == "cuda" else []
-    with (
-        torch.inference_mode(False),
-        torch.enable_grad(),
-        torch.random.fork_rng(devices),
-        torch.autocast(device.type, enabled=False),
-    ):
-        yield
 
 
 def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:

@@ -21,6 +21,7 @@ from captum_transformer_lrp.engine.table import table
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.frames import calling_frame, calling_modules
 from captum_transformer_lrp.engine.watch.interception import Interception
+from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.base import engine_propagates
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -99,6 +100,7 @@ class StockLRP(TorchFunctionMode):
         interception = _LayerwiseInterception(
             tape, attribution.model, inputs[0].shape[0], rules, table(rules.functions)
         )
+        interception.context.writes.snapshot = Snapshot(attribution.model).note()
         for index, value in enumerate(inputs):
             rules.input_dims[index] = value.dim()
             if value.requires_grad:

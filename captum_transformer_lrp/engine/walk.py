@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Keeps, Phase, Step, Tape, TapeSwitch
+from captum_transformer_lrp.engine.watch.thread_state import interruption
 
 
 def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]]) -> Tensor | None:
@@ -126,9 +128,12 @@ def backward_together(
         return tape.backward(phase, output, seed, wanted)
 
     if len(seeds) > 1:
+        outside = sys.exc_info()[1]
         try:
             found = torch.func.vmap(run)(torch.stack(list(seeds)))
             return [[one[place] for one in found] for place in range(len(seeds))]
-        except RuntimeError:
-            pass  # an operation or a rule of somebody's that vmap cannot do: one by one
+        except RuntimeError as error:
+            if interruption(error, outside):
+                raise
+            # an operation or a rule of somebody's that vmap cannot do: one by one
     return [run(seed) for seed in seeds]

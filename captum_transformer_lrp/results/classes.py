@@ -88,9 +88,12 @@ def predict(
 
 
 def choose(
-    predictions: Sequence[Prediction], target: Targets, top_k: int, class_names: Sequence[str] = ()
+    predictions: Sequence[Prediction], target: Targets, top_k: int, least: float = 0.0
 ) -> list[Prediction]:
     """The classes to explain: the ones asked for, else the most probable ones.
+
+    >>> choose([Prediction(1, "cat", 0.999), Prediction(0, "dog", 0.001)], None, 2, least=0.01)
+    [Prediction(index=1, name='cat', probability=0.999)]
 
     Raises:
         ArgumentError: for a class that the model does not have.
@@ -101,7 +104,8 @@ def choose(
     if not wanted:
         if top_k < 1:
             raise ArgumentError(f"found top_k={top_k}, expected at least 1")
-        return list(predictions[:top_k])
+        first, *others = predictions[:top_k]
+        return [first, *(one for one in others if (one.probability or 0.0) >= least)]
     try:
         found = [resolve_target(str(one), names) for one in wanted]
     except ValueError as error:
@@ -179,6 +183,7 @@ def provenance(
     method: str | Sequence[str],
     target: Targets = None,
     top_k: int = 1,
+    least: float = 0.0,
     **options: Any,
 ) -> dict[str, Any]:
     """What one needs to know to compute the same again.
@@ -188,17 +193,18 @@ def provenance(
         method: one or several.
         target: classes by index or name; none for the `top_k` most probable.
         top_k: how many classes where no target is given.
+        least: the least probability of those after the first.
         options: further arguments.
     """
     wanted = [target] if isinstance(target, int | str) else list(target or ())
+    improbable = f", without those below {100 * least:g} %" if least else ""
+    targets = wanted or f"the {top_k} most probable{improbable}"
     device = next((str(one.device) for one in loaded.model.parameters()), "cpu")
     return {
         "model": loaded.name,
         **loaded.about,
         "methods": method_names(method),
-        "options": {
-            "targets": wanted or f"the {top_k} most probable", "device": device, **options
-        },
+        "options": {"targets": targets, "device": device, **options},
         "versions": {"python": platform.python_version()}
         | {library: version(library) for library in _LIBRARIES},
     }  # fmt: skip

@@ -197,6 +197,7 @@ def explain_image(
     *,
     target: Targets = None,
     top_k: int = 1,
+    least: float = 0.0,
     method: str | Sequence[str] = DEFAULT_METHOD,
     transform: Callable[[Any], Any] | None = None,
     class_names: Sequence[str] | None = None,
@@ -211,6 +212,7 @@ def explain_image(
             0 to 1. It is the photo, not what the preprocessing makes of it.
         target: a class by index or name, or several; by default the `top_k` most probable.
         top_k: how many classes where no target is given.
+        least: the least probability of those classes, 0 to 1; the first is explained anyway.
         method: a name that `compare` knows, or several.
         transform: the preprocessing, from a PIL image to (3, H, W): torchvision's or an image
             processor of transformers; by default the model's own, where its library knows it.
@@ -243,7 +245,7 @@ def explain_image(
     parameter = next(loaded.model.parameters(), None)
     pixels = pixels if parameter is None else pixels.to(parameter.device)
     predictions = predict(loaded.model, pixels[None], {}, loaded.class_names)
-    explained = choose(predictions, target, top_k)
+    explained = choose(predictions, target, top_k, least)
     methods = method_names(method)
     maps = explain_by(methods, loaded.model, pixels[None], explained, {}, on_progress)
     box = _box(loaded, photo)
@@ -251,7 +253,7 @@ def explain_image(
         seen = loaded.visible(pixels).cpu().movedim(0, -1).numpy()
         photo = Image.fromarray((255 * seen).round().astype(np.uint8))
         box = (0, 0, *photo.size)
-    about = provenance(loaded, methods, target, top_k)
+    about = provenance(loaded, methods, target, top_k, least)
     subject = str(source) if source else "photo"
     return ImageResult(photo, box, predictions, explained, maps, about, subject, source)
 

@@ -153,6 +153,7 @@ def explain_text(
     text_pair: str | None = None,
     target: Targets = None,
     top_k: int = 1,
+    least: float = 0.0,
     method: str | Sequence[str] = DEFAULT_METHOD,
     granularity: Granularity = "word",
     special_tokens: bool = False,
@@ -169,6 +170,7 @@ def explain_text(
         text_pair: the second text, for models of two.
         target: a class by index or name, or several; by default the `top_k` most probable.
         top_k: how many classes where no target is given.
+        least: the least probability of those classes, 0 to 1; the first is explained anyway.
         method: a name that `compare` knows, or several.
         granularity: "piece" (of the tokenizer), "word" or "sentence".
         special_tokens: whether tokens such as [CLS] are shown, too.
@@ -204,11 +206,17 @@ def explain_text(
     inputs = dict(encoding if parameter is None else encoding.to(parameter.device))
     input_ids = inputs.pop("input_ids")
     predictions = predict(loaded.model, input_ids, inputs, loaded.class_names)
-    explained = choose(predictions, target, top_k)
+    explained = choose(predictions, target, top_k, least)
     methods = method_names(method)
     maps = explain_by(methods, loaded.model, input_ids, explained, inputs, on_progress)
     about = provenance(
-        loaded, methods, target, top_k, special_tokens=special_tokens, granularity=granularity
+        loaded,
+        methods,
+        target,
+        top_k,
+        least,
+        special_tokens=special_tokens,
+        granularity=granularity,
     )
     given = text if text_pair is None else (text, text_pair)
     return TextResult(given, words, predictions, explained, maps, about, "\n\n".join(texts))

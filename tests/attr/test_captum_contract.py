@@ -6,16 +6,18 @@ float64 throughout: 1e-9 of the largest entry leaves room for rounding only.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from captum.attr import DataLoaderAttribution, LayerAttribution, NoiseTunnel
 from captum.attr import visualization as viz
 from captum.metrics import infidelity, sensitivity_max
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer_lrp import (
     AttCat,
@@ -23,6 +25,7 @@ from captum_transformer_lrp import (
     AttentionGradCam,
     AttentionRollout,
     BiAttention,
+    ExplanationError,
     GenericAttention,
     LeGrad,
     LibraGradient,
@@ -193,7 +196,12 @@ def test_a_layer_must_be_an_attention_of_the_model(vit_case: Any, method: Any) -
 # -- Captum's tools -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["smoothgrad", "smoothgrad_sq", "vargrad"])
+# What becomes of the samples is Captum's: one class that is quick stands for all.
+KINDS = [(name, "smoothgrad") for name in CLASSES]
+KINDS += [("GenericAttention", "smoothgrad_sq"), ("GenericAttention", "vargrad")]
+
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_noise_tunnel(vit_case: Any, name: str, kind: str) -> None:
     method, images = CLASSES[name](vit_case.model), vit_case.inputs
 
@@ -212,22 +220,65 @@ def test_noise_tunnel(vit_case: Any, name: str, kind: str) -> None:
     assert not torch.allclose(noisy, quiet[kind], rtol=1e-6, atol=1e-12)
 
 
-def test_noise_tunnel_on_text_works_on_embeddings(bert_case: Any) -> None:
-    model = bert_case.model
+def test_captum_s_tools_on_a_model_of_hugging_face_work_on_embeddings(
+    bert_case: Any, name: str
+) -> None:
+    model, mask = bert_case.model, bert_case.kwargs["attention_mask"]
     embeddings = model.bert.embeddings.word_embeddings(bert_case.inputs).detach()
 
     def forward(embedded: Tensor, mask: Tensor) -> Any:
         return model(inputs_embeds=embedded, attention_mask=mask)
 
-    found = NoiseTunnel(TransformerAttribution(forward)).attribute(
-        embeddings,
-        nt_samples=2,
-        stdevs=0.01,
-        target=1,
-        additional_forward_args=(bert_case.kwargs["attention_mask"],),
-    )
-    assert found.shape == embeddings.shape
-    assert not found[bert_case.kwargs["attention_mask"] == 0].any()
+    method = CLASSES[name](forward)
+    rest: dict[str, Any] = {"target": 1, "additional_forward_args": (mask,)}
+    plain = method.attribute(embeddings, **rest)
+    assert not plain[mask == 0].any()
+    torch.manual_seed(0)
+    tunnel = NoiseTunnel(method)
+    quiet = tunnel.attribute(embeddings, nt_samples=2, stdevs=0.0, **rest)
+    assert torch.allclose(quiet, plain, rtol=1e-6, atol=1e-12)  # sums round in another order
+    noisy = tunnel.attribute(embeddings, nt_samples=2, stdevs=0.1, **rest)
+    assert not torch.allclose(noisy, plain, rtol=1e-6, atol=1e-12)
+    assert not noisy[mask == 0].any()
+    moved = sensitivity_max(method.attribute, embeddings, n_perturb_samples=2, **rest)
+    assert bool((moved > 0).all() and moved.isfinite().all())
+
+    def perturb(embedded: Tensor) -> tuple[Tensor, Tensor]:
+        noise = 0.1 * torch.randn_like(embedded)
+        return noise, embedded - noise
+
+    # Captum calls the model itself, and takes logits alone.
+    logits = lambda *inputs: forward(*inputs).logits  # noqa: E731
+    found = infidelity(logits, perturb, embeddings, plain, **rest)
+    assert bool((found > 0).all())
+
+
+LOOK_UPS: dict[str, Callable[[nn.Embedding, Tensor], Tensor]] = {
+    "module": lambda table, ids: table(ids),
+    "function": lambda table, ids: F.embedding(ids, table.weight),
+    "function, by name": lambda table, ids: F.embedding(input=ids, weight=table.weight),
+    "torch.embedding": lambda table, ids: torch.embedding(table.weight, ids),
+    "indices": lambda table, ids: table.weight[ids],
+    "index_select": lambda table, ids: table.weight.index_select(0, ids.flatten()).unflatten(
+        0, ids.shape
+    ),
+}
+
+
+@pytest.mark.parametrize("look_up", LOOK_UPS.values(), ids=LOOK_UPS)
+def test_noise_on_token_ids_is_refused_with_what_to_do(
+    look_up: Callable[[nn.Embedding, Tensor], Tensor],
+) -> None:
+    torch.manual_seed(0)
+    table, head = nn.Embedding(9, 8), nn.Linear(8, 3)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+    ids = torch.randint(9, (2, 5))
+    method = TransformerAttribution(lambda ids: head(layer(look_up(table, ids)).mean(1)))
+    assert method.attribute(ids, 1).shape == ids.shape
+    with pytest.raises(ExplanationError, match=r"in the place of token ids.*inputs_embeds"):
+        NoiseTunnel(method).attribute(ids, nt_samples=2, target=1)
+    with pytest.raises(ExplanationError, match=r"in the place of token ids.*inputs_embeds"):
+        sensitivity_max(method.attribute, ids, n_perturb_samples=2, target=1)
 
 
 def test_infidelity(vit_case: Any, name: str) -> None:

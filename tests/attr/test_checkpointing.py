@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 from contextlib import nullcontext
 from typing import Any
@@ -25,13 +24,14 @@ from transformers import (
 from captum_transformer_lrp import ExplanationError, TransformerAttribution
 from captum_transformer_lrp.benchmarks.speed import peak_of_call
 from captum_transformer_lrp.rules import EpsilonRule
+from tests.leaks import new_tensors
 
 Case = tuple[Any, Any, Any, dict[str, Any]]
 
 
-def vision(name: str, side: int, target: Any = 3) -> Case:
+def vision(name: str, side: int, target: Any = 3, **sizes: Any) -> Case:
     torch.manual_seed(0)
-    model = timm.create_model(name, num_classes=10).double().eval()
+    model = timm.create_model(name, num_classes=10, **sizes).double().eval()
     return model, torch.randn(2, 3, side, side, dtype=torch.float64), target, {}
 
 
@@ -85,9 +85,25 @@ def clip() -> Case:
 
 CASES = {
     "a class token": lambda: vision("test_vit", 160),
-    "a distillation token": lambda: vision("deit_tiny_distilled_patch16_224", 224, target=None),
-    "windows, merged patches, a mean": lambda: vision("swin_tiny_patch4_window7_224", 224),
-    "two branches": lambda: vision("crossvit_9_240", 240),
+    "a distillation token": lambda: vision(
+        "deit_tiny_distilled_patch16_224", 64, target=None, img_size=64, depth=3
+    ),
+    "windows, merged patches, a mean": lambda: vision(
+        "swin_tiny_patch4_window7_224",
+        112,
+        img_size=112,
+        embed_dim=24,
+        depths=(2, 2, 2),
+        num_heads=(1, 2, 4),
+    ),
+    "two branches": lambda: vision(
+        "crossvit_9_240",
+        240,
+        embed_dim=(16, 32),
+        depth=((1, 2, 0), (1, 2, 0)),
+        num_heads=(2, 2),
+        mlp_ratio=(2, 2, 1),
+    ),
     "padding": bert,
     "a causal language model": gpt2,
     "encoder and decoder": bart,
@@ -275,12 +291,10 @@ def test_nothing_is_left_behind(case: Any, target: int) -> None:
         with pytest.raises(ValueError, match="out of range") if target == 99 else nullcontext():
             method.attribute(inputs, target, kwargs or None)
 
-    explain()
-    gc.collect()
-    alive = sum(isinstance(one, Tensor) for one in gc.get_objects())
-    explain()
-    gc.collect()
-    assert sum(isinstance(one, Tensor) for one in gc.get_objects()) == alive
+    explain()  # what is made once, and kept
+    with new_tensors() as living:
+        explain()
+        assert living() == []
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(one.grad is None and one.requires_grad for one in model.parameters())
     assert not any(one._forward_hooks or one._backward_hooks for one in model.modules())

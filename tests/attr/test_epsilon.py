@@ -289,6 +289,7 @@ def exact(deit: nn.Module, photos: Tensor) -> tuple[Tensor, Tensor]:
     return targets, maps_of(copy.deepcopy(deit).double(), photos.double(), targets)
 
 
+@pytest.mark.slow
 def test_float32_is_float64(deit: nn.Module, photos: Tensor, exact: Any) -> None:
     targets, expected = exact
     found = spread(maps_of(deit, photos, targets), expected)

@@ -6,7 +6,6 @@ After Captum's tests of hook removal, which generate one test for each method, m
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -34,6 +33,7 @@ from captum_transformer_lrp import (
     compare,
 )
 from captum_transformer_lrp.rules import Call, Rule
+from tests.leaks import new_tensors
 
 
 class RaisedOnPurposeError(Exception):
@@ -217,14 +217,10 @@ def test_nothing_is_left_behind(used_case: Any, method: str, fault: str) -> None
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("case", ["timm ViT", "BERT"], indirect=True)
 def test_no_tensor_outlives_what_is_returned(case: Any, method: str) -> None:
-    def living() -> int:
-        gc.collect()
-        return sum(issubclass(type(found), Tensor) for found in gc.get_objects())
-
     explain, _ = METHODS[method]
-    explain(case, 1)
-    before = living()
-    for target in (0, 1, 99):
-        with contextlib.suppress(Exception):
-            explain(case, target)
-    assert living() == before
+    explain(case, 1)  # what is made once, and kept
+    with new_tensors() as living:
+        for target in (0, 1, 99):
+            with contextlib.suppress(Exception):
+                explain(case, target)
+        assert living() == []

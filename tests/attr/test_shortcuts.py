@@ -6,7 +6,6 @@ In float64 each shortcut is compared with the plain way, 1e-9 of the largest ent
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +27,7 @@ from captum_transformer_lrp.rules import LinearRule, PassRule, SignAwareStabiliz
 from captum_transformer_lrp.rules import weighted as weighted_rules
 from captum_transformer_lrp.rules.call import Call
 from captum_transformer_lrp.rules.kernels import LinearKernel
+from tests.leaks import new_tensors
 
 METHODS = [
     TransformerAttribution,
@@ -199,17 +199,10 @@ def test_no_copy_of_a_weight_outlives_its_call(
     """Of the weights of a half-precision model nothing is kept in another precision."""
     model = copy.deepcopy(vit_case.model).bfloat16()
     shapes = {parameter.shape for parameter in model.parameters() if parameter.dim() == 2}
-    before = {id(one) for one in gc.get_objects()}
-    with method(model, dtype=dtype)._recorded(vit_case.inputs.bfloat16(), None) as recording:
-        gc.collect()
-        found = [
-            one
-            for one in gc.get_objects()
-            if id(one) not in before
-            and isinstance(one, Tensor)
-            and one.shape in shapes
-            and one.dtype != torch.bfloat16
-        ]
+    images = vit_case.inputs.bfloat16()
+    made = method(model, dtype=dtype)._recorded(images, None)
+    with new_tensors() as living, made as recording:
+        found = [one for one in living() if one.shape in shapes and one.dtype != torch.bfloat16]
         saved = [
             one
             for node in graph(recording.output.grad_fn)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
 from captum_transformer_lrp.rules import Call, Rule
+from tests.leaks import new_tensors
 
 PATCHABLE: list[tuple[Any, str]] = [
     *((F, name) for name in ("linear", "softmax", "gelu", "layer_norm", "conv2d")),
@@ -304,19 +305,25 @@ def test_a_forward_pass_in_another_thread_is_not_watched(vit_case: Any) -> None:
 # -- memory -------------------------------------------------------------------------------------
 
 
-def living_tensors() -> int:
-    gc.collect()
-    return sum(issubclass(type(found), Tensor) for found in gc.get_objects())
+def test_tensors_that_are_kept_by_old_objects_or_cycles_of_new_ones_are_told_apart() -> None:
+    old: list[Any] = []
+    with new_tensors() as living:
+        old.append(torch.ones(1))
+        cycle: list[Any] = [torch.zeros(1)]
+        cycle.append(cycle)
+        assert len(living()) == 2
+        del cycle
+        assert [float(one) for one in living()] == [1]
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
 @pytest.mark.parametrize("case", ["timm ViT", "torchvision ViT", "BERT"], indirect=True)
 def test_twenty_explanations_leave_no_tensor_behind(case: Any, method: Callable[..., None]) -> None:
-    method(case, 1)
-    before = living_tensors()
-    for _ in range(20):
-        method(case, 1)
-    assert living_tensors() == before
+    method(case, 1)  # what is made once, and kept
+    with new_tensors() as living:
+        for _ in range(20):
+            method(case, 1)
+        assert living() == []
 
 
 @pytest.mark.parametrize("fault", [name for name in FAULTS if name != "success"])
@@ -329,11 +336,11 @@ def test_failed_explanations_leave_no_tensor_behind(case: Any, fault: str) -> No
             case.attribute(**options)
 
     with prepare(case) as options:
-        fail()
-        before = living_tensors()
-        for _ in range(5):
-            fail()
-        assert living_tensors() == before
+        fail()  # what is made once, and kept
+        with new_tensors() as living:
+            for _ in range(5):
+                fail()
+            assert living() == []
 
 
 def test_the_tape_goes_as_soon_as_the_explanation_is_done(vit_case: Any) -> None:

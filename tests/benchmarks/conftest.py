@@ -16,6 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from captum_transformer_lrp.benchmarks import Benchmark, Summary, UnreadableExampleError
+from captum_transformer_lrp.benchmarks.images import evenly_spaced
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.statistics import MethodMeans
 from captum_transformer_lrp.models import ImageModel, load_image_model
@@ -58,8 +59,17 @@ class Dice(Benchmark[int]):
     name = "dice"
     methods = ("ours", "theirs")
 
-    def __init__(self, count: int = 12, damaged: int | None = None, pause: float = 0) -> None:
-        self.count, self.damaged, self.pause = count, damaged, pause
+    def __init__(
+        self,
+        count: int = 12,
+        damaged: int | None = None,
+        pause: float = 0,
+        limit: int | None = None,
+        stopped: int | None = None,
+    ) -> None:
+        self.count, self.damaged, self.pause, self.stopped = count, damaged, pause, stopped
+        self.selected = evenly_spaced(range(count), limit)
+        self.loaded: list[int] = []
 
     def settings(self) -> dict[str, Any]:
         return {"sides": 6}
@@ -68,6 +78,9 @@ class Dice(Benchmark[int]):
         return [f"example {number}" for number in range(self.count)]
 
     def load(self, index: int) -> int:
+        if len(self.loaded) == self.stopped:
+            raise KeyboardInterrupt
+        self.loaded.append(index)
         if index == self.damaged:
             raise UnreadableExampleError("the file ends too early")
         return index

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import os
 import subprocess
@@ -17,6 +18,9 @@ from typer.testing import CliRunner, Result
 from captum_transformer_lrp.cli import app
 
 from .conftest import write_photo
+
+# The package has the function of that name.
+perturbation = importlib.import_module("captum_transformer_lrp.benchmarks.perturbation")
 
 
 @pytest.fixture
@@ -49,6 +53,26 @@ def test_all_files_are_written(benchmark: Callable[..., Result], tmp_path: Path)
     assert (tmp_path / "out/results.md").read_text().startswith("| method |")
     with Image.open(tmp_path / "out/curves.png") as figure:
         assert figure.width > 1000
+
+
+def test_ctrl_c_says_how_much_is_done_and_how_to_go_on(
+    benchmark: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = perturbation.read_rgb
+    files: list[object] = []
+
+    def stopped(file: Path) -> Image.Image:
+        files.append(file)
+        if len(files) == 3:
+            raise KeyboardInterrupt
+        return read(file)
+
+    monkeypatch.setattr(perturbation, "read_rgb", stopped)
+    result = benchmark("perturbation", "--methods", "random")
+    assert result.exit_code == 130
+    assert result.stderr.endswith("stopped: 2 of 6 done, repeat the command to go on\n")
+    assert benchmark("perturbation", "--methods", "random").exit_code == 0
+    assert len(files) == 3 + 4
 
 
 def test_quiet_prints_nothing(benchmark: Callable[..., Result], tmp_path: Path) -> None:

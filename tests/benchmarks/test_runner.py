@@ -134,20 +134,20 @@ def test_an_unfinished_run_can_be_looked_at(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
-    """400 more examples note 10 kB each; the peak grows by their names and little else."""
+    """200 more examples note 20 kB each; the peak grows by their names and little else."""
 
     class Wordy(Dice):
         def describe(self, example: int) -> dict[str, Any]:
-            return {"note": f"{example} " * 2500}
+            return {"note": f"{example} " * 5000}
 
     peaks = []
-    for count in (100, 500):
+    for count in (50, 250):
         tracemalloc.start()
         result = run(Wordy(count), tmp_path / str(count))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         assert result.examples == count
-    written = sum(file.stat().st_size for file in (tmp_path / "500").glob("records-*.jsonl"))
+    written = sum(file.stat().st_size for file in (tmp_path / "250").glob("records-*.jsonl"))
     assert written > 4e6
     assert peaks[1] - peaks[0] < 5e5
 
@@ -168,9 +168,35 @@ def test_another_seed_gives_other_numbers_and_needs_another_folder(tmp_path: Pat
         run(Dice(), tmp_path / "0", seed=1)
 
 
+@pytest.mark.parametrize(
+    ("first", "then"), [(4, 8), (3, 7), (8, 4), (5, None), (None, 5), (1, 12), (11, 12)]
+)
+def test_another_limit_goes_on_in_the_same_folder(
+    tmp_path: Path, first: int | None, then: int | None
+) -> None:
+    run(Dice(limit=first), tmp_path / "both")
+    benchmark, alone = Dice(limit=then), Dice(limit=then)
+    found = run(benchmark, tmp_path / "both")
+    expected = run(alone, tmp_path / "alone")
+    assert exact(found) == exact(expected)
+    known = set(Dice(limit=first).selected)
+    assert sorted(benchmark.loaded) == sorted(set(alone.loaded) - known)
+    assert exact(run(Dice(limit=then), tmp_path / "both", so_far=True)) == exact(expected)
+
+
+@pytest.mark.parametrize("limit", [None, 8])
+def test_who_stops_a_run_is_told_how_to_go_on(tmp_path: Path, limit: int | None) -> None:
+    count = limit or 12
+    with pytest.raises(KeyboardInterrupt, match=f"^2 of {count} done, repeat the command to go on"):
+        run(Dice(limit=limit, stopped=2), tmp_path)
+    again = Dice(limit=limit)
+    assert run(again, tmp_path).examples == count
+    assert len(again.loaded) == count - 2
+
+
 def test_other_examples_need_another_folder(tmp_path: Path) -> None:
     run(Dice(12), tmp_path)
-    with pytest.raises(BenchmarkError, match="examples 12 instead of 11"):
+    with pytest.raises(BenchmarkError, match="examples 12 instead of 11; examples_sha256"):
         run(Dice(11), tmp_path)
 
 

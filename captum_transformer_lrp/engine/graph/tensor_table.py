@@ -29,34 +29,44 @@ class TensorTable(Generic[Value]):
     """
 
     def __init__(self) -> None:
-        # An entry goes before its tensor does, so no other tensor can have that tensor's id.
-        found: dict[int, tuple[KeyedRef[int, Tensor], Value]] = {}
-
-        def forget(reference: KeyedRef[int, Tensor]) -> None:
-            found.pop(reference.key, None)
-
-        self._found = found
-        self._forget = forget
+        self._found: dict[int, tuple[KeyedRef[int, Tensor], Value]] = {}
+        # Python would lose a Ctrl-C that interrupts a callback, which one in C is not.
+        self._dead: list[KeyedRef[int, Tensor]] = []
+        self._forget = self._dead.append
 
     def get(self, tensor: object) -> Value | None:
         """What is known of a tensor; None for anything else."""
         entry = self._found.get(id(tensor))
-        return None if entry is None else entry[1]
+        return None if entry is None or entry[0]() is not tensor else entry[1]
 
     def __getitem__(self, tensor: Tensor) -> Value:
-        return self._found[id(tensor)][1]
+        reference, value = self._found[id(tensor)]
+        if reference() is not tensor:
+            raise KeyError(id(tensor))
+        return value
 
     def __setitem__(self, tensor: Tensor, value: Value) -> None:
+        self._let_go()
         key = id(tensor)
         entry = self._found.get(key)
         reference = KeyedRef(tensor, self._forget, key) if entry is None else entry[0]
         self._found[key] = reference, value
 
     def __contains__(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._found
+        entry = self._found.get(id(tensor))
+        return entry is not None and entry[0]() is tensor
 
     def __len__(self) -> int:
+        self._let_go()
         return len(self._found)
+
+    def _let_go(self) -> None:
+        """Forget the tensors that are no more; another may have the id of one of them."""
+        while self._dead:
+            reference = self._dead.pop()
+            entry = self._found.get(reference.key)
+            if entry is not None and entry[0] is reference:
+                del self._found[reference.key]
 
     def items(self) -> Iterator[tuple[Tensor, Value]]:
         """The tensors that are alive, each with what is known of it."""

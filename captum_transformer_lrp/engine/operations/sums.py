@@ -25,7 +25,7 @@ from captum_transformer_lrp.engine.operations.scaling import (
     scaled_by_constant,
     two_operands,
 )
-from captum_transformer_lrp.engine.watch.apart import common_examples, refuse_mixed
+from captum_transformer_lrp.engine.watch.apart import common_examples
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.engine.watch.joins import added_before_moving
 from captum_transformer_lrp.rules import ScaleRule
@@ -101,7 +101,6 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
     mark = mark.but(
         examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None, channels=0
     )
-    _require_examples(watch, mark)
     return watch.record(
         function,
         AutogradKernel(torch.add),
@@ -120,11 +119,6 @@ def _copied(watch: Context, x: Tensor, mark: Mark) -> Tensor:
     watch.tape.marks[copy] = mark
     watch.tape.made_of.sources[copy] = x
     return copy
-
-
-def _require_examples(watch: Context, mark: Mark) -> None:
-    if not mark.examples.known:
-        refuse_mixed(watch)
 
 
 def _skip_add(

@@ -48,6 +48,11 @@ def check_model(model: nn.Module) -> None:
                 f"{where} is a TorchScript module, whose calls cannot be watched: explain the "
                 "Python module that it was made from"
             )
+        if module._backward_hooks and module._is_full_backward_hook is False:
+            raise ExplanationError(
+                f"{where} has a backward hook that would be called with relevance, too: remove it, "
+                "or set it by register_full_backward_hook"
+            )
         compiled = vars(module).get("_compiled_call_impl") is not None
         if compiled and not runs_as_written():
             raise ExplanationError(

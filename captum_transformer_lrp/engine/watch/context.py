@@ -19,6 +19,7 @@ from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
+from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.token_ids import TokenIds
 from captum_transformer_lrp.errors import UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule
@@ -54,10 +55,12 @@ class Writes:
     Args:
         replaced: for tensors, by their id(), themselves and what stands for them now.
         memory: the storages that have been written to.
+        snapshot: which tensors are the user's, whose memory is never written to.
     """
 
     replaced: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     memory: set[int] = field(default_factory=set)
+    snapshot: Snapshot = field(default_factory=Snapshot)
 
     def clear(self) -> None:
         """Forget everything."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-_lock = threading.Lock()
-_running: list[Any] = []
+_lock = threading.RLock()
+_running: dict[uncompiled, Any] = {}
 """For each explanation that is under way the stance; all share the first one's."""
 
 
@@ -26,13 +24,13 @@ def runs_as_written() -> bool:
     return hasattr(torch.compiler, "set_stance")
 
 
-@contextlib.contextmanager
-def uncompiled() -> Iterator[None]:
-    """Let what ``torch.compile`` has made run as plain Python, for the ``with`` block.
+class uncompiled:  # noqa: N801
+    """Lets what ``torch.compile`` has made run as plain Python, for the ``with`` block.
 
     PyTorch knows one stance for the whole process.  So it is taken by the first explanation that
     runs and put back after the last; what other threads compile meanwhile runs plainly as well,
-    with the same results.
+    with the same results.  One object may be entered twice, see
+    :class:`~captum_transformer_lrp.engine.watch.thread_state.ThreadState`.
 
     Example:
         >>> double = torch.compile(lambda x: 2 * x)
@@ -40,21 +38,18 @@ def uncompiled() -> Iterator[None]:
         ...     double(torch.ones(1))
         tensor([2.])
     """
-    loaded = "torch._dynamo" in sys.modules or "torch.nn.attention.flex_attention" in sys.modules
-    if not (loaded and runs_as_written()):
-        yield
-        return
-    with _lock:
-        if not _running:
-            stance = torch.compiler.set_stance("force_eager")
-            stance.__enter__()
-            _running.append(stance)
-        else:
-            _running.append(_running[0])
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        compiles = {"torch._dynamo", "torch.nn.attention.flex_attention"} & sys.modules.keys()
+        if not (compiles and runs_as_written()):
+            return
         with _lock:
-            stance = _running.pop()
-            if not _running:
-                stance.__exit__(None, None, None)
+            if not _running:  # it takes effect as it is made
+                _running[self] = torch.compiler.set_stance("force_eager")
+            _running.setdefault(self, next(iter(_running.values())))
+
+    def __exit__(self, *error: object) -> None:
+        with _lock:
+            if list(_running) == [self]:
+                _running[self].__exit__(None, None, None)
+            _running.pop(self, None)

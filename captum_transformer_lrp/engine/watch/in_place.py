@@ -17,7 +17,6 @@ from captum_transformer_lrp.engine.graph.arguments import (
     Kwargs,
     first_tensor,
     tensors_in,
-    title,
 )
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.structure import OUT_OF_PLACE
@@ -39,17 +38,7 @@ def updated(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
     target, _ = first_tensor(args, kwargs)
     active = any(watch.mark(tensor) for tensor in tensors_in((args, kwargs)))
     if not active:
-        if target in watch.names.state:
-            raise ExplanationError(
-                f"{watch.names.caller()} changes {watch.names.state[target]} in its forward "
-                f"pass ({title(function)}): call model.eval() first"
-            )
         return without_activation(watch, function, args, kwargs)
-    if target in watch.names.state:
-        raise ExplanationError(
-            f"{watch.names.caller()} writes activations into {watch.names.state[target]}; an "
-            "explanation must leave the model as it is"
-        )
     if function in OUT_OF_PLACE:
         result = watch.call(OUT_OF_PLACE[function], args, kwargs)
     else:

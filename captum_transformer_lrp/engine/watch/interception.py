@@ -25,14 +25,15 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
-from captum_transformer_lrp.engine.graph.structure import DETACHING, IGNORED, UPDATES
+from captum_transformer_lrp.engine.graph.structure import IGNORED, UPDATES
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.graph.values import raised
-from captum_transformer_lrp.engine.watch import in_place, moves, unit_calls
+from captum_transformer_lrp.engine.watch import hooks, in_place, moves, unit_calls, writes
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import check_model
 from captum_transformer_lrp.engine.watch.constant_calls import (
+    ignored,
     refuse_unannounced,
     without_activation,
 )
@@ -42,6 +43,7 @@ from captum_transformer_lrp.engine.watch.eager import as_written
 from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
+from captum_transformer_lrp.engine.watch.token_calls import INDEXED, check_indices
 from captum_transformer_lrp.engine.watch.units import is_single_operation
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
@@ -111,8 +113,8 @@ class Interception(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        hooks = _hooks_on_saved_tensors(False)
-        if hooks is not None and hooks[0] is not _as_it_is:
+        saving = _hooks_on_saved_tensors(False)
+        if saving is not None and saving[0] is not _as_it_is:
             with saved_tensors_hooks(_as_it_is, _as_it_is):
                 return self.__torch_function__(func, types, args, kwargs)
         if (self._keeps_readout or self.log is not None) and not self._is_calling:
@@ -197,15 +199,17 @@ class Interception(TorchFunctionMode):
             return self._custom_calls.inside(self.context, custom, function, args, kwargs)
         if getattr(function, "__name__", "") == "__get__":
             return moves.get_property(self.context, function, args)
+        if function in hooks.REGISTRATIONS:
+            return hooks.unregistered()
+        writes_into = writes.may_write(function, args, kwargs)
+        if writes_into:
+            args, kwargs = writes.diverted(self.context, *map(self._resolved, (args, kwargs)))
         if function in IGNORED:
-            return self._ignored(function, self._resolved(args), self._resolved(kwargs))
+            return ignored(self.context, function, self._resolved(args), self._resolved(kwargs))
         if self._is_function:
             self._learn_caller()
         if function in _RANDOM:
-            raise ExplanationError(
-                f"{self.context.names.caller()} draws random numbers ({title(function)}), so its "
-                "output has no one explanation: call model.eval() first"
-            )
+            raise _random(self.context, function)
         if self.context.precision.autocasts():
             with self.context.precision.kept():
                 return self.call(function, args, kwargs)
@@ -219,11 +223,15 @@ class Interception(TorchFunctionMode):
         active = [tensor for tensor in tensors if tensor in marks]
         if not active:
             return without_activation(self.context, function, args, kwargs)
+        if function in INDEXED:
+            check_indices(self.context, function, args, kwargs)
         if kwargs.get("out") is not None:
             raise ExplanationError(
                 f"{title(function)} in {self.context.names.caller()} writes into out=; "
                 "explanations need its result as a new tensor"
             )
+        if writes_into and function not in self._table.functions:
+            raise writes.unknown(self.context, function)
         precision = max((tensor.dtype for tensor in active), key=_item_size)
         prepared = [self._prepared(tensor, precision) for tensor in tensors]
         if any(map(is_not, prepared, tensors)):
@@ -232,13 +240,6 @@ class Interception(TorchFunctionMode):
         if unit is not None and not is_single_operation(unit.module):
             return unit_calls.inside_unit(self.context, unit, function, args, kwargs, active)
         return self._table.handler(function)(self.context, function, args, kwargs)
-
-    def _ignored(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        """A call whose result is no activation; what has been detached is known for what it was."""
-        result = function(*args, **kwargs)
-        if function in DETACHING and (mark := self.tape.mark(args[0])) is not None:
-            self.tape.made_of.detached[result] = mark
-        return result
 
     def _learn_caller(self) -> None:
         """Learn the names of the outermost calling module, if it is a new one."""
@@ -249,6 +250,7 @@ class Interception(TorchFunctionMode):
         if outermost is not None and not names.knows(outermost):
             check_model(outermost)
             names.learn(as_written(outermost), outermost)
+            self._writes.snapshot.add(outermost)
 
     # -- arguments -------------------------------------------------------------------------------
 
@@ -315,6 +317,13 @@ _RANDOM = frozenset(
         "poisson",
     )
 )  # fmt: skip
+
+
+def _random(watch: Context, function: Function) -> ExplanationError:
+    return ExplanationError(
+        f"{watch.names.caller()} draws random numbers ({title(function)}), so its output has no "
+        "one explanation: call model.eval() first"
+    )
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

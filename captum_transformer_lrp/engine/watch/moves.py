@@ -30,7 +30,7 @@ from captum_transformer_lrp.engine.graph.structure import (
     REARRANGEMENTS,
 )
 from captum_transformer_lrp.engine.graph.tape import Phase
-from captum_transformer_lrp.engine.watch import joins
+from captum_transformer_lrp.engine.watch import hooks, joins
 from captum_transformer_lrp.engine.watch.context import Context, Handler, Handlers
 from captum_transformer_lrp.engine.watch.statistics import note_statistic
 from captum_transformer_lrp.errors import ExplanationError
@@ -47,6 +47,8 @@ from captum_transformer_lrp.rules.spellings import spelled
 
 def get_property(watch: Context, function: Function, args: tuple[Any, ...]) -> Any:
     """Read a property of a tensor, such as ``.T`` or ``.real``."""
+    if function == hooks.GRAPH:
+        return function(*args)
     owner = watch.resolve(args[0]) if isinstance(args[0], Tensor) else args[0]
     mark = watch.mark(owner)
     if mark is None:
@@ -67,6 +69,9 @@ def rearrange(watch: Context, function: Function, args: Args, kwargs: Kwargs) ->
     mark = watch.mark(source)
     assert mark is not None
     result = function(*args, **kwargs)
+    if hooks.is_hooked(function, args):
+        watch.writes.replaced[id(result)] = result, source
+        return result
     if function in COPIES:
         watch.tape.marks[result] = mark
         _note_source(watch, result, mark, source)

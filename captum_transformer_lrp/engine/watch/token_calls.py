@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import (
@@ -21,6 +22,7 @@ from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
 from captum_transformer_lrp.engine.watch import moves
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.token_ids import ELEMENTWISE, TokenIds, moved
+from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.spellings import spelled
 
 
@@ -103,6 +105,23 @@ def _looked_up(
     return result
 
 
+def check_indices(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> None:
+    """Raise for float values that are looked up, before PyTorch says so in words of its own."""
+    if function in _INDICES_FIRST:
+        indices = kwargs["input"] if "input" in kwargs else args[0]
+    else:
+        indices = args[1:3], kwargs.get("index"), kwargs.get("indices")
+    for tensor in tensors_in(indices):
+        if tensor.is_floating_point():
+            raise ExplanationError(
+                f"{watch.names.caller()} looks up {tensor.dtype} values in a table, found in the "
+                "place of token ids, which cannot be moved by noise (NoiseTunnel, "
+                "sensitivity_max): call the method with the embeddings (N, S, D) and a function "
+                "that takes them, such as "
+                "lambda embeddings, mask: model(inputs_embeds=embeddings, attention_mask=mask)"
+            )
+
+
 def _joins_one_input(known: Mapping[int, TokenIds]) -> bool:
     return len({one.index for one in known.values()}) == 1
 
@@ -110,3 +129,5 @@ def _joins_one_input(known: Mapping[int, TokenIds]) -> bool:
 _MOVES = REARRANGEMENTS | JOINS | CASTS | frozenset(spelled("masked_fill"))
 
 _LOOK_UPS = frozenset(spelled("embedding", "index_select", "__getitem__"))
+INDEXED = _LOOK_UPS | frozenset(spelled("embedding_bag"))
+_INDICES_FIRST = frozenset({F.embedding, F.embedding_bag})
