@@ -97,9 +97,6 @@ MIXED: dict[str, Step] = {
     "attention between examples": lambda net, x, y: x + y + net.attend(
         x.transpose(0, 1), net.other
     ).transpose(0, 1),
-    "products of examples": lambda net, x, y: x + y * (
-        x.flatten(1) @ x.flatten(1).T
-    ).sum(1)[:, None, None],
     "einsum of examples": lambda net, x, y: x + torch.einsum("bsd,csd->bcd", x, y).sum(
         1, keepdim=True
     ),

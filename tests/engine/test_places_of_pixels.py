@@ -171,6 +171,21 @@ def test_a_place_is_the_window_that_the_derivative_shows(
     assert torch.equal(spread[0] != 0, read)
 
 
+@pytest.mark.parametrize("size", [8, 12, 32, 40])
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic", "nearest"])
+def test_the_map_of_a_resized_image_is_that_of_the_image(size: int, mode: str) -> None:
+    model = Encoder(convolution(2, 4, 4)).double().eval()
+    torch.manual_seed(3)
+    x = torch.randn(1, 2, 16, 16, dtype=torch.float64)
+    found = explained(lambda image: model(F.interpolate(image, size, mode=mode)), x)
+    tokens = explained(
+        lambda image: model(F.interpolate(image, size, mode=mode)), x, granularity="token"
+    )
+    grid = tokens.reshape(1, 1, size // 4, size // 4)
+    expected = F.interpolate(grid, 16, mode="bilinear") / 2  # evenly over the two channels
+    assert relative_error(found, expected.expand_as(found)) < EXACT
+
+
 ALL = [
     "TransformerAttribution", "AttentionRollout", "GenericAttention", "RawAttention", "PartialLRP",
     "AttentionGradCam", "AttentionFlow", "LeGrad", "AttCat", "NormRollout", "BiAttention",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import captum_transformer_lrp as methods
 from captum_transformer_lrp import AttentionRollout, TransformerAttribution
 from captum_transformer_lrp.attr.explanation import Explanation
-from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
+from captum_transformer_lrp.errors import UnsupportedOperationError
 
 # Sums of a few hundred float64 numbers of one size.
 EXACT = 1e-9
@@ -371,13 +371,3 @@ def test_a_tensor_is_no_buffer_because_one_was_there_before() -> None:
     for _ in range(20):
         found = TransformerAttribution(FreshBuffers().eval()).attribute(torch.randn(1, 5, 4), 1)
         assert found.shape == (1, 5, 4)
-
-
-def test_a_buffer_that_is_written_into_is_still_refused() -> None:
-    class Writes(FreshBuffers):
-        def forward(self, x: Tensor) -> Tensor:
-            self.bias0 -= 2
-            return super().forward(x)
-
-    with pytest.raises(ExplanationError, match="changes bias0 in its forward pass"):
-        TransformerAttribution(Writes().eval()).attribute(torch.randn(1, 5, 4), 1)

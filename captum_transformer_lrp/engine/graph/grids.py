@@ -26,15 +26,23 @@ class Axis:
         Axis(stride=4, first=-1, last=5)
     """
 
-    stride: int = 1
-    first: int = 0
-    last: int = 0
+    stride: float = 1
+    first: float = 0
+    last: float = 0
 
     def behind(self, kernel: int, stride: int, padding: int = 0, dilation: int = 1) -> Axis:
         """The axis of what a convolution makes from this one."""
         first = self.first - padding * self.stride
         last = self.last + ((kernel - 1) * dilation - padding) * self.stride
         return Axis(self.stride * stride, first, last)
+
+    def resized(self, before: int, after: int, *, corners: bool) -> Axis:
+        """The axis of ``before`` places resized to ``after``; ``corners`` says what stays put."""
+        ends = int(corners and after > 1)
+        step = (before - ends) / (after - ends)
+        lowest = -step / 2 if ends else -0.5
+        first = self.first + self.stride * lowest
+        return Axis(self.stride * step, first, self.last + self.stride * (lowest + step))
 
     def spread(self, mass: Tensor, axis: int, size: int) -> Tensor:
         """Mass of places along ``axis`` at ``size`` pixels: linear between the middles of places.
@@ -130,6 +138,18 @@ def common_grid(grids: list[Grid | None]) -> Grid | None:
             for a, b in zip(one.axes, axes, strict=True)
         )
     return Grid(first.plane, axes)
+
+
+def resized_grid(
+    grid: Grid | None, source: Tensor, result: Tensor, *, corners: bool
+) -> Grid | None:
+    """The grid behind a change of size, by which pixels of the result are a source's."""
+    if grid is EVERYWHERE:
+        return EVERYWHERE
+    below = grid or Grid.of(source, source.dim() - 2)
+    sizes = zip(below.axes, source.shape[2:], result.shape[2:], strict=True)
+    axes = tuple(axis.resized(before, after, corners=corners) for axis, before, after in sizes)
+    return replace(below, axes=axes)
 
 
 def pooled_grid(grid: Grid | None, name: str, rest: tuple[Any, ...], kwargs: Any) -> Grid | None:

@@ -47,6 +47,8 @@ def contracted(
         with watch:
             shape = [size for size, kept in zip(sizes, has, strict=True) if kept]
             operands.append(factor if len(shape) == factor.dim() else factor.reshape(shape))
+    if set(terms[0]) == set(terms[1]) and not any(mark.attention for mark in known):
+        return None  # of two vectors, such as their similarity: nothing chooses among anything
     kept = "".join(one for axis, one in enumerate(letters) if axis not in gone)
     with watch:
         total = torch.einsum(f"{terms[0]},{terms[1]}->{kept}", *operands)

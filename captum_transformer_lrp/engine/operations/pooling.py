@@ -9,7 +9,8 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, pooled_grid
+from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid, pooled_grid, resized_grid
+from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.operations.contractions import contracted, refuse_weighed
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -71,11 +72,21 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
             arrangement=object(),
             channels=0,
             features=None if reduces else mark.features,
-            grid=EVERYWHERE
-            if reduces
-            else pooled_grid(mark.grid, function.__name__, others, kwargs),
+            grid=EVERYWHERE if reduces else _grid(function, source, mark, output, others, kwargs),
         ),
     )
+
+
+def _grid(
+    function: Function, source: Tensor, mark: Mark, output: Tensor, others: Args, kwargs: Kwargs
+) -> Grid | None:
+    """How the places of something pooled or resized lie on the pixels."""
+    if function in _RESIZES:
+        place = 3  # of align_corners, behind size, scale factor and mode
+        corners = kwargs.get("align_corners", others[place] if len(others) > place else False)
+        pixels = mark.stem and source.dim() == output.dim() > 2
+        return resized_grid(mark.grid, source, output, corners=bool(corners)) if pixels else None
+    return pooled_grid(mark.grid, function.__name__, others, kwargs)
 
 
 def _dim(function: Function, args: Args, kwargs: Kwargs) -> Any:
@@ -91,6 +102,8 @@ _REDUCTIONS = frozenset(
         "var", "std",
     )
 )  # fmt: skip
+
+_RESIZES = frozenset(spelled("interpolate", "upsample"))
 
 _RUNNING = frozenset(spelled("cumsum"))
 

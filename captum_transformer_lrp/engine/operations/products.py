@@ -89,7 +89,7 @@ def _einsum(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
         for operand in active
         if (mark := watch.mark(operand))
     ]
-    examples = agreed(watch, found)
+    examples = agreed(found)
     axes, free = _contracted_axes(equation), _free_axes(equation)
     kernel = AutogradKernel(run)
     return multiplied(watch, function, kernel, run, u, v, output, examples, axes, free)
@@ -186,8 +186,7 @@ def multiplied(
     if of_u is None or of_v is None:
         return _linear(watch, function, run, u, v, output, examples, axes)
     if examples is None:
-        of_both = _matmul_examples(of_u, u, output), _matmul_examples(of_v, v, output, last=True)
-        examples = agreed(watch, of_both)
+        examples = _product_examples(of_u, u, of_v, v, output)
     mark = merged([of_u, of_v], examples)
     event = watch.tape.new_event()
     record: AttentionStep | None = None
@@ -229,6 +228,13 @@ def multiplied(
     return output
 
 
+def _product_examples(of_u: Mark, u: Tensor, of_v: Mark, v: Tensor, output: Tensor) -> Examples:
+    """The examples of a matmul; of each answer with each, as CLIP has them, a row is one's."""
+    rows = _matmul_examples(of_u, u, output)
+    examples = agreed([rows, _matmul_examples(of_v, v, output, last=True)])
+    return rows if not examples.known and u.dim() == v.dim() == 2 else examples
+
+
 def _linear(
     watch: Context,
     function: Function,
@@ -248,7 +254,6 @@ def _linear(
         weight = weight.to(x.dtype)
     ordered = run if of_v is None else (lambda value, by: run(by, value))
     found = examples or _matmul_examples(mark, x, output, last=of_v is not None)
-    found = agreed(watch, [found])
     tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
     kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
     flow = flows.spread_over_features if tokenwise else flows.spread_evenly

@@ -44,19 +44,17 @@ def common_examples(
     Raises:
         MixedExamplesError: unless all have the same example at each element.
     """
-    found = [broadcast_examples(mark.examples, one.shape, shape) for mark, one in operands]
-    return agreed(watch, found)
-
-
-def agreed(watch: Context, found: Sequence[Examples]) -> Examples:
-    """The examples of what has been made from several tensors, seen from each."""
-    first = found[0]
-    if first.count == 1:
-        return first
-    for other in found[1:]:
-        first = _both(watch, first, other)
-    if first.axis is None:
+    found = agreed([broadcast_examples(mark.examples, one.shape, shape) for mark, one in operands])
+    if not found.known:
         refuse_mixed(watch)
+    return found
+
+
+def agreed(found: Sequence[Examples]) -> Examples:
+    """The examples of what has been made from several tensors; unknown where they do not agree."""
+    first = found[0]
+    for other in found[1:]:
+        first = _both(first, other)
     return first
 
 
@@ -68,18 +66,20 @@ def of_one_example(examples: Examples, result: Tensor) -> Examples:
     return Examples(examples.count, 0, tuple(numbers or {-1}) * result.shape[0])
 
 
-def _both(watch: Context, one: Examples, other: Examples) -> Examples:
-    if one == other:
+def _both(one: Examples, other: Examples) -> Examples:
+    unknown = Examples(one.count, axis=None)
+    if one == other or one.count == 1:
         return one
     if one.axis is None or other.axis is None:
-        refuse_mixed(watch)
+        return unknown
     if _is_of_one(one) and _is_of_one(other) and _numbers(one) == _numbers(other):
         return one
-    if one.axis != other.axis or (len(_line(one)) != len(_line(other))):
-        refuse_mixed(watch)
-    pairs = list(zip(_line(one), _line(other), strict=True))
+    lines = _line(one), _line(other)
+    if one.axis != other.axis or len(lines[0]) != len(lines[1]):
+        return unknown
+    pairs = list(zip(*lines, strict=True))
     if any(a != b and -1 not in (a, b) for a, b in pairs):
-        refuse_mixed(watch)
+        return unknown
     return Examples(one.count, one.axis, tuple(a if a >= 0 else b for a, b in pairs))
 
 

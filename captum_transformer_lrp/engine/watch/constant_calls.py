@@ -16,7 +16,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
-from captum_transformer_lrp.engine.graph.structure import STATISTICS, UPDATES
+from captum_transformer_lrp.engine.graph.structure import DETACHING, STATISTICS, UPDATES
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.token_calls import with_token_ids
 from captum_transformer_lrp.errors import UnsupportedOperationError
@@ -51,6 +51,14 @@ def _refuse_transformed(watch: Context, tensor: Tensor) -> None:
             "transform of torch.func, where calls are not what they seem: write it with batched "
             "operations"
         )
+
+
+def ignored(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+    """A call whose result is no activation; what has been detached is known for what it was."""
+    result = function(*args, **kwargs)
+    if function in DETACHING and (mark := watch.mark(args[0])) is not None:
+        watch.tape.made_of.detached[result] = mark
+    return result
 
 
 def without_activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:

@@ -25,14 +25,14 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
-from captum_transformer_lrp.engine.graph.structure import DETACHING, IGNORED, UPDATES
+from captum_transformer_lrp.engine.graph.structure import IGNORED, UPDATES
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.graph.values import raised
 from captum_transformer_lrp.engine.watch import hooks, in_place, moves, unit_calls, writes
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import check_model
-from captum_transformer_lrp.engine.watch.constant_calls import without_activation
+from captum_transformer_lrp.engine.watch.constant_calls import ignored, without_activation
 from captum_transformer_lrp.engine.watch.context import Context, Table
 from captum_transformer_lrp.engine.watch.custom import CustomCalls
 from captum_transformer_lrp.engine.watch.eager import as_written
@@ -208,14 +208,11 @@ class Interception(TorchFunctionMode):
         if writes_into:
             args, kwargs = writes.diverted(self.context, *map(self._resolved, (args, kwargs)))
         if function in IGNORED:
-            return self._ignored(function, self._resolved(args), self._resolved(kwargs))
+            return ignored(self.context, function, self._resolved(args), self._resolved(kwargs))
         if self._is_function:
             self._learn_caller()
         if function in _RANDOM:
-            raise ExplanationError(
-                f"{self.context.names.caller()} draws random numbers ({title(function)}), so its "
-                "output has no one explanation: call model.eval() first"
-            )
+            raise _random(self.context, function)
         if self.context.precision.autocasts():
             with self.context.precision.kept():
                 return self.call(function, args, kwargs)
@@ -251,13 +248,6 @@ class Interception(TorchFunctionMode):
             return self._table.handler(function)(self.context, function, args, dict(kwargs))
         except UnsupportedOperationError as refusal:
             return self._table.other(self.context, function, args, kwargs, refusal)
-
-    def _ignored(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        """A call whose result is no activation; what has been detached is known for what it was."""
-        result = function(*args, **kwargs)
-        if function in DETACHING and (mark := self.tape.mark(args[0])) is not None:
-            self.tape.made_of.detached[result] = mark
-        return result
 
     def _learn_caller(self) -> None:
         """Learn the names of the outermost calling module, if it is a new one."""
@@ -339,6 +329,13 @@ _RANDOM = frozenset(
 def _without_gradient(tensor: Tensor) -> Tensor:
     own = tensor.detach() if tensor.requires_grad else tensor
     return own.clone() if own.is_inference() else own
+
+
+def _random(watch: Context, function: Function) -> ExplanationError:
+    return ExplanationError(
+        f"{watch.names.caller()} draws random numbers ({title(function)}), so its output has no "
+        "one explanation: call model.eval() first"
+    )
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
