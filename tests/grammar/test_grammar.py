@@ -26,37 +26,13 @@ _SMOOTHED = "patches that a linear layer reads are not upsampled where pixels we
 _PLACES = "the map does not follow pixels to where they came from"
 
 KNOWN: dict[str, str] = {
-    "residual: stack.sum": _SUMS,
-    "residual: stacked last": _SUMS,
-    "residual: cat.sum": _SUMS,
-    "residual: einsum": _SUMS,
-    "residual: twice the mean": _SUMS,
-    "residual: token by token": _PARTS,
-    "residual: halves": _PARTS,
     "pool, mean: token by token": _PARTS,
     "pool, mean: sums of halves": _PARTS,
     "class token: padded and added": "an addition shares relevance by eq. 9–10, and cat does not",
-    "scores: element by element": _ELEMENTS,
-    "values: element by element": _ELEMENTS,
     "values: key by key": _ELEMENTS,
-    "pool, attention: element by element": _ELEMENTS,
-    "softmax: detached maximum": "a maximum over keys that is subtracted is taken for a skip",
     "normalised: channel by channel": _PLACES,
     "halved: reshaped mean": _PLACES,
-    "flipped: flip": _PLACES,
-    "flipped: index": _PLACES,
-    "flipped: index_select": _PLACES,
-    "rolled: roll": _PLACES,
-    "rolled: cat": _PLACES,
-    "rolled: index": _PLACES,
-    "rolled: padded and cut": _PLACES,
-    "cropped: slices": _PLACES,
-    "cropped: narrow": _PLACES,
-    "cropped: F.pad": _PLACES,
-    "cropped: index": _PLACES,
-    "cropped: split": _PLACES,
-    "turned: mT": _PLACES,
-    "turned: rot90 and flip": _PLACES,
+    "halved: strided slices": _PLACES,
     "patches, prepared: reshaped and linear": _SMOOTHED,
     "patches, prepared: F.unfold and linear": _SMOOTHED,
     "patches, prepared: Tensor.unfold and linear": _SMOOTHED,
@@ -66,8 +42,6 @@ KNOWN: dict[str, str] = {
 """Productions whose maps are known to differ, and why.  Each must still differ."""
 
 REFUSED: dict[str, str] = {
-    "linear: weights first": "examples of the batch cannot be told apart",
-    "pool, masked mean: example by example": "examples of the batch cannot be told apart",
 }
 """Productions that are refused by themselves, and what the error says."""
 

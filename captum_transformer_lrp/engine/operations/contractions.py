@@ -35,7 +35,7 @@ def contracted(
     letters = "abcdefghijklmnopqrstuvwxyz"[: source.dim()]
     terms, operands = [], []
     known = [mark for factor in factors if (mark := watch.mark(factor))]
-    if any(mark.softmax and not mark.attention for mark in known):
+    if any(_choose_features(factor, watch.mark(factor), gone, source) for factor in factors):
         return None  # a router's weights, which choose among experts
     for factor in factors:
         extra = source.dim() - factor.dim()
@@ -55,6 +55,13 @@ def contracted(
         for axis in sorted(gone) if kwargs.get("keepdim") else ():
             total = total.unsqueeze(axis)
         return total / math.prod(source.shape[axis] for axis in gone) if name == "mean" else total
+
+
+def _choose_features(factor: Tensor, mark: Mark | None, gone: set[int], source: Tensor) -> bool:
+    """Whether a factor is a softmax over a layer's outputs, not over scores nor over tokens."""
+    if mark is None or not mark.softmax or mark.attention:
+        return False
+    return any(is_of_features(factor, mark, axis - source.dim()) for axis in gone)
 
 
 def refuse_weighed(watch: Context, *marks: Mark | None) -> None:

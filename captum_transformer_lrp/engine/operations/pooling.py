@@ -12,12 +12,12 @@ from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid, pooled_grid, resized_grid
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.operations.contractions import contracted, refuse_weighed
-from captum_transformer_lrp.engine.watch.apart import require_apart
+from captum_transformer_lrp.engine.watch.apart import of_one_example, require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.engine.watch.joins import sum_of_joined
 from captum_transformer_lrp.engine.watch.statistics import note_detached, note_statistic
 from captum_transformer_lrp.rules import registry
-from captum_transformer_lrp.rules.examples import Examples, unknown_examples
+from captum_transformer_lrp.rules.examples import Examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -53,7 +53,7 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         dims = dim if isinstance(dim, (tuple, list)) else (dim,)
         gone = {one % source.dim() for one in dims if isinstance(one, int)}
         if None in dims or examples.axis in gone:
-            examples = unknown_examples(examples)
+            examples = of_one_example(examples, output)
         elif not kept:
             before = sum(one < examples.axis for one in gone)
             examples = Examples(examples.count, examples.axis - before, examples.index)
