@@ -162,7 +162,8 @@ def _skip_add(
             attention=skipped.attention,
         )
     else:
-        factors, through_attention, branch_attentions = _without_stream(watch, of_u, of_v)
+        terms = watch.tape.made_of.terms_of(u), watch.tape.made_of.terms_of(v)
+        factors, through_attention, branch_attentions = _without_stream(watch, of_u, of_v, terms)
     features = of_u.features if of_u.features is not None else of_v.features
     mark = mark.but(source=None, features=features)
     output = watch.record(
@@ -177,7 +178,9 @@ def _skip_add(
         branch=branch_attentions,
         mass_through_branch=through_attention,
     )
-    if stream is not None and of_u.base is not of_v.base:
+    if stream is None:
+        watch.tape.made_of.terms[output] = sum(terms)
+    elif of_u.base is not of_v.base:
         tensor, skipped_by = (u, v) if stream == 0 else (v, u)
         tokens = before_copies(watch.tape, tensor, skipped_by) if attends else tensor
         residual = Residual(tokens, tensor, skipped_by, output, attends)
@@ -197,8 +200,12 @@ def _stream(of_u: Mark, of_v: Mark) -> int | None:
 Shares = tuple[float, float]
 
 
-def _without_stream(watch: Context, of_u: Mark, of_v: Mark) -> tuple[Shares, Shares, int]:
+def _without_stream(
+    watch: Context, of_u: Mark, of_v: Mark, terms: tuple[int, int]
+) -> tuple[Shares, Shares, int]:
     """The mass of two operands neither of which is made of the other.
+
+    Where they are sums themselves, of as many as ``terms`` says, each term gets the same.
 
     Returns:
         Their shares; the same where all mass is to go through the attentions of a branch; and
@@ -208,7 +215,7 @@ def _without_stream(watch: Context, of_u: Mark, of_v: Mark) -> tuple[Shares, Sha
     if all(attending):
         return (1.0, 1.0), (1.0, 0.0), 0
     if not any(attending):
-        return (0.5, 0.5), (1.0, 0.0), 0
+        return (terms[0] / sum(terms), terms[1] / sum(terms)), (1.0, 0.0), 0
     through_attention = (1.0, 0.0) if attending[0] else (0.0, 1.0)
     branch, beside = (of_u, of_v) if attending[0] else (of_v, of_u)
     # A shortcut that is projected, as to merge tokens, is a shortcut; an MLP beside is not.

@@ -16,7 +16,18 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
-from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
+from captum_transformer_lrp.errors import (
+    ExplanationError,
+    NoAttentionError,
+    UnsupportedOperationError,
+)
+
+NOT_SUMMED = (
+    "multiplies values by attention weights one by one, and then does something else than to sum "
+    "the product over the keys, so it is not known which token attends to which: write it as "
+    "weights @ values, or sum the product itself"
+)
+"""What is said of a model whose attention is not followed."""
 
 
 def tensors_of(inputs: Any) -> tuple[Tensor, ...]:
@@ -220,6 +231,8 @@ def check_attention(tape: Tape, output: Tensor) -> None:
     mark = tape.mark(output)
     if mark is not None and mark.attentions:
         return
+    if mark is not None and mark.weighed:
+        raise UnsupportedOperationError(f"the model {NOT_SUMMED}")
     instead = ""
     if tape.other_mixing:
         layers = list(dict.fromkeys(tape.other_mixing))
