@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
@@ -59,24 +57,7 @@ def _carried(
 def at_inputs(recording: Recording, arrived_at: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """Maps of the inputs from the mass at their leaves."""
     kinds = zip(recording.at_inputs(arrived_at), recording.are_ids, strict=True)
-    side = recording.tape.patch_features
-    return tuple(mass.sum(-1) if are_ids else _smoothed(mass, side) for mass, are_ids in kinds)
-
-
-def _smoothed(mass: Tensor, patch_features: int | None) -> Tensor:
-    """Mass on a float input; where a linear layer read patches of pixels, smoothed like a grid."""
-    if mass.dim() != 4 or patch_features is None:
-        return mass
-    side = math.isqrt(patch_features // mass.shape[1])
-    pixels = mass.sum(1, keepdim=True)
-    if side * side * mass.shape[1] != patch_features or any(n % side for n in mass.shape[2:]):
-        return mass
-    patches = F.avg_pool2d(pixels, side, divisor_override=1)
-    of_patches = F.interpolate(patches, scale_factor=side, mode="nearest")
-    if not torch.allclose(of_patches, pixels * side**2, rtol=1e-3, atol=0):
-        return mass * side**2  # they lie elsewhere, as where an image was cropped before
-    smooth = F.interpolate(patches, size=mass.shape[2:], mode="bilinear", align_corners=False)
-    return (smooth * (of_patches > 0)).expand_as(mass) / mass.shape[1]
+    return tuple(mass.sum(-1) if are_ids else mass for mass, are_ids in kinds)
 
 
 Pass: TypeAlias = Sequence[AttentionStep]

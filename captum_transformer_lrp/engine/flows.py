@@ -107,6 +107,22 @@ def to_pixels(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return None, grid.at_pixels(mass.sum(-1 - len(grid.axes), keepdim=True))
 
 
+@by_shape
+def patches_to_pixels(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+    """``F.linear`` of patches that were cut out of an image, as the convolution that it is.
+
+    Where they are no regular grid, each patch's mass is the same at all of its pixels.
+    """
+    if not step.tape.reaches_pixels:
+        return spread_over_features(step, call, mass)
+    patches = step.facts["patches"]
+    if patches is None:
+        (x,) = call.inputs
+        return ((mass.sum(-1, keepdim=True) / step.facts["channels"]).expand_as(x),)
+    of_tokens = mass.sum(-1).flatten()[patches.tokens]
+    return None, patches.grid.at_pixels(of_tokens.unsqueeze(1))
+
+
 @place_by_place
 def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from captum_transformer_lrp.engine.graph.grids import Grid, common_grid
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.rules.examples import Examples
@@ -29,6 +31,8 @@ class Mark:
             touched the pixels of an input, wherever they were moved first.
         grid: of such a tensor how its places lie on the pixels; None if no convolution has been
             there since they were moved.
+        planes: the pixels that it has been moved from, (N, C, H, W, ...), as they lay before each
+            move, the last move first; none where a layer has been there since.
         source: the index of the explained input that it merely rearranges, or None.
         base: identifies the tensor that this one is computed from element by element, or by
             statistics over some of its axes.
@@ -55,6 +59,7 @@ class Mark:
     attention: bool = False
     stem: bool = False
     grid: Grid | None = None
+    planes: tuple[Tensor, ...] = ()
     source: int | None = None
     base: object | None = None
     statistic: bool = False
@@ -94,11 +99,18 @@ def merged(marks: list[Mark], examples: Examples) -> Mark:
         attention=any(mark.attention for mark in marks),
         stem=all(mark.stem for mark in marks),
         grid=common_grid([mark.grid for mark in marks]),
+        planes=_common_planes([mark.planes for mark in marks]),
         source=first.source if all(mark.source == first.source for mark in marks) else None,
         base=first.base if same else object(),
         statistic=same and any(mark.statistic for mark in marks),
         arrangement=first.arrangement if aligned else object(),
     )
+
+
+def _common_planes(planes: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The pixels that all of several tensors have been moved from."""
+    first, *others = planes
+    return tuple(one for one in first if all(any(one is of for of in own) for own in others))
 
 
 def is_statistic_of(statistic: Mark, of: Mark) -> bool:

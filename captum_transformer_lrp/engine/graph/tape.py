@@ -191,7 +191,6 @@ class Tape:
         self.normalizations: list[Normalized] = []
         self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.absorbed: dict[str, Tensor] = {}
-        self.patch_features: int | None = None
         self.reaches_pixels = True
         self.held: list[list[Tensor]] = []
         self.holds_back = False

@@ -14,6 +14,7 @@ from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid
 from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.patches import patches_of
 from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -60,8 +61,10 @@ def weighted(
         raise watch.unsupported(function, "values times attention weights that are not summed")
     if examples is None:
         require_apart(watch, mark.examples, [-1], x.dim())
-    if mark.source is not None and flow is flows.spread_over_features:
-        watch.tape.patch_features = x.shape[-1]
+    patches = None
+    if mark.planes and not mark.attentions and flow is flows.spread_over_features:
+        patches = patches_of(watch.tape, x, mark.planes[0])
+        grid, flow = None if patches is None else patches.grid, flows.patches_to_pixels
     return watch.record(
         function,
         kernel,
@@ -77,6 +80,7 @@ def weighted(
             examples=examples or broadcast_examples(mark.examples, x.shape, output.shape),
             stem=_are_pixels(mark, x) and function in registry.CONVOLUTIONS,
             grid=grid,
+            planes=(),
             source=None,
             base=object(),
             statistic=False,
@@ -86,8 +90,13 @@ def weighted(
         ),
         weight=weight,
         bias=bias,
-        pixels=None if grid is None or flow is not flows.to_pixels else grid.plane,
+        pixels=grid.plane if grid is not None and flow in _TO_PIXELS else None,
+        patches=patches,
+        channels=mark.planes[0].shape[1] if mark.planes else None,
     )
+
+
+_TO_PIXELS = (flows.to_pixels, flows.patches_to_pixels)
 
 
 def _features(function: Function, weight: Tensor, flow: Flow) -> int | None:

@@ -216,8 +216,9 @@ def multiplied(
         watch.tape.other_mixing.append(watch.names.caller())
         mark = mark.but(scores=True, events=mark.events | event)
     mark = mark.but(
-        source=None, base=object(), statistic=False, channels=0, activated=False, features=None
-    )
+        planes=(), source=None, base=object(), statistic=False, channels=0, activated=False,
+        features=None,
+    )  # fmt: skip
     rule = watch.rules.of(torch.matmul)
     output = watch.record(
         function, kernel, (u, v), output, rule=rule, flow=flow, mark=mark, **facts

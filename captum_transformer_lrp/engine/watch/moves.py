@@ -116,11 +116,14 @@ def _note_rearranged(
         found = [found] * len(parts)
     for part, examples in zip(parts, found, strict=False):
         same_axes = part.dim() == source.dim() and part.shape[:1] == source.shape[:1]
+        if part.numel() == source.numel() and sorted(part.shape) != sorted(source.shape):
+            same_axes = False  # as where blocks of pixels become channels
         watch.tape.marks[part] = mark.but(
             examples=examples,
             arrangement=object(),
             stem=mark.stem and same_axes,
             grid=None,
+            planes=(source, *mark.planes) if mark.stem and source.dim() > 3 else mark.planes,
             features=None,
         )
         _note_source(watch, part, mark, source)
@@ -147,7 +150,8 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
                 return watch.call(
                     function, replace_tensors(args, change), replace_tensors(kwargs, change)
                 )
-            watch.tape.marks[result] = joined(marks, examples)
+            mark = joined(marks, examples)
+            watch.tape.marks[result] = mark.but(stem=_are_pixels(mark, active, result))
             joins.note_join(watch, result, active)
             watch.report_constants(result, values, again_with(function, args, kwargs))
         return result
@@ -156,6 +160,13 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
             examples = broadcast_examples(marks[0].examples, active[0].shape, part.shape)
             watch.tape.marks[part] = joined(marks, examples)
     return result
+
+
+def _are_pixels(mark: Mark, parts: Sequence[Tensor], result: Tensor) -> bool:
+    """Whether what is put together from pixels has the axes of pixels."""
+    if mark.planes and result.shape == mark.planes[0].shape:
+        return True  # whatever the axes of its parts are
+    return mark.stem and (not mark.planes or result.dim() == parts[0].dim())
 
 
 def _constants_among(watch: Context, active: Sequence[Tensor]) -> dict[int, Tensor]:

@@ -1,0 +1,88 @@
+"""Patches that are cut out of an image by moving its pixels, and which pixels are whose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.engine.graph.grids import Axis, Grid
+from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+
+
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """Tokens each of which holds one window of an image.
+
+    Args:
+        grid: how the windows lie.
+        tokens: for each place of it the number of its token among all, (N, ...).
+    """
+
+    grid: Grid
+    tokens: Tensor
+
+
+def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
+    """The patches that tokens ``x``, (..., features), are of the pixels of ``plane``.
+
+    None unless they are a regular grid of windows that no pixel is in twice.
+    """
+    if Phase.ROLLOUT not in tape.phases:
+        return None
+    count = x.shape[:-1].numel()
+    number = torch.arange(1.0, count + 1, dtype=torch.float64, device=x.device)
+    phase = tape.phase
+    moved = []
+    for values in (torch.ones_like(number), number):
+        seed = values.to(x.dtype).reshape(*x.shape[:-1], 1).expand_as(x)
+        moved += tape.backward(Phase.ROLLOUT, x, seed, [plane])
+    tape.phase = phase
+    times, whose = moved
+    if not bool(((times == 0) | (times == 1)).all()) or not bool((whose[:, :1] == whose).all()):
+        return None
+    found = whose[:, 0].long()  # 0 where no patch is
+    tokens, axes = found, []
+    for place in range(1, found.dim()):
+        axis = _windows(found.movedim(place, -1).flatten(0, -2))
+        if axis is None:
+            return None
+        first, step = int(axis.first), int(axis.stride)
+        last = first + (found.shape[place] - int(axis.last) - 1) // step * step
+        tokens = tokens.index_select(place, torch.arange(first, last + 1, step, device=x.device))
+        axes.append(axis)
+    whole = tokens
+    for place, axis in enumerate(axes, 1):
+        whole = _laid_out(whole, place, axis, found.shape[place])
+    if tokens.numel() != count or not bool((tokens > 0).all()) or not torch.equal(whole, found):
+        return None
+    return Patches(Grid(plane, tuple(axes)), tokens - 1)
+
+
+def _windows(lines: Tensor) -> Axis | None:
+    """How windows lie along the last axis, by the number of the window that each pixel is in."""
+    read = (lines > 0).any(0)
+    differs = (lines[:, 1:] != lines[:, :-1]).any(0)
+    edge = differs.new_ones(1)
+    starts = (read & torch.cat([edge, differs])).nonzero().flatten().tolist()
+    ends = (read & torch.cat([differs, edge])).nonzero().flatten().tolist()
+    if not starts:
+        return None
+    size = ends[0] - starts[0] + 1
+    step = starts[1] - starts[0] if len(starts) > 1 else len(read)
+    regular = all(start == starts[0] + step * place for place, start in enumerate(starts))
+    if not regular or any(b - a + 1 != size for a, b in zip(starts, ends, strict=True)):
+        return None
+    return Axis(step, starts[0], ends[0])
+
+
+def _laid_out(tokens: Tensor, place: int, axis: Axis, size: int) -> Tensor:
+    """The number of a window at each of its pixels along one axis, 0 between windows."""
+    pixel = torch.arange(size, device=tokens.device) - int(axis.first)
+    window = pixel.div(int(axis.stride), rounding_mode="floor")
+    inside = (pixel - window * int(axis.stride) <= int(axis.last - axis.first)) & (window >= 0)
+    inside &= window < tokens.shape[place]
+    shape = [-1 if one == place else 1 for one in range(tokens.dim())]
+    found = tokens.index_select(place, window.clamp(0, tokens.shape[place] - 1))
+    return found * inside.view(shape)
