@@ -40,9 +40,12 @@ def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
         moved += tape.backward(Phase.ROLLOUT, x, seed, [plane])
     tape.phase = phase
     times, whose = moved
-    if not bool(((times == 0) | (times == 1)).all()) or not bool((whose[:, :1] == whose).all()):
+    alike = (times == 0) | ((times / times.max() - 1).abs() < 1e-4)
+    whose = torch.where(times == 0, 0, whose / times)
+    exact = bool(((whose - whose.round()).abs() < 0.1).all())
+    if not bool(alike.all()) or not exact or not bool((whose[:, :1] - whose < 0.5).all()):
         return None
-    found = whose[:, 0].long()  # 0 where no patch is
+    found = whose[:, 0].round().long()  # 0 where no patch is
     tokens, axes = found, []
     for place in range(1, found.dim()):
         axis = _windows(found.movedim(place, -1).flatten(0, -2))
@@ -58,6 +61,20 @@ def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
     if tokens.numel() != count or not bool((tokens > 0).all()) or not torch.equal(whole, found):
         return None
     return Patches(Grid(plane, tuple(axes)), tokens - 1)
+
+
+def averaged_grid(tape: Tape, x: Tensor, plane: Tensor) -> Grid | None:
+    """The grid of ``x``, (N, C, ...), each of whose pixels is a mean of a window of ``plane``.
+
+    None if it is anything else.
+    """
+    found = patches_of(tape, x.movedim(1, -1), plane) if x.dim() == plane.dim() else None
+    if found is None:
+        return None
+    in_order = torch.equal(found.tokens.flatten(), torch.arange(found.tokens.numel()).to(x.device))
+    sizes = [axis.last - axis.first + 1 for axis in found.grid.axes]
+    side_by_side = sizes == [axis.stride for axis in found.grid.axes]
+    return found.grid if in_order and side_by_side and max(sizes) > 1 else None
 
 
 def _windows(lines: Tensor) -> Axis | None:

@@ -14,7 +14,7 @@ from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.patches import patches_of
+from captum_transformer_lrp.engine.graph.patches import averaged_grid, patches_of
 from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -172,6 +172,9 @@ def _convolution(watch: Context, function: Function, args: Args, kwargs: Kwargs)
     output = watch.computed(function, x, weight, bias, **options)
     if bias is not None:
         bias = bias.reshape(-1, *[1] * (weight.dim() - 2))
+    if mark.planes and mark.grid in (None, EVERYWHERE) and not mark.attentions:
+        below = averaged_grid(watch.tape, x, mark.planes[0])
+        mark = mark if below is None else mark.but(grid=below, stem=True)
     grid = _grid_behind(mark, function, x, weight, options)
     return weighted(
         watch,

@@ -71,7 +71,7 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
             statistic=mark.statistic or reduces,
             arrangement=object(),
             channels=0,
-            planes=(),
+            planes=(source, *mark.planes) if mark.stem and source.dim() > 3 else mark.planes,
             features=None if reduces else mark.features,
             grid=EVERYWHERE if reduces else _grid(function, source, mark, output, others, kwargs),
         ),
