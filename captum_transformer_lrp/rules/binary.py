@@ -61,6 +61,20 @@ class SkipAddRule(Rule):
         )
 
 
+class SideBySideRule(Rule):
+    """``u + v`` of operands that are nowhere both other than 0, as ``cat`` would join them."""
+
+    def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        """See :class:`Rule`."""
+        v = call.inputs[1] if call.constant is None else call.constant
+        is_of_v = (v != 0).expand_as(relevance)
+        parts = relevance.masked_fill(is_of_v, 0), relevance.masked_fill(~is_of_v, 0)
+        if call.constant is not None:
+            call.absorb(lambda: call.examples.sum(parts[1]))
+        pairs = zip(parts, call.inputs, strict=False)
+        return tuple(sum_to_shape(part, value.shape) for part, value in pairs)
+
+
 class MatmulRule(Rule):
     r"""A matrix product of two activations, ``u @ v``: eq. 2 for each, then eq. 9–10.
 

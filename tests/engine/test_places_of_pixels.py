@@ -5,6 +5,8 @@ A model that moves its pixels and then calls a second model has that one's map, 
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -278,6 +280,21 @@ def test_no_method_says_anything_of_pixels_that_nobody_reads(name: str) -> None:
     assert float(found[:, :, 3:, :20].abs().max()) > 0
     assert float(found[:, :, :3].abs().max()) == 0
     assert float(found[..., 20:].abs().max()) == 0
+
+
+@pytest.mark.parametrize("make", [convolution, PatchesByLinear], ids=["convolution", "linear"])
+def test_pixels_are_let_go_of_behind_an_explanation(make: Any) -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def forward(x: Tensor) -> Tensor:
+        pixels = (x.flip(3) - 0.25) / 0.5
+        made.append(weakref.ref(pixels))
+        return model(pixels)
+
+    model = Encoder(convolution(2, 4, 4) if make is convolution else make()).double().eval()
+    explained(forward, torch.randn(1, 2, 16, 16, dtype=torch.float64))
+    gc.collect()
+    assert [one() for one in made] == [None] * len(made)
 
 
 def test_two_images_in_one_convolution_have_each_its_own_place() -> None:

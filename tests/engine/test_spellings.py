@@ -371,3 +371,53 @@ def test_a_tensor_is_no_buffer_because_one_was_there_before() -> None:
     for _ in range(20):
         found = TransformerAttribution(FreshBuffers().eval()).attribute(torch.randn(1, 5, 4), 1)
         assert found.shape == (1, 5, 4)
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        lambda x: sum(x.unbind(1)) / TOKENS,
+        lambda x: x[:, 0] / 5 + (x[:, 1] / 5 + (x[:, 2] / 5 + (x[:, 3] / 5 + x[:, 4] / 5))),
+        lambda x: sum(one / TOKENS for one in x.unbind(1)),
+        lambda x: ((x[:, 0] + x[:, 1]) + (x[:, 2] + x[:, 3]) + x[:, 4]) / TOKENS,
+    ],
+    ids=["one by one", "the last first", "divided first", "in pairs"],
+)
+def test_every_term_of_a_sum_gets_the_same_mass(pool: Callable[[Tensor], Tensor]) -> None:
+    class Pooled(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv[0](x).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+            return self.head(self.pool(x + attended(q, k, v).transpose(1, 2).flatten(2)))
+
+    found = []
+    for model in (Pooled(), Pooled()):
+        model.pool = (lambda x: x.mean(1)) if not found else pool
+        found.append(AttentionRollout(model.double().eval()).attribute(inputs(), 1))
+    assert float((found[1] - found[0]).abs().max()) < EXACT * float(found[0].abs().max())
+
+
+CLASS_TOKEN = torch.randn(1, 1, WIDTH, generator=torch.Generator().manual_seed(4)).double()
+
+
+@pytest.mark.parametrize(
+    "join",
+    [
+        lambda x, c: F.pad(x, (0, 0, 1, 0)) + F.pad(c, (0, 0, 0, TOKENS)),
+        lambda x, c: F.pad(c, (0, 0, 0, TOKENS)) + F.pad(x, (0, 0, 1, 0)),
+        lambda x, c: torch.add(F.pad(x, (0, 0, 1, 0)), F.pad(c, (0, 0, 0, TOKENS))),
+        lambda x, c: F.pad(x, (0, 0, 1, 0)).add_(F.pad(c, (0, 0, 0, TOKENS))),
+        lambda x, c: torch.constant_pad_nd(x, (0, 0, 1, 0)) + F.pad(c, (0, 0, 0, TOKENS)),
+        lambda x, c: F.pad(x[:, :2], (0, 0, 1, 3)) + torch.cat([c.expand(len(x), -1, -1),
+            torch.zeros(len(x), 2, WIDTH).to(x), x[:, 2:]], 1),
+    ],
+    ids=["x first", "token first", "add", "in place", "constant_pad_nd", "of two activations"],
+)  # fmt: skip
+def test_tensors_that_are_padded_and_added_are_concatenated(join: Join) -> None:
+    def concatenated(x: Tensor, c: Tensor) -> Tensor:
+        return torch.cat([c.expand(len(x), -1, -1), x], 1)
+
+    net, found = Net().double().eval(), []
+    for one in (concatenated, join):
+        method = TransformerAttribution(lambda x, one=one: net(one(x, CLASS_TOKEN)))
+        found.append(method.explain(inputs(), 1).relevances[0])
+    assert float((found[1] - found[0]).abs().max()) < EXACT * float(found[0].abs().max())

@@ -19,30 +19,17 @@ QUICK, SLOW, EACH = 100, 2000, 100
 FEWEST, MOST_REFUSED = 40, 0.15
 """Productions that the grammar has at least; the share of draws that may be refused."""
 
-_SUMS = "a sum of several tensors is no skip connection"
 _PARTS = "eq. 9–10 and ε take the parts of a sum that is made in parts one by one"
 _ELEMENTS = "products element by element, summed up, are not seen as a matrix product"
-_SMOOTHED = "patches that a linear layer reads are not upsampled where pixels were changed first"
-_PLACES = "the map does not follow pixels to where they came from"
 
 KNOWN: dict[str, str] = {
     "pool, mean: token by token": _PARTS,
     "pool, mean: sums of halves": _PARTS,
-    "class token: padded and added": "an addition shares relevance by eq. 9–10, and cat does not",
     "values: key by key": _ELEMENTS,
-    "normalised: channel by channel": _PLACES,
-    "halved: reshaped mean": _PLACES,
-    "halved: strided slices": _PLACES,
-    "patches, prepared: reshaped and linear": _SMOOTHED,
-    "patches, prepared: F.unfold and linear": _SMOOTHED,
-    "patches, prepared: Tensor.unfold and linear": _SMOOTHED,
-    "patches, prepared: strided slices and linear": _SMOOTHED,
-    "patches, prepared: patch by patch and linear": _SMOOTHED,
 }
 """Productions whose maps are known to differ, and why.  Each must still differ."""
 
-REFUSED: dict[str, str] = {
-}
+REFUSED: dict[str, str] = {}
 """Productions that are refused by themselves, and what the error says."""
 
 

@@ -36,6 +36,11 @@ class Axis:
         last = self.last + ((kernel - 1) * dilation - padding) * self.stride
         return Axis(self.stride * stride, first, last)
 
+    def of(self, below: Axis) -> Axis:
+        """The axis on what the places of ``below`` lie on, if this one is of these places."""
+        first, last = (below.stride * one for one in (self.first, self.last))
+        return Axis(self.stride * below.stride, below.first + first, below.last + last)
+
     def resized(self, before: int, after: int, *, corners: bool) -> Axis:
         """The axis of ``before`` places resized to ``after``; ``corners`` says what stays put."""
         ends = int(corners and after > 1)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.grids import Axis, Grid
+from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 
 
@@ -22,6 +24,12 @@ class Patches:
 
     grid: Grid
     tokens: Tensor
+
+
+def planes_behind(tape: Tape, mark: Mark, source: Tensor) -> tuple[Tensor, ...]:
+    """:attr:`Mark.planes` of what pixels are moved or averaged to."""
+    are_pixels = mark.stem and source.dim() > 3 and not tape.has_layers(mark)
+    return (source, *mark.planes) if are_pixels else mark.planes
 
 
 def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
@@ -61,6 +69,19 @@ def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
     if tokens.numel() != count or not bool((tokens > 0).all()) or not torch.equal(whole, found):
         return None
     return Patches(Grid(plane, tuple(axes)), tokens - 1)
+
+
+def patches_below(tape: Tape, x: Tensor, planes: Sequence[Tensor]) -> Patches | None:
+    """The same for the last of several planes, or for what it has been resized or averaged from."""
+    found = patches_of(tape, x, planes[0])
+    mark = tape.mark(planes[0])
+    below = None if mark is None else mark.grid
+    if found is not None and below is None and len(planes) > 1:
+        below = averaged_grid(tape, *planes[:2])
+    if found is None or below is None or len(below.axes) != len(found.grid.axes):
+        return found
+    axes = tuple(axis.of(one) for axis, one in zip(found.grid.axes, below.axes, strict=True))
+    return Patches(Grid(below.plane, axes), found.tokens)
 
 
 def averaged_grid(tape: Tape, x: Tensor, plane: Tensor) -> Grid | None:

@@ -215,6 +215,10 @@ class Tape:
         """Whether one tensor has passed nothing but linear layers that the other has not."""
         return mark.events & ~other.events & ~self._linear_events == 0
 
+    def has_layers(self, mark: Mark) -> bool:
+        """Whether a tensor has passed a linear layer since its stream began."""
+        return bool(mark.events & self._linear_events)
+
     def leave_out_attentions(self) -> None:
         """No attention takes part in the rollout phase, until it is given what carries mass."""
         for step in self.attentions:
@@ -228,6 +232,7 @@ class Tape:
         self.attentions.clear()
         self.streams.clear()
         self.made_of.clear()
+        self.marks.clear()  # what is known of tokens holds the pixels that they were made from
         self.residuals.clear()
         self.normalizations.clear()
         self.readout.clear()

@@ -14,7 +14,7 @@ from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.patches import averaged_grid, patches_of
+from captum_transformer_lrp.engine.graph.patches import averaged_grid, patches_below
 from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -63,7 +63,7 @@ def weighted(
         require_apart(watch, mark.examples, [-1], x.dim())
     patches = None
     if mark.planes and not mark.attentions and flow is flows.spread_over_features:
-        patches = patches_of(watch.tape, x, mark.planes[0])
+        patches = patches_below(watch.tape, x, mark.planes)
         grid, flow = None if patches is None else patches.grid, flows.patches_to_pixels
     return watch.record(
         function,

@@ -11,6 +11,7 @@ from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid, pooled_grid, resized_grid
 from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.patches import planes_behind
 from captum_transformer_lrp.engine.operations.contractions import contracted, refuse_weighed
 from captum_transformer_lrp.engine.watch.apart import of_one_example, require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -71,7 +72,7 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
             statistic=mark.statistic or reduces,
             arrangement=object(),
             channels=0,
-            planes=(source, *mark.planes) if mark.stem and source.dim() > 3 else mark.planes,
+            planes=planes_behind(watch.tape, mark, source),
             features=None if reduces else mark.features,
             grid=EVERYWHERE if reduces else _grid(function, source, mark, output, others, kwargs),
         ),

@@ -31,6 +31,7 @@ from captum_transformer_lrp.engine.watch.joins import added_before_moving
 from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Rule, ScaleRule
+from captum_transformer_lrp.rules.binary import SideBySideRule, SkipAddRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
@@ -39,6 +40,11 @@ HANDLERS = Handlers()
 
 _BIAS = ScaleRule()
 """The bias of a linear layer spelled out takes nothing, as that of ``F.linear`` (eq. 5)."""
+
+_JOIN = SideBySideRule()
+"""Padding and adding is a way to concatenate, not a skip connection."""
+
+_PADS = frozenset(spelled("pad", "constant_pad_nd"))
 
 
 @HANDLERS.handles(*spelled("add", "__add__", "__radd__"))
@@ -108,7 +114,7 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
         AutogradKernel(torch.add),
         (x,),
         output,
-        rule=_rule(watch, mark, takes_nothing=takes_nothing),
+        rule=_rule(watch, mark, x, constant, takes_nothing=takes_nothing),
         flow=flows.keep if mark.examples.known else refused,
         mark=mark,
         constant=constant,
@@ -123,15 +129,25 @@ def _copied(watch: Context, x: Tensor, mark: Mark) -> Tensor:
     return copy
 
 
-def _rule(watch: Context, mark: Mark, *, takes_nothing: bool = False) -> Rule:
+def _rule(watch: Context, mark: Mark, u: Tensor, v: Tensor, *, takes_nothing: bool = False) -> Rule:
     """The rule of a sum, which takes the relevance of each example by itself."""
     if mark.examples.known:
-        return watch.rules.of_module() or _BIAS if takes_nothing else watch.rules.of(torch.add)
+        if takes_nothing:
+            return watch.rules.of_module() or _BIAS
+        rule = watch.rules.of(torch.add)
+        return _JOIN if isinstance(rule, SkipAddRule) and _lie_apart(watch, u, v) else rule
     return RefusalRule(
         ExplanationError,
         f"in {watch.names.caller()} the examples of the batch cannot be told apart, so their "
         "relevance cannot be normalised one by one: explain one example at a time",
     )
+
+
+def _lie_apart(watch: Context, u: Tensor, v: Tensor) -> bool:
+    """Whether operands that have been padded with zeros lie in each other's padding."""
+    moved = [watch.tape.made_of.moved.get(one) for one in (u, v)]
+    padded = any(one is not None and one[1][0] in _PADS for one in moved)
+    return padded and not bool(((u != 0) & (v != 0)).any())
 
 
 def _skip_add(
@@ -171,7 +187,7 @@ def _skip_add(
         AutogradKernel(torch.add),
         (u, v),
         output,
-        rule=_rule(watch, mark),
+        rule=_rule(watch, mark, u, v),
         flow=flows.skip_add if mark.examples.known else refused,
         mark=mark,
         mass=factors,

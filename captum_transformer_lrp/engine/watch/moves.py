@@ -22,6 +22,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.books import report_filling
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
+from captum_transformer_lrp.engine.graph.patches import planes_behind
 from captum_transformer_lrp.engine.graph.structure import (
     CASTS,
     COPIES,
@@ -123,7 +124,7 @@ def _note_rearranged(
             arrangement=object(),
             stem=mark.stem and same_axes,
             grid=None,
-            planes=(source, *mark.planes) if mark.stem and source.dim() > 3 else mark.planes,
+            planes=planes_behind(watch.tape, mark, source),
             features=None,
         )
         _note_source(watch, part, mark, source)
