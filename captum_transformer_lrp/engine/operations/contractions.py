@@ -57,10 +57,14 @@ def contracted(
         return total / math.prod(source.shape[axis] for axis in gone) if name == "mean" else total
 
 
+class LostAttentionError(UnsupportedOperationError):
+    """Attention is spelled so that its map is not known."""
+
+
 def refuse_weighed(watch: Context, *marks: Mark | None) -> None:
     """Raise for values times attention weights that are not summed over keys."""
     if any(mark is not None and mark.weighed for mark in marks):
-        raise UnsupportedOperationError(
+        raise LostAttentionError(
             f"{watch.names.caller()} multiplies values by attention weights one by one, and "
             "then does something else than to sum the product over the keys, so it is not known "
             "which token attends to which: write it as weights @ values, or sum the product itself"
