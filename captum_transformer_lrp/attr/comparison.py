@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeAlias
@@ -34,9 +33,8 @@ from captum_transformer_lrp.attr.targets import plain, predicted
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
 from captum_transformer_lrp.engine.watch.checks import naming_a_missing_batch, tensors_of
-from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
-from captum_transformer_lrp.engine.watch.writes import Copying
+from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError
 
 Method: TypeAlias = str | Attribution | Callable[[Any], Attribution]
@@ -162,7 +160,7 @@ def compare(
             raise ValueError(f"options are for {label!r}, but the methods are {list(factories)}")
     state = ThreadState()
     with state, state:
-        with _unchanged(model, inputs, additional_forward_args):
+        with unchanged(model, inputs, additional_forward_args):
             prepared = _prepared(model, inputs, additional_forward_args)
         chosen = [
             predicted(prepared.logits) if t is None else plain(t) for t in named_targets.values()
@@ -175,20 +173,12 @@ def compare(
             method = factories[label]
             own = getattr(method, "forward_func", None)
             try:
-                with _unchanged(model, own, inputs, additional_forward_args):
+                with unchanged(model, own, inputs, additional_forward_args):
                     maps = _explained(method, prepared, chosen, options.get(label, {}))
             except Exception as error:
                 raise ExplanationError(f"{label}: {error}") from error
             found[label] = dict(zip(named_targets, maps, strict=True))
     return found
-
-
-@contextmanager
-def _unchanged(*objects: Any) -> Iterator[None]:
-    """Put back what models and arguments are, values that Captum's methods change included."""
-    snapshot = Snapshot(*objects, keeps_memory=True)
-    with snapshot, snapshot, Copying(snapshot):
-        yield
 
 
 @dataclass(frozen=True)

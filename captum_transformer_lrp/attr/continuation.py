@@ -10,6 +10,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.recording import find_logits
 from captum_transformer_lrp.engine.watch.checks import kind_without_values
+from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError
 
 
@@ -126,8 +127,11 @@ def _check_causal(
         return
     before = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
     others = torch.where(before, ids, (ids == 0).to(ids.dtype))
-    with torch.no_grad():
-        found, expected = (find_logits(model(one, **arguments)) for one in (others, ids))
+    logits = []
+    for one in (others, ids):
+        with torch.no_grad(), unchanged(model, arguments):
+            logits.append(find_logits(model(one, **arguments)))
+    found, expected = logits
     if found.shape[:2] != ids.shape:
         raise ExplanationError(
             f"the model returned shape {tuple(found.shape)} for token ids {tuple(ids.shape)}, "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -80,8 +81,9 @@ class EmbeddingLookup(TorchFunctionMode):
 
     def _is_looked_for(self, indices: Tensor) -> bool:
         """The same memory: models reshape the ids, and other ids may have equal values."""
-        same_size = indices.numel() == self._ids.numel()
-        return same_size and indices.data_ptr() == self._ids.data_ptr()
+        with torch._C.DisableTorchFunction():  # who watches the model takes it for a way to write
+            same_size = indices.numel() == self._ids.numel()
+            return same_size and indices.data_ptr() == self._ids.data_ptr()
 
 
 class FromInputs(nn.Module):

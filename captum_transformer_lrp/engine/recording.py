@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.checkpoints import Log
+from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase, Tape
 from captum_transformer_lrp.engine.table import table
@@ -33,6 +34,7 @@ from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.token_ids import TokenIds, at_tokens
+from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.rule_set import RuleSet
 
@@ -228,18 +230,14 @@ def recorded(
     check_not_within(Interception)
     check_inputs(inputs)
     forward_func = as_written(forward_func)
-    model = forward_func if isinstance(forward_func, nn.Module) else None
-    if model is not None:
-        check_model(model)
-    tape = Tape(
-        stabilizer,
-        keeps_books=keeps_books,
-        keeps_streams=keeps_streams or keeps_readout,
-        phases=frozenset() if checkpointing else phases,
-        epsilon=epsilon,
-    )
+    if isinstance(forward_func, nn.Module):
+        check_model(forward_func)
+    tape = Tape(stabilizer, keeps_books=keeps_books, keeps_streams=keeps_streams or keeps_readout,
+                phases=frozenset() if checkpointing else phases, epsilon=epsilon)  # fmt: skip
     snapshot = Snapshot(forward_func, inputs, args, kwargs)
-    interception = _watching(model, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout)
+    interception = _watching(
+        forward_func, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout
+    )
     interception.context.writes.snapshot = snapshot
     plain, state = uncompiled(), ThreadState(inputs[0].device)
     context = interception.context
@@ -248,10 +246,9 @@ def recorded(
             state.for_recording()
             arguments, leaves = _on_tape(context, inputs)
             log = Log.started(interception, arguments) if checkpointing else None
-            run = lambda *values: forward_func(*values, *args, **kwargs)  # noqa: E731
-            missing = naming_a_missing_batch(run, inputs)
-            with plain, plain, snapshot, snapshot, missing, interception:
-                result = run(*arguments)
+            missing = naming_a_missing_batch(forward_func, inputs, args, kwargs)
+            with plain, plain, missing, snapshot, snapshot, interception:
+                result = forward_func(*arguments, *args, **kwargs)
             output = interception.resolve(find_logits(result))
             del result
             places = _looked_up(context, leaves)
@@ -264,16 +261,46 @@ def recorded(
                 check_attention(tape, output)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
-            read_out = partial(interception.read_out, output=output)
-            given = context.precision.given
-            yield Recording(tape, output, leaves, places, shapes, are_ids, given, read_out, log)
+            rest = (context.precision.given, partial(_read_out, interception, output), log)
+            yield Recording(tape, output, leaves, places, shapes, are_ids, *rest)
     finally:
         interception.close()
         tape.clear()
 
 
+def _read_out(interception: Interception, output: Tensor, value: Tensor) -> Tensor:
+    """The logits that the model would read from another output of its last skip connection.
+
+    Args:
+        interception: has watched the forward pass.
+        output: the model's logits.
+        value: in the place of the last skip connection's output, and shaped like it.
+
+    Raises:
+        ExplanationError: if they do not follow from it by calls that can be made again.
+    """
+    tape = interception.tape
+    start = tape.residuals[-1].output
+    tape.marks[value] = tape.marks[start]
+    known = {id(start): value}
+    for function, args, kwargs, result in list(tape.readout):
+        if not any(id(tensor) in known for tensor in tensors_in((args, kwargs))):
+            continue
+        change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
+        again = interception.call(function, replace_tensors(args, change),
+                          replace_tensors(kwargs, change))  # fmt: skip
+        pairs = zip(tensors_in(result), tensors_in(again), strict=True)
+        known.update((id(old), new) for old, new in pairs)
+    if id(output) not in known:
+        raise ExplanationError(
+            "it is not known how the model reads its answer from its last tokens: the logits "
+            "are not made by calls after its last skip connection alone"
+        )
+    return known[id(output)]
+
+
 def _watching(
-    model: nn.Module | None,
+    forward_func: Callable[..., Any],
     tape: Tape,
     rules: RuleSet,
     like: Tensor,
@@ -282,6 +309,7 @@ def _watching(
     keeps_readout: bool,
 ) -> Interception:
     """What watches the forward pass, for a batch with as many examples as ``like``."""
+    model = forward_func if isinstance(forward_func, nn.Module) else None
     device = like.device.type
     precision = Precision(torch.float32 if device == "mps" else dtype, device)
     call_rules = CallRules(rules, model)

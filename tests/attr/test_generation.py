@@ -153,11 +153,11 @@ def test_other_methods_explain_continuations_too() -> None:
         ((PROMPT.float(), CONTINUATION), "must be token ids"),
         ((PROMPT[0], CONTINUATION), "must be token ids"),
         (("a text", "its end"), r"found str: explain_generation\(model, tokenizer, prompt\)"),
-        ((PROMPT, [[8, 9, 3]]), "continuation_ids must be a tensor of token ids"),
+        ((PROMPT, [[8, 9, 3]]), "continuation_ids must be a tensor"),
     ],
 )
 def test_what_does_not_fit_is_named(arguments: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         explain_continuation(TransformerAttribution(gpt2()), *arguments)
 
 

@@ -103,8 +103,15 @@ def _cosine_similarity(watch: Context, function: Function, args: Args, kwargs: K
     u, v, dim, eps = bind(*args, **kwargs)
     with watch:
         shape = torch.broadcast_shapes(u.shape, v.shape)
-        units = [F.normalize(x.expand(shape), dim=dim, eps=eps) for x in (u, v)]
+        units = [F.normalize(_as_long(x, dim, shape), dim=dim, eps=eps) for x in (u, v)]
         return (units[0] * units[1]).sum(dim)
+
+
+def _as_long(x: Tensor, dim: int, shape: torch.Size) -> Tensor:
+    """With as many axes as a shape, and as long along one of them; the others can broadcast."""
+    sizes = [1] * (len(shape) - x.dim()) + list(x.shape)
+    sizes[dim] = shape[dim]
+    return x.expand(sizes)
 
 
 @HANDLERS.handles(*spelled("pairwise_distance"))

@@ -12,7 +12,6 @@ from captum_transformer_lrp.engine.graph.ancestors import is_of_features
 from captum_transformer_lrp.engine.graph.arguments import Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
-from captum_transformer_lrp.engine.watch.checks import NOT_SUMMED
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.errors import UnsupportedOperationError
 
@@ -65,10 +64,18 @@ def _choose_features(factor: Tensor, mark: Mark | None, gone: set[int], source: 
     return any(is_of_features(factor, mark, axis - source.dim()) for axis in gone)
 
 
+class LostAttentionError(UnsupportedOperationError):
+    """Attention is spelled so that its map is not known."""
+
+
 def refuse_weighed(watch: Context, *marks: Mark | None) -> None:
     """Raise for values times attention weights that are not summed over keys."""
     if any(mark is not None and mark.weighed for mark in marks):
-        raise UnsupportedOperationError(f"{watch.names.caller()} {NOT_SUMMED}")
+        raise LostAttentionError(
+            f"{watch.names.caller()} multiplies values by attention weights one by one, and "
+            "then does something else than to sum the product over the keys, so it is not known "
+            "which token attends to which: write it as weights @ values, or sum the product itself"
+        )
 
 
 def shares_of(

@@ -16,6 +16,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     title,
 )
 from captum_transformer_lrp.engine.graph.marks import merged
+from captum_transformer_lrp.engine.operations.contractions import LostAttentionError
 from captum_transformer_lrp.engine.watch.apart import MixedExamplesError
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
@@ -37,6 +38,8 @@ def generic(
     What the explained output does not depend on, such as a loss, needs no rule.  So it is not the
     call that is refused, but the relevance or the mass that comes to its result.
     """
+    if isinstance(refusal, LostAttentionError):  # a map without it would not be the method's
+        raise refusal
     output = function(*args, **kwargs)
     active = [tensor for tensor in tensors_in((args, kwargs)) if watch.mark(tensor)]
     rule: Rule
@@ -69,7 +72,10 @@ def generic(
         if not result.requires_grad or watch.mark(result) is not None:
             return result
         number = found.index(id(result))
-        mark = merged(marks, broadcast_examples(marks[0].examples, active[0].shape, result.shape))
+        examples = broadcast_examples(marks[0].examples, active[0].shape, result.shape)
+        if flow is refused and result.shape[:1] == (watch.examples.count,):
+            examples = watch.examples  # so that it is the refusal that is told
+        mark = merged(marks, examples)
         return watch.record(
             function,
             AutogradKernel(lambda *values: again(number, *values)),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,18 +16,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
-from captum_transformer_lrp.errors import (
-    ExplanationError,
-    NoAttentionError,
-    UnsupportedOperationError,
-)
-
-NOT_SUMMED = (
-    "multiplies values by attention weights one by one, and then does something else than to sum "
-    "the product over the keys, so it is not known which token attends to which: write it as "
-    "weights @ values, or sum the product itself"
-)
-"""What is said of a model whose attention is not followed."""
+from captum_transformer_lrp.engine.watch.writes import unchanged
+from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 
 
 def tensors_of(inputs: Any) -> tuple[Tensor, ...]:
@@ -101,13 +91,21 @@ def check_inputs(inputs: tuple[Tensor, ...]) -> None:
 
 
 @contextlib.contextmanager
-def naming_a_missing_batch(run: Callable[..., Any], inputs: Sequence[Tensor]) -> Iterator[None]:
+def naming_a_missing_batch(
+    model: Callable[..., Any],
+    inputs: Sequence[Tensor],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> Iterator[None]:
     """Where a model fails on an input that it takes with a batch dimension, say so.
 
     Args:
-        run: calls the model; it is called again on the inputs as a batch of one if it has failed.
+        model: is called again on the inputs as a batch of one if it has failed.
         inputs: what was given.
+        args: its other arguments.
+        kwargs: those by name.
     """
+    named = dict(kwargs or {})
     try:
         yield
     except ExplanationError:
@@ -116,8 +114,8 @@ def naming_a_missing_batch(run: Callable[..., Any], inputs: Sequence[Tensor]) ->
         if any(value.dim() > 3 for value in inputs):
             raise
         try:
-            with torch.no_grad(), torch.random.fork_rng():
-                run(*(value.unsqueeze(0) for value in inputs))
+            with torch.no_grad(), torch.random.fork_rng(), unchanged(model, inputs, args, named):
+                model(*(value.unsqueeze(0) for value in inputs), *args, **named)
         except Exception:
             raise error from None
         shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
@@ -231,8 +229,6 @@ def check_attention(tape: Tape, output: Tensor) -> None:
     mark = tape.mark(output)
     if mark is not None and mark.attentions:
         return
-    if mark is not None and mark.weighed:
-        raise UnsupportedOperationError(f"the model {NOT_SUMMED}")
     instead = ""
     if tape.other_mixing:
         layers = list(dict.fromkeys(tape.other_mixing))

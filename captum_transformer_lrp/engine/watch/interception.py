@@ -122,7 +122,7 @@ class Interception(TorchFunctionMode):
         return self.call(func, tuple(args), dict(kwargs or {}))
 
     def _kept_call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        """Make a call, and keep it in the log, or else for :meth:`read_out`."""
+        """Make a call, and keep it in the log, or else for reading out."""
         unit = self._units.current() if self._units.present else None
         if unit is not None and self.log is not None:
             raise ExplanationError(
@@ -162,34 +162,6 @@ class Interception(TorchFunctionMode):
     def _with_writing(self, function: Function, args: Args, result: Any) -> Any:
         """What a call has returned, or for one that writes in place what it has written."""
         return self.resolve(args[0]) if function in UPDATES and args else result
-
-    def read_out(self, value: Tensor, output: Tensor) -> Tensor:
-        """The logits that the model would read from another output of its last skip connection.
-
-        Args:
-            value: in the place of the last skip connection's output, and shaped like it.
-            output: the model's logits.
-
-        Raises:
-            ExplanationError: if they do not follow from it by calls that can be made again.
-        """
-        start = self.tape.residuals[-1].output
-        self.tape.marks[value] = self.tape.marks[start]
-        known = {id(start): value}
-        for function, args, kwargs, result in list(self.tape.readout):
-            if not any(id(tensor) in known for tensor in tensors_in((args, kwargs))):
-                continue
-            change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
-            again = self.call(function, replace_tensors(args, change),
-                              replace_tensors(kwargs, change))  # fmt: skip
-            pairs = zip(tensors_in(result), tensors_in(again), strict=True)
-            known.update((id(old), new) for old, new in pairs)
-        if id(output) not in known:
-            raise ExplanationError(
-                "it is not known how the model reads its answer from its last tokens: the logits "
-                "are not made by calls after its last skip connection alone"
-            )
-        return known[id(output)]
 
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""

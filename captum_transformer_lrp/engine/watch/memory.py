@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 SMALL = 1 << 16
 """Memory of at most so many bytes is kept, so that it can be compared and put back."""
@@ -108,7 +109,9 @@ class Memory:
 
 
 def storage_of(tensor: Tensor) -> Any:
-    """A tensor's memory; None if it has none of its own, as one that is sparse."""
+    """A tensor's memory; None if it has none of its own, as one that is sparse or wraps others."""
+    if is_traceable_wrapper_subclass(tensor):
+        return None
     try:
         return tensor.untyped_storage()
     except (NotImplementedError, RuntimeError):

@@ -363,10 +363,7 @@ def _where(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> An
 @HANDLERS.handles(*spelled("index_put"))
 def _index_put(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """Rows put in the place of others, or added to them."""
-
-    def bind(input: Tensor, indices: Any, values: Tensor, accumulate: bool = False) -> Any:
-        return input, indices, values, accumulate
-
+    bind = lambda input, indices, values, accumulate=False: (input, indices, values, accumulate)  # noqa: E731
     onto, indices, values, accumulate = bind(*args, **kwargs)
     if not accumulate:
         return join(watch, function, args, kwargs)
@@ -406,9 +403,7 @@ _SCATTERS = frozenset(
 )  # fmt: skip
 
 _BY_SIZE = frozenset(spelled("sort", "topk"))
-
 _AS_STRIDED = frozenset(spelled("as_strided"))
-
 MOVES: dict[Function, Handler] = {
     **dict.fromkeys(CASTS, cast),
     **dict.fromkeys(JOINS, join),

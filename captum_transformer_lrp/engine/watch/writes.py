@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -162,3 +163,11 @@ class Copying(TorchFunctionMode):
         if may_write(func, args, kwargs):
             self._snapshot.memory.keep(tensors_in((args, kwargs)))
         return func(*args, **kwargs)
+
+
+@contextmanager
+def unchanged(*objects: Any) -> Iterator[None]:
+    """Put back what models and arguments are, values that calls of theirs change included."""
+    snapshot = Snapshot(*objects, keeps_memory=True)
+    with snapshot, snapshot, Copying(snapshot):
+        yield
