@@ -26,6 +26,20 @@ class Patches:
     tokens: Tensor
 
 
+def are_pixels(mark: Mark, parts: Sequence[Tensor], result: Tensor) -> bool:
+    """Whether what is put together from pixels has the axes of pixels."""
+    if mark.planes and result.shape == mark.planes[0].shape:
+        return True  # whatever the axes of its parts are
+    return mark.stem and (not mark.planes or result.dim() == parts[0].dim())
+
+
+def has_axes_of(part: Tensor, source: Tensor) -> bool:
+    """Whether what has been taken out of pixels has their axes, in whatever order."""
+    if part.numel() == source.numel() and sorted(part.shape) != sorted(source.shape):
+        return False  # as where blocks of pixels become channels
+    return part.dim() == source.dim() and part.shape[:1] == source.shape[:1]
+
+
 def planes_behind(tape: Tape, mark: Mark, source: Tensor) -> tuple[Tensor, ...]:
     """:attr:`Mark.planes` of what pixels are moved or averaged to."""
     are_pixels = mark.stem and source.dim() > 3 and not tape.has_layers(mark)

@@ -196,8 +196,7 @@ class Tape:
         self.holds_back = False
         self.skips = 0
         self.other_mixing: list[str] = []
-        self._events = 0
-        self._linear_events = 0
+        self._events = self._linear_events = 0
 
     def mark(self, tensor: object) -> Mark | None:
         """What is known of a tensor, None for anything that does not descend from the inputs."""

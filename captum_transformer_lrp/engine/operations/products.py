@@ -187,7 +187,7 @@ def multiplied(
         return _linear(watch, function, run, u, v, output, examples, axes)
     if examples is None:
         examples = _product_examples(of_u, u, of_v, v, output)
-    mark = merged([of_u, of_v], examples)
+    mark = merged([of_u, of_v], examples).but(planes=())
     event = watch.tape.new_event()
     record: AttentionStep | None = None
     position = _map_position((of_u, of_v), (u, v), axes)
@@ -216,9 +216,8 @@ def multiplied(
         watch.tape.other_mixing.append(watch.names.caller())
         mark = mark.but(scores=True, events=mark.events | event)
     mark = mark.but(
-        planes=(), source=None, base=object(), statistic=False, channels=0, activated=False,
-        features=None,
-    )  # fmt: skip
+        source=None, base=object(), statistic=False, channels=0, activated=False, features=None
+    )
     rule = watch.rules.of(torch.matmul)
     output = watch.record(
         function, kernel, (u, v), output, rule=rule, flow=flow, mark=mark, **facts

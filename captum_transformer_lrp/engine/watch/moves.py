@@ -22,7 +22,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.books import report_filling
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.patches import planes_behind
+from captum_transformer_lrp.engine.graph.patches import are_pixels, has_axes_of, planes_behind
 from captum_transformer_lrp.engine.graph.structure import (
     CASTS,
     COPIES,
@@ -116,13 +116,10 @@ def _note_rearranged(
     if isinstance(found, Examples):
         found = [found] * len(parts)
     for part, examples in zip(parts, found, strict=False):
-        same_axes = part.dim() == source.dim() and part.shape[:1] == source.shape[:1]
-        if part.numel() == source.numel() and sorted(part.shape) != sorted(source.shape):
-            same_axes = False  # as where blocks of pixels become channels
         watch.tape.marks[part] = mark.but(
             examples=examples,
             arrangement=object(),
-            stem=mark.stem and same_axes,
+            stem=mark.stem and has_axes_of(part, source),
             grid=None,
             planes=planes_behind(watch.tape, mark, source),
             features=None,
@@ -151,8 +148,8 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
                 return watch.call(
                     function, replace_tensors(args, change), replace_tensors(kwargs, change)
                 )
-            mark = joined(marks, examples)
-            watch.tape.marks[result] = mark.but(stem=_are_pixels(mark, active, result))
+            of_all = joined(marks, examples)
+            watch.tape.marks[result] = of_all.but(stem=are_pixels(of_all, active, result))
             joins.note_join(watch, result, active)
             watch.report_constants(result, values, again_with(function, args, kwargs))
         return result
@@ -161,13 +158,6 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
             examples = broadcast_examples(marks[0].examples, active[0].shape, part.shape)
             watch.tape.marks[part] = joined(marks, examples)
     return result
-
-
-def _are_pixels(mark: Mark, parts: Sequence[Tensor], result: Tensor) -> bool:
-    """Whether what is put together from pixels has the axes of pixels."""
-    if mark.planes and result.shape == mark.planes[0].shape:
-        return True  # whatever the axes of its parts are
-    return mark.stem and (not mark.planes or result.dim() == parts[0].dim())
 
 
 def _constants_among(watch: Context, active: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -287,7 +277,6 @@ def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any
 
 
 HANDLERS = Handlers()
-"""Moves that are more than that."""
 
 
 @HANDLERS.handles(*spelled("pad", "constant_pad_nd"))
