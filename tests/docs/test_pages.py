@@ -48,7 +48,8 @@ def literals() -> list[str]:
 def messages() -> list[str]:
     """The messages that the troubleshooting page is keyed by."""
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
-    return re.findall(r"^\| `([^`]+)` \|", page, re.MULTILINE)
+    cells = re.findall(r"^\| (`[^|]+`) \|", page, re.MULTILINE)
+    return [message for cell in cells for message in re.findall("`([^`]+)`", cell)]
 
 
 LITERALS = literals()
@@ -62,7 +63,7 @@ def test_the_code_says_what_the_troubleshooting_page_is_keyed_by(message: str) -
 
 
 def test_the_troubleshooting_page_has_messages() -> None:
-    assert len(messages()) > 20
+    assert len(messages()) > 90
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
