@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -26,6 +26,7 @@ from captum_transformer_lrp import (
     TransformerLRP,
     compare,
 )
+from captum_transformer_lrp.engine.watch import eager, snapshot
 from captum_transformer_lrp.errors import ExplanationError
 
 
@@ -44,6 +45,15 @@ class Net(nn.Module):
         self.last = x
         q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
         return self.head((x + (q @ k.mT).softmax(-1) @ v)[:, 0])
+
+
+@pytest.fixture(autouse=True)
+def locks_are_free() -> Iterator[None]:
+    """A tracing function may raise as a ``with lock`` ends, where Python looks for no signal."""
+    yield
+    for lock in (eager._lock, snapshot._lock):
+        while lock._is_owned()  # type: ignore[attr-defined]:
+            lock.release()
 
 
 X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
