@@ -52,7 +52,7 @@ def locks_are_free() -> Iterator[None]:
     """A tracing function may raise as a ``with lock`` ends, where Python looks for no signal."""
     yield
     for lock in (eager._lock, snapshot._lock):
-        while lock._is_owned()  # type: ignore[attr-defined]:
+        while lock._is_owned():
             lock.release()
 
 

@@ -392,7 +392,6 @@ _SCATTERS = frozenset(
 )  # fmt: skip
 
 _BY_SIZE, _AS_STRIDED = frozenset(spelled("sort", "topk")), frozenset(spelled("as_strided"))
-
 MOVES: dict[Function, Handler] = {
     **dict.fromkeys(CASTS, cast),
     **dict.fromkeys(JOINS, join),
