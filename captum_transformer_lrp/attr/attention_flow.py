@@ -212,7 +212,9 @@ class AttentionFlow(RecordedAttribution):
         matrices = views.attention_matrices(recording, steps)
         if self.head_fusion != "mean":
             matrices = [
-                views.fused_heads(step.attention.detach(), step, self.head_fusion).squeeze(1)
+                views.fused_heads(
+                    recording, step.attention.detach(), step, self.head_fusion
+                ).squeeze(1)
                 for step in steps
             ]
         for step in steps:

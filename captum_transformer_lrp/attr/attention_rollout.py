@@ -78,7 +78,7 @@ class AttentionRollout(RolloutAttribution):
             if self.head_fusion == "mean" and not self.discard_ratio:
                 step.weighted = attention  # the rollout phase takes the mean by itself
                 continue
-            fused = views.fused_heads(attention, step, self.head_fusion)
+            fused = views.fused_heads(recording, attention, step, self.head_fusion)
             if self.discard_ratio:
                 fused = _without_lowest(fused, self.discard_ratio)
             fused = fused.expand_as(views.per_head(attention, step))

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
-from captum_transformer_lrp.engine.lineage.passes import blocks, only_pass
+from captum_transformer_lrp.engine.lineage.passes import beside, blocks, only_pass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.walk import moved_mass
 from captum_transformer_lrp.errors import ExplanationError
@@ -300,8 +300,17 @@ def check_heads(maps: Sequence[Tensor], steps: Sequence[AttentionStep], count: i
             )
 
 
-def fused_heads(values: Tensor, step: AttentionStep, fusion: str) -> Tensor:
-    """The mean, max or min over heads, (N, 1, queries, keys)."""
+def fused_heads(recording: Recording, values: Tensor, step: AttentionStep, fusion: str) -> Tensor:
+    """The mean, max or min over heads, (N, 1, queries, keys).
+
+    Raises:
+        ExplanationError: if the model computes the heads of one attention in several calls.
+    """
+    if len(beside(recording.tape, recording.tape.attentions, step)) > 1:
+        raise ExplanationError(
+            f"{step.name} attends in several calls beside each other, which may be its heads, so "
+            'they cannot be fused: use head_fusion="mean" and no discard_ratio'
+        )
     maps = per_head(values, step)
     check_heads([maps], [step], step.mark.examples.count)
     if fusion == "mean":
@@ -310,7 +319,11 @@ def fused_heads(values: Tensor, step: AttentionStep, fusion: str) -> Tensor:
 
 
 def attention_matrices(recording: Recording, steps: Pass) -> list[Tensor]:
-    """E_h of each block's weighted map, (N, S, S) each; attentions beside each other add up.
+    """E_h of each block's weighted map, (N, S, S) each.
+
+    Several attentions of a block are its heads, if they are joined, or branches, if they are
+    added.  The mass that the block's sum sends to each head of each tells which: all heads of one
+    branch get it together, in equal parts unless the model weighs them once more.
 
     Raises:
         ExplanationError: if the model's attentions are not all between the same tokens.
@@ -325,15 +338,40 @@ def attention_matrices(recording: Recording, steps: Pass) -> list[Tensor]:
                 f"shape {tuple(step.weighted.shape)}), so there is no one matrix over all tokens: "
                 'use granularity="input" or "token" without row_normalize'
             )
-        found[step.index] = maps.mean(1)
+        found[step.index] = (maps * _shares(recording, step, maps)).sum(1)
     sizes = {matrix.shape[-1] for matrix in found.values()}
     if len(sizes) > 1:
         raise ExplanationError(
             f"the attentions are between {sorted(sizes)} tokens, so they have no product: use "
             'granularity="input" or "token" without row_normalize'
         )
-    beside = blocks(recording.tape, steps)
-    return [torch.stack([found[step.index] for step in block]).sum(0) for block in beside]
+    together = blocks(recording.tape, steps)
+    return [torch.stack([found[step.index] for step in block]).sum(0) for block in together]
+
+
+def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
+    """The part of a block's mass that comes to each head and query, (N, heads, S, 1)."""
+    tape = recording.tape
+    stream = next((one for one in tape.streams if one.attentions & step.event), None)
+    if stream is None:
+        return torch.full_like(maps[:, :, :, :1], 1 / maps.shape[1])
+    branch, weighted = stream.branch, [one.weighted for one in tape.attentions]
+    tape.leave_out_attentions()
+    step.is_probed = True
+    try:
+        tape.backward(Phase.ROLLOUT, branch, torch.ones_like(branch), [step.attention])
+        arrived, step.arrived = step.arrived, None
+    finally:
+        step.is_probed = False
+        for one, before in zip(tape.attentions, weighted, strict=True):
+            one.weighted = before
+    if arrived is None:
+        raise ExplanationError(
+            f"{step.name} lies below another attention of its block, so there is no one matrix "
+            'over all tokens: use granularity="input" or "token" without row_normalize'
+        )
+    of_token = branch.numel() / (maps.shape[0] * maps.shape[2])
+    return per_head(arrived, step)[..., :1] / of_token
 
 
 def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor:

@@ -43,9 +43,7 @@ LENGTH, VOCABULARY = 16, 60
 
 KNOWN = {
     "yoso": "its attention is a custom autograd function whose derivative does not go through the "
-    "map, so no gradient arrives there and attention moves no mass",
-    "jetmoe": "its heads are experts, whose outputs are weighed once more where they are added up; "
-    "the matrices take the plain mean of the heads, so their row is another than the token row",
+    "map, so no gradient arrives there and attention moves no mass"
 }
 """Why some models cannot pass."""
 

@@ -40,10 +40,12 @@ class Stream:
     Args:
         tensor: the operand of the addition that goes around them, before it was copied or scaled.
         attentions: their bits in :attr:`Mark.attentions`.
+        branch: the other operand, which they lie in.
     """
 
     tensor: Tensor
     attentions: int
+    branch: Tensor
 
 
 @dataclass(eq=False)
@@ -75,6 +77,8 @@ class AttentionStep:
         residual: the skip connection around it, if there is one.
         weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
             None for an attention that takes no part.
+        is_probed: whether mass ends here, for :attr:`arrived` to be read.
+        arrived: the mass that came to each query of each head, at every key of A.
         held_back: mass that no attention has moved yet, while ``walk.moved_mass`` moves it.
     """
 
@@ -90,4 +94,6 @@ class AttentionStep:
     output: Tensor | None = None
     residual: Residual | None = None
     weighted: Tensor | None = None
+    is_probed: bool = False
+    arrived: Tensor | None = None
     held_back: Tensor | None = None

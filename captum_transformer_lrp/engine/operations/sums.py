@@ -169,7 +169,7 @@ def _skip_add(
         branch_attentions = branch.attentions & ~skipped.attentions
         if attends:
             tokens = before_copies(watch.tape, (u, v)[stream], (u, v)[1 - stream])
-            watch.tape.streams.append(Stream(tokens, branch_attentions))
+            watch.tape.streams.append(Stream(tokens, branch_attentions, (u, v)[1 - stream]))
         # What the branch is made of ends here: the stream stays what it was.
         mark = mark.but(
             events=skipped.events,
