@@ -22,6 +22,7 @@ from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording, find_logits
+from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.verification.gradients import gradients_at_inputs
 from captum_transformer_lrp.verification.occlusion import channels_axis, occlusion, varies
@@ -191,7 +192,9 @@ class _Examined:
         if Phase.GRADIENT not in self.attribution.phases:
             return Check.skipped(name, claim, f"{self.method} uses no gradients")
         try:
-            found, expected = gradients_at_inputs(recording, start, self.tensors, self.called)
+            # Reversible layers add to the gradients of parameters in their own backward pass.
+            with unchanged(self.model, self.tensors):
+                found, expected = gradients_at_inputs(recording, start, self.tensors, self.called)
         except LookupError as error:
             return Check.skipped(name, claim, str(error))
         if any(one.element_size() < 4 for one in expected):

@@ -17,7 +17,17 @@ ENTRIES = {entry.name: entry for entry in transformers_models.entries()}
 
 @pytest.mark.parametrize(
     "name",
-    ["bloom", "canine", "deepseek_v3", "diffllama", "jetmoe", "longformer", "qwen3_next", "t5"],
+    [
+        "bloom",
+        "canine",
+        "deepseek_v3",
+        "diffllama",
+        "jetmoe",
+        "longformer",
+        "qwen3_next",
+        "reformer",
+        "t5",
+    ],
 )
 def test_a_type_passes_every_column(name: str) -> None:
     torch.manual_seed(0)
