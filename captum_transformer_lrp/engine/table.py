@@ -8,7 +8,7 @@ from captum_transformer_lrp.engine.graph.arguments import Function
 from captum_transformer_lrp.engine.operations import HANDLERS
 from captum_transformer_lrp.engine.operations.flex import OPERATORS
 from captum_transformer_lrp.engine.operations.generic import generic
-from captum_transformer_lrp.engine.watch import moves
+from captum_transformer_lrp.engine.watch import moves, scatters
 from captum_transformer_lrp.engine.watch.context import Table
 
 
@@ -22,6 +22,7 @@ def table(with_rule: Iterable[Function]) -> Table:
         **moves.MOVES,
         **dict.fromkeys(with_rule, generic),
         **moves.HANDLERS,
+        **scatters.HANDLERS,
         **HANDLERS,
     }
     return Table(functions, OPERATORS, generic)

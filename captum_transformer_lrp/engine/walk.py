@@ -12,7 +12,8 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Keeps, Phase, Step, Tape, TapeSwitch
+from captum_transformer_lrp.engine.graph.switch import TapeSwitch
+from captum_transformer_lrp.engine.graph.tape import Keeps, Phase, Step, Tape
 from captum_transformer_lrp.engine.watch.thread_state import interruption
 
 

@@ -22,7 +22,8 @@ from captum_transformer_lrp import (
     TransformerAttribution,
     TransformerLRP,
 )
-from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Tape
+from captum_transformer_lrp.engine.graph import switch
+from captum_transformer_lrp.engine.graph.tape import ALL_PHASES
 from captum_transformer_lrp.rules import LinearRule, PassRule, SignAwareStabilizer, rows
 from captum_transformer_lrp.rules import weighted as weighted_rules
 from captum_transformer_lrp.rules.call import Call
@@ -166,14 +167,14 @@ def test_everything_is_computed_in_the_model_s_own_precision(
     vit_case: Any, method: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: set[torch.dtype] = set()
-    record = Tape.record
+    record = switch.record
 
     def watched(*args: Any, **kwargs: Any) -> Tensor:
         result = record(*args, **kwargs)
         seen.add(result.dtype)
         return result
 
-    monkeypatch.setattr(Tape, "record", watched)
+    monkeypatch.setattr(switch, "record", watched)
     model, inputs = copy.deepcopy(vit_case.model).float(), vit_case.inputs.float()
     for options, expected in (
         ({}, torch.float32),

@@ -56,6 +56,11 @@ def _written(x: Tensor, places: Any, y: Tensor) -> Tensor:
     return x
 
 
+def _softmax(scores: Tensor) -> Tensor:
+    weights = (scores - scores.max()).exp()
+    return weights / weights.sum(-1, keepdim=True)
+
+
 ORDER = torch.tensor([2, 0, 1])
 ROWS = torch.arange(EXAMPLES)[:, None], torch.arange(TOKENS)
 
@@ -101,9 +106,27 @@ MIXED: dict[str, Step] = {
         1, keepdim=True
     ),
     "answers of others": lambda net, x, y: (x + y)[ORDER],
+    "less the mean": lambda net, x, y: x + y - y.mean(0),
+    "less the largest": lambda net, x, y: x + (y - y.max(0).values).sigmoid(),
+    "less what is detached": lambda net, x, y: x + y - y.mean(0).detach(),
+    "less what is made of the detached": lambda net, x, y: x + y - y.detach().mean(0),
+    "by the norm of the detached": lambda net, x, y: x + y / y.detach().norm(dim=0),
+    "normalize": lambda net, x, y: x + F.normalize(y, dim=0),
+    "log-softmax": lambda net, x, y: x + F.log_softmax(y, 0),
+    "softmax of no axis": lambda net, x, y: x + F.softmax(y),
+    "rms norm over all": lambda net, x, y: x + F.rms_norm(y, y.shape),
+    "torch's layer norm": lambda net, x, y: x + torch.layer_norm(y, y.shape),
+    "group norm of tokens first": lambda net, x, y: x + F.group_norm(
+        y.transpose(0, 1), 1
+    ).transpose(0, 1),
+    "pooling": lambda net, x, y: x + F.avg_pool1d(y.permute(1, 2, 0), 3, 1, 1).permute(2, 0, 1),
+    "resizing": lambda net, x, y: x + F.interpolate(
+        y.permute(1, 2, 0), size=EXAMPLES, mode="linear"
+    ).permute(2, 0, 1),
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:Implicit dimension choice")
 @pytest.mark.parametrize("step", MIXED)
 @pytest.mark.parametrize("method", [TransformerAttribution, AttentionRollout])
 def test_what_mixes_examples_is_refused(method: type[AttentionRollout], step: str) -> None:
@@ -135,6 +158,13 @@ APART: dict[str, Step] = {
     "cumsum of tokens": lambda net, x, y: x + y.cumsum(1),
     "folded": lambda net, x, y: (x.flatten(0, 1) + y.flatten(0, 1)).unflatten(0, (EXAMPLES, -1)),
     "einsum": lambda net, x, y: x + torch.einsum("bst,btd->bsd", x @ y.mT, y),
+    "less the mean of features": lambda net, x, y: x + y - y.mean(-1, keepdim=True),
+    "less what is detached": lambda net, x, y: x + y - y.detach().amax(1, keepdim=True),
+    "normalize": lambda net, x, y: x + F.normalize(y, dim=-1),
+    "group norm": lambda net, x, y: x + F.group_norm(y, 1),
+    "instance norm": lambda net, x, y: x + F.instance_norm(y),
+    "pooling of tokens": lambda net, x, y: x + F.avg_pool1d(y.mT, 3, 1, 1).mT,
+    "softmax less the largest of all": lambda net, x, y: x + _softmax(x @ y.mT) @ y,
 }  # fmt: skip
 
 

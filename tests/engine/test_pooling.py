@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Function
-from captum_transformer_lrp.engine.operations.pooling import _dim
+from captum_transformer_lrp.engine.watch.statistics import reduced_axes
 
 X = torch.zeros(2, 3, 4)
 
@@ -34,4 +34,4 @@ X = torch.zeros(2, 3, 4)
 def test_the_axes_of_a_reduction(
     function: Function, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Any
 ) -> None:
-    assert _dim(function, args, kwargs) == expected
+    assert reduced_axes(function, args, kwargs) == expected

@@ -190,8 +190,25 @@ REDUCTIONS: dict[str, tuple[Function, Function]] = {
 }  # fmt: skip
 """Of some elements one is chosen, which takes all."""
 
+
+def sum_of(part: Callable[[Tensor], Tensor]) -> tuple[Function, Function]:
+    """The sum of what is taken out of two tensors, as addition and as a sum of both in one."""
+    return (lambda u, v: part(u) + part(v)), (lambda u, v: torch.stack([part(u), part(v)]).sum(0))
+
+
+SUMS_OF_PARTS: dict[str, tuple[Function, Function]] = {
+    "sorted": sum_of(lambda x: x.sort(1).values[:, :4]),
+    "sorted downwards": sum_of(lambda x: torch.sort(x, dim=1, descending=True)[0][:, :4]),
+    "sorted features": sum_of(lambda x: x.sort().values),
+    "largest": sum_of(lambda x: x.topk(3, 1).values),
+    "smallest": sum_of(lambda x: x.topk(3, 1, largest=False)[0]),
+    "padded with ones": sum_of(lambda x: F.pad(x, (0, 0, 0, 2), value=1.0)),
+    "padded with numbers": sum_of(lambda x: torch.constant_pad_nd(x, (0, 2), 0.5)),
+}
+"""Parts whose sum is no part of the sum of the whole."""
+
 pytestmark = pytest.mark.filterwarnings("ignore:index_reduce:UserWarning")
-SPELLINGS = {**SIMILARITIES, **DISTANCES, **FORMS, **REDUCTIONS}
+SPELLINGS = {**SIMILARITIES, **DISTANCES, **FORMS, **REDUCTIONS, **SUMS_OF_PARTS}
 
 
 @pytest.mark.parametrize("name", SPELLINGS)

@@ -202,3 +202,63 @@ def test_a_user_s_rule_for_a_module_of_their_own() -> None:
         found = LRP(model).attribute(inputs, target=TARGET)
     ours = TransformerLRP(model, start="logit", rules={Wave: PassRule}).attribute(inputs, TARGET)
     assert float((found - ours).abs().max()) < 1e-9 * float(ours.abs().max())
+
+
+class Attending(torch.autograd.Function):
+    """Attention with a derivative of its own, as kernels have."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return (x @ x.mT).softmax(-1) @ x
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        with torch.enable_grad():
+            x = ctx.saved_tensors[0].detach().requires_grad_()
+            return torch.autograd.grad((x @ x.mT).softmax(-1) @ x, x, grads[0])[0]
+
+
+def plainly(x: Tensor) -> Tensor:
+    return (x @ x.mT).softmax(-1) @ x
+
+
+class Joining(nn.Module):
+    """A stream, a constant and a branch in one, which may be cut and joined again."""
+
+    def __init__(self, attend: Any, joins: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.constant = nn.Parameter(torch.randn(1, 2, 8))
+        self.attend, self.joins = attend, joins
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attend(x)
+        joined = torch.cat([x, self.constant, self.inner(x).tanh()], 1)
+        logits: Tensor = self.head(self.joins(joined).reshape(len(x), -1, 8).mean(1))
+        return logits
+
+
+JOINS = {
+    "cut": lambda x: torch.cat([x[:, :5], x[:, 5:]], 1),
+    "split": lambda x: torch.cat(x.split([2, 10], 1), 1),
+    "chunks": lambda x: torch.cat(x.chunk(3, 1), 1),
+    "tokens": lambda x: torch.stack(x.unbind(1), 1),
+    "narrow": lambda x: torch.cat([x.narrow(1, 0, 7), x.narrow(1, 7, 5)], 1),
+    "custom function": lambda x: x,
+}
+
+
+@pytest.mark.parametrize("how", JOINS)
+def test_what_is_asked_while_the_model_runs_does_not_count(how: str) -> None:
+    """Derivatives tell the engine what parts are made of; no relevance and no book is changed."""
+    attend = Attending.apply if how == "custom function" else plainly
+    inputs = torch.randn(1, 5, 8, dtype=torch.float64)
+    found = []
+    for model in (Joining(plainly, lambda x: x), Joining(attend, JOINS[how])):
+        with transformer_rules() as propagation:
+            relevance = LRP(model.double().eval()).attribute(inputs, TARGET)
+        found.append((relevance, propagation.absorbed["constant"]))
+    for plain, other in zip(*found, strict=True):
+        assert torch.allclose(plain, other, rtol=1e-9)

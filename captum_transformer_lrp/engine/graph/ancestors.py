@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-if TYPE_CHECKING:
-    from captum_transformer_lrp.engine.graph.marks import Mark
-    from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 
 Edge: TypeAlias = tuple[Any, int]
 """A node of autograd's graph, and which of its outputs."""
@@ -78,16 +76,18 @@ def before_copies(tape: Tape, stream: Tensor, branch: Tensor) -> Tensor:
     return stream if found is None else found
 
 
-def is_of_features(tensor: Tensor, mark: Mark, axis: int) -> bool:
+def is_of_features(tape: Tape, tensor: Tensor, axis: int) -> bool:
     """Whether along an axis lie the features of a place, as the layer has made them.
 
     If they have been moved since, the derivative of the moves tells where a line of the axis lay.
     """
-    if mark.features is not None:
+    mark = tape.mark(tensor)
+    if mark is not None and mark.features is not None:
         return (mark.features - axis) % tensor.dim() == 0
     line = torch.zeros_like(tensor)
     line[tuple(slice(None) if n == axis % tensor.dim() else 0 for n in range(tensor.dim()))] = 1
-    return _is_line_of_features(edge_of(tensor), tensor, line)
+    with tape.asked(Phase.GRADIENT):
+        return _is_line_of_features(edge_of(tensor), tensor, line)
 
 
 def _is_line_of_features(start: Edge, output: Tensor | GradientEdge, line: Tensor) -> bool:

@@ -55,13 +55,12 @@ def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
         return None
     count = x.shape[:-1].numel()
     number = torch.arange(1.0, count + 1, dtype=torch.float64, device=x.device)
-    phase = tape.phase
-    moved = []
-    for values in (torch.ones_like(number), number):
-        seed = values.to(x.dtype).reshape(*x.shape[:-1], 1).expand_as(x)
-        moved += tape.backward(Phase.ROLLOUT, x, seed, [plane])
-    tape.phase = phase
-    times, whose = moved
+    seeds = [
+        values.to(x.dtype).reshape(*x.shape[:-1], 1).expand_as(x)
+        for values in (torch.ones_like(number), number)
+    ]
+    with tape.asked(Phase.ROLLOUT):
+        times, whose = (tape.backward(Phase.ROLLOUT, x, seed, [plane])[0] for seed in seeds)
     alike = (times == 0) | ((times / times.max() - 1).abs() < 1e-4)
     whose = torch.where(times == 0, 0, whose / times)
     exact = bool(((whose - whose.round()).abs() < 0.1).all())

@@ -51,7 +51,9 @@ CASTS: frozenset[Callable[..., Any]] = frozenset(
 DETACHING: frozenset[Callable[..., Any]] = frozenset(spelled("detach"))
 """Of the calls whose result is no activation those that leave it in all but derivative."""
 
-STATISTICS: frozenset[Callable[..., Any]] = frozenset(spelled("max", "amax", "mean", "sum"))
+STATISTICS: frozenset[Callable[..., Any]] = frozenset(
+    spelled("max", "amax", "min", "amin", "mean", "sum", "norm", "vector_norm", "std", "var")
+)
 """Statistics that a softmax or a norm spelled out takes of what was detached."""
 
 IGNORED: frozenset[Callable[..., Any]] = frozenset(

@@ -1,7 +1,7 @@
 """The tape: what a model did in one forward pass, replayed backward in three phases.
 
-Every call with a rule is followed by a *switch*, one autograd function whose forward pass is the
-identity.  Its backward pass asks the tape which phase it is in:
+Every call with a rule is followed by a *switch* (``switch.py``), one autograd function whose
+forward pass is the identity.  Its backward pass asks the tape which phase it is in:
 
 * ``GRADIENT`` — the gradient goes on into the call's own autograd graph, as if nothing were there;
 * ``RELEVANCE`` — the call's rule divides the relevance among its inputs;
@@ -17,7 +17,8 @@ anew whenever a phase needs them.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -31,8 +32,7 @@ from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.engine.graph.values import Shape, raised, stand_in
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.kernels import Kernel, SoftmaxKernel
-from captum_transformer_lrp.rules.rows import on_rows
+from captum_transformer_lrp.rules.kernels import Kernel
 
 
 class Keeps(enum.Enum):
@@ -257,60 +257,18 @@ class Tape:
         before = self.absorbed.get(name)
         self.absorbed[name] = amount if before is None else before + amount
 
-    def record(
-        self,
-        function: Callable[..., Any],
-        kernel: Kernel,
-        inputs: Sequence[Tensor],
-        output: Tensor,
-        *,
-        rule: Rule,
-        flow: Flow,
-        mark: Mark,
-        name: str = "",
-        weight: Tensor | None = None,
-        bias: Tensor | None = None,
-        constant: Tensor | None = None,
-        gate: int | None = None,
-        pixels: Tensor | None = None,
-        **facts: Any,
-    ) -> Tensor:
-        """Put a switch behind a call that has been made, and note the provenance of its result.
+    @contextmanager
+    def asked(self, phase: Phase) -> Iterator[None]:
+        """A block in which a phase is run to learn something, while the model runs still.
 
-        The gradient phase goes on in the autograd graph of ``output``, if it has one, or else takes
-        the kernel's vector-Jacobian product.  ``pixels`` are what token mass may go to, past all
-        that lies between them and the call.
+        Nothing of it counts: the phase and the books are the same behind the block.
         """
-        if not torch.is_grad_enabled():
-            return output  # the model wants no derivative, as inside a custom autograd function
-        has_graph, others = output.requires_grad, (weight, bias, constant)
-        step = Step(
-            self, function, kernel, rule, flow, mark, name, len(inputs), has_graph,
-            pixels is not None,
-            weight is not None, bias is not None, constant is not None, gate, facts,
-            self._keeps(kernel, rule, flow, has_graph=has_graph),
-        )  # fmt: skip
-        kept = [
-            value if original is None else original
-            for value in others
-            if value is not None
-            for original in (self.originals.get(value),)
-        ]
-        graph = output if has_graph else None
-        switched: Tensor = TapeSwitch.apply(step, graph, pixels, output.detach(), *inputs, *kept)
-        self.marks[switched] = mark
-        return switched
-
-    def _keeps(self, kernel: Kernel, rule: Rule, flow: Flow, *, has_graph: bool) -> Keeps:
-        """What the phases that will be run need of a call."""
-        needs_derivative = Phase.GRADIENT in self.phases and not has_graph
-        if (
-            (Phase.RELEVANCE in self.phases and rule.reads_values)
-            or (Phase.ROLLOUT in self.phases and flow.reads_values)
-            or (needs_derivative and not isinstance(kernel, SoftmaxKernel))
-        ):
-            return Keeps.VALUES
-        return Keeps.OUTPUT if needs_derivative else Keeps.SHAPES
+        before, books = self.phase, self.absorbed
+        self.phase, self.absorbed = phase, dict(books)
+        try:
+            yield
+        finally:
+            self.phase, self.absorbed = before, books
 
     def backward(
         self,
@@ -326,75 +284,3 @@ class Tape:
             torch.zeros_like(tensor) if value is None else value
             for tensor, value in zip(wanted, found, strict=True)
         ]
-
-
-class TapeSwitch(torch.autograd.Function):
-    """The identity, with a backward pass for each phase."""
-
-    @staticmethod
-    def forward(  # noqa: D102
-        ctx: Any,
-        step: Step,
-        graph: Tensor | None,
-        pixels: Tensor | None,
-        value: Tensor,
-        *tensors: Tensor,
-    ) -> Tensor:
-        ctx.step = step
-        ctx.set_materialize_grads(False)
-        if step.keeps is Keeps.VALUES:
-            ctx.save_for_backward(value, *tensors)
-        else:
-            inputs, others = tensors[: step.inputs], tensors[step.inputs :]
-            keeps_output = step.keeps is Keeps.OUTPUT
-            of_shape = inputs if keeps_output else (value, *inputs)
-            step.shapes = [(one.shape, one.dtype, one.device) for one in of_shape]
-            ctx.save_for_backward(*([value] if keeps_output else []), *others)
-        return value.detach()
-
-    @staticmethod
-    def backward(  # noqa: D102
-        ctx: Any, *grads: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        step: Step = ctx.step
-        count = len(ctx.needs_input_grad) - 4
-        nothing: list[Tensor | None] = [None] * count
-        if grad is None:
-            return None, None, None, None, *nothing
-        phase = step.tape.phase
-        if phase is Phase.GRADIENT and step.has_graph:
-            return None, grad, None, None, *nothing
-        call = step.call(ctx.saved_tensors)
-        if phase is Phase.GRADIENT:
-            nothing[: step.inputs] = _gradients(call, grad)
-            return None, None, None, None, *nothing
-        if phase is Phase.RELEVANCE:
-            parts = step.rule.relevance(call, grad)
-            parts = (parts,) if isinstance(parts, Tensor) else tuple(parts)
-            if len(parts) != step.inputs:
-                raise ValueError(
-                    f"{step.rule!r} returned {len(parts)} relevances for the {step.inputs} inputs "
-                    f"of {getattr(step.function, '__name__', step.function)}"
-                )
-            if step.tape.explicit_zeros:
-                parts = tuple(
-                    torch.zeros_like(value) if part is None else part
-                    for part, value in zip(parts, call.inputs, strict=True)
-                )
-            nothing[: step.inputs] = parts
-            return None, None, None, None, *nothing
-        masses = step.flow(step, call, grad)
-        if masses is NATIVE:
-            return None, grad, None, None, *nothing
-        nothing[: step.inputs] = masses[: step.inputs]
-        of_pixels = masses[step.inputs] if len(masses) > step.inputs else None
-        return None, None, of_pixels, None, *nothing
-
-
-def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:
-    if isinstance(call.kernel, SoftmaxKernel):
-        return (call.kernel.vjp_at(call.output, grad),)
-    if call.kernel.by_row:
-        return (on_rows(call, grad, lambda some, rows: some.vjp(rows)[0]),)
-    return call.vjp(grad)

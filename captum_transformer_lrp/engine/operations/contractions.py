@@ -11,6 +11,7 @@ from torch import Tensor
 from captum_transformer_lrp.engine.graph.ancestors import is_of_features
 from captum_transformer_lrp.engine.graph.arguments import Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.errors import UnsupportedOperationError
@@ -35,7 +36,7 @@ def contracted(
     letters = "abcdefghijklmnopqrstuvwxyz"[: source.dim()]
     terms, operands = [], []
     known = [mark for factor in factors if (mark := watch.mark(factor))]
-    if any(_choose_features(factor, watch.mark(factor), gone, source) for factor in factors):
+    if any(_choose_features(watch.tape, factor, gone, source) for factor in factors):
         return None  # a router's weights, which choose among experts
     for factor in factors:
         extra = source.dim() - factor.dim()
@@ -57,11 +58,12 @@ def contracted(
         return total / math.prod(source.shape[axis] for axis in gone) if name == "mean" else total
 
 
-def _choose_features(factor: Tensor, mark: Mark | None, gone: set[int], source: Tensor) -> bool:
+def _choose_features(tape: Tape, factor: Tensor, gone: set[int], source: Tensor) -> bool:
     """Whether a factor is a softmax over a layer's outputs, not over scores nor over tokens."""
+    mark = tape.mark(factor)
     if mark is None or not mark.softmax or mark.attention:
         return False
-    return any(is_of_features(factor, mark, axis - source.dim()) for axis in gone)
+    return any(is_of_features(tape, factor, axis - source.dim()) for axis in gone)
 
 
 class LostAttentionError(UnsupportedOperationError):
@@ -96,9 +98,7 @@ def shares_of(
     if shares == (0.5, 0.5):
         return shares, None
     attended = shares.index(1.0)
-    is_query = any(
-        is_of_features(operands[attended], marks[attended], axis) for axis in axes[attended]
-    )
+    is_query = any(is_of_features(watch.tape, operands[attended], axis) for axis in axes[attended])
     if not is_query or not free[1 - attended]:
         return shares, None
     return (0.5, 0.5), 1 - attended

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -69,6 +69,10 @@ def elementwise(
 def _activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     inplace = kwargs.pop("inplace", False)
     mark = watch.mark(args[0] if args else kwargs["input"])
+    if mark is not None and function in _LOG_SOFTMAXES:
+        source = args[0] if args else kwargs["input"]
+        dim = _softmax_axis(args, kwargs, source.dim())
+        require_apart(watch, mark.examples, [dim], source.dim())
     attends = mark is not None and mark.scores and function in _OF_SCORES
     changes: dict[str, Any] = {"attention": True, "flow": flows.blocked} if attends else {}
     output = elementwise(watch, function, args, kwargs, event=True, activated=True, **changes)
@@ -76,6 +80,8 @@ def _activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
         watch.replace(args[0], output)
     return output
 
+
+_LOG_SOFTMAXES = frozenset(spelled("log_softmax"))
 
 _OF_SCORES = frozenset(spelled("exp", "exp2", "sigmoid", "relu", "acos", "arccos"))
 """Of scores they make attention weights: a softmax spelled out, and attention without softmax."""
@@ -96,9 +102,9 @@ def _normalization(watch: Context, function: Function, args: Args, kwargs: Kwarg
             "example's explanation would depend on the others: call model.eval() first"
         )
     source = args[0] if args else kwargs["input"]
-    if function is F.layer_norm and (mark := watch.mark(source)) is not None:
-        shape: Sequence[int] = kwargs["normalized_shape"] if len(args) < 2 else args[1]
-        require_apart(watch, mark.examples, range(-len(shape), 0), source.dim())
+    if (mark := watch.mark(source)) is not None:
+        axes = _normalized_axes(function, args, kwargs, source.dim())
+        require_apart(watch, mark.examples, axes, source.dim())
     kernel = NormalizationKernel(function, args[1:], kwargs)
     output = elementwise(
         watch,
@@ -116,6 +122,19 @@ def _normalization(watch: Context, function: Function, args: Args, kwargs: Kwarg
     if watch.tape.keeps_streams and isinstance(output, Tensor):
         watch.tape.normalizations.append(Normalized(source, output, kernel))
     return output
+
+
+def _normalized_axes(function: Function, args: Args, kwargs: Kwargs, dims: int) -> Iterable[int]:
+    """The axes that a normalisation takes its statistics over."""
+    name = function.__name__.removeprefix("native_")
+    if name in ("layer_norm", "rms_norm"):
+        return range(-len(kwargs["normalized_shape"] if len(args) < 2 else args[1]), 0)
+    if name == "normalize":
+        dim: Any = kwargs.get("dim", args[2] if len(args) > 2 else 1)
+        return dim if isinstance(dim, tuple) else (dim,)
+    if name == "batch_norm":
+        return ()  # by constants
+    return range(2 if name == "instance_norm" else 1, dims)
 
 
 @HANDLERS.handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",
@@ -158,6 +177,12 @@ def _softmin(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         return torch.softmax(-source, *args[1:], **kwargs)
 
 
+def _softmax_axis(args: Args, kwargs: Kwargs, dims: int) -> int:
+    """The axis that sums to 1; for those who name none PyTorch's choice."""
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    return dim if isinstance(dim, int) else int(dims not in (0, 1, 3))
+
+
 @HANDLERS.handles(*registry.SOFTMAXES)
 def _softmax(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     source = args[0] if args else kwargs["input"]
@@ -171,12 +196,10 @@ def _softmax(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
     if isinstance(dtype, torch.dtype) and dtype.itemsize < source.element_size():
         kwargs.pop("dtype")  # the watch never loses precision
     others = args[1:]
-    dim = kwargs.get("dim", others[0] if others else None)
-    kernel = None
-    if isinstance(dim, int):
-        require_apart(watch, mark.examples, [dim], source.dim())
-        rest = {name: value for name, value in kwargs.items() if name != "input"}
-        kernel = SoftmaxKernel(lambda scores: function(scores, *others, **rest), dim)
+    dim = _softmax_axis(args, kwargs, source.dim())
+    require_apart(watch, mark.examples, [dim], source.dim())
+    rest = {name: value for name, value in kwargs.items() if name != "input"}
+    kernel = SoftmaxKernel(lambda scores: function(scores, *others, **rest), dim)
     return elementwise(
         watch,
         function,

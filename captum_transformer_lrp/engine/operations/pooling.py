@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,12 +14,16 @@ from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid, pooled_g
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.patches import planes_behind
 from captum_transformer_lrp.engine.operations.contractions import contracted, refuse_weighed
-from captum_transformer_lrp.engine.watch.apart import of_one_example, require_apart
+from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.engine.watch.joins import sum_of_joined
-from captum_transformer_lrp.engine.watch.statistics import note_detached, note_statistic
+from captum_transformer_lrp.engine.watch.statistics import (
+    note_detached,
+    note_statistic,
+    reduced_axes,
+    reduced_examples,
+)
 from captum_transformer_lrp.rules import registry
-from captum_transformer_lrp.rules.examples import Examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -31,7 +36,7 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
     mark = watch.mark(source)
     assert mark is not None
     if function in _REDUCTIONS:
-        dim = _dim(function, args, kwargs)
+        dim = reduced_axes(function, args, kwargs)
         total = sum_of_joined(watch, function, source, dim, kwargs)
         if total is None:
             total = contracted(watch, function, source, dim, kwargs)
@@ -41,23 +46,14 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
     output = function(*args, **kwargs)
     if not isinstance(output, Tensor):
         raise watch.unsupported(function, "more than one output")
+    reduces, examples = function in _REDUCTIONS, mark.examples
+    if reduces:
+        examples = reduced_examples(examples, reduced_axes(function, args, kwargs), source, output)
+    else:
+        require_apart(watch, examples, _windowed(function, args, kwargs, source), source.dim())
     if not output.requires_grad:
-        note_detached(watch, output, mark, is_statistic=function in _REDUCTIONS)
+        note_detached(watch, output, mark.but(examples=examples), is_statistic=reduces)
         return output
-    dim = _dim(function, args, kwargs)
-    if function in _RUNNING:
-        require_apart(watch, mark.examples, [dim], source.dim())
-    reduces = function in _REDUCTIONS
-    examples = mark.examples
-    if reduces and examples.count > 1 and examples.axis is not None:
-        kept = output.dim() == source.dim()
-        dims = dim if isinstance(dim, (tuple, list)) else (dim,)
-        gone = {one % source.dim() for one in dims if isinstance(one, int)}
-        if None in dims or examples.axis in gone:
-            examples = of_one_example(examples, output)
-        elif not kept:
-            before = sum(one < examples.axis for one in gone)
-            examples = Examples(examples.count, examples.axis - before, examples.index)
     others = args[1:]  # a kernel that held the first one would keep its memory
     return watch.record(
         function,
@@ -91,11 +87,14 @@ def _grid(
     return pooled_grid(mark.grid, function.__name__, others, kwargs)
 
 
-def _dim(function: Function, args: Args, kwargs: Kwargs) -> Any:
-    """The argument that says along which axes a call reduces, None for all of them."""
-    place = 2 if function.__name__.endswith("norm") else 1  # behind p, the order of the norm
-    given = kwargs.get("dim", kwargs.get("axis", args[place] if len(args) > place else None))
-    return None if isinstance(given, bool) else given  # x.var(False) is not along axis 0
+def _windowed(function: Function, args: Args, kwargs: Kwargs, source: Tensor) -> Sequence[int]:
+    """The axes along which each result of a running sum or a window is made from several places."""
+    if function in _RUNNING:
+        return [reduced_axes(function, args, kwargs)]
+    name = function.__name__
+    if name[-2:] in ("1d", "2d", "3d"):
+        return range(-int(name[-2]), 0)
+    return range(2 if function in _RESIZES else 1, source.dim())
 
 
 _REDUCTIONS = frozenset(

@@ -17,7 +17,7 @@ from captum_transformer_lrp.engine.graph.marks import (
     is_statistic_of,
     merged,
 )
-from captum_transformer_lrp.engine.watch.apart import common_examples, refuse_mixed
+from captum_transformer_lrp.engine.watch.apart import common_examples, require_known
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import GELURule, ScaleRule, registry
 from captum_transformer_lrp.rules.examples import broadcast_examples
@@ -63,7 +63,7 @@ def _divided(watch: Context, function: Function, u: Any, v: Any) -> Any:
 def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: Any, v: Any) -> Any:
     of_u = watch.mark(u)
     of_v = watch.mark(v)
-    statistic = known_statistic(watch, v) if of_v is None else None
+    statistic = detached(watch, v)
     if of_u is not None and statistic is not None and is_statistic_of(statistic, of_u):
         return scaled_by_constant(watch, function, of_u, u, v, watch.made(run, u, v))
     output = watch.made(run, u, v)
@@ -190,8 +190,8 @@ def scaled_by_constant(
     """Record ``x`` scaled by a constant, a parameter or a statistic of itself."""
     constant = by if isinstance(by, Tensor) and by.dim() > 0 else None
     of_by = watch.mark(by)
-    if of_by is not None and mark.examples.known and not of_by.examples.known:
-        refuse_mixed(watch)
+    if of_by is not None and mark.examples.known:
+        require_known(watch, of_by)
     scaled = watch.record(
         function,
         AutogradKernel(torch.mul),
@@ -211,11 +211,17 @@ def scaled_by_constant(
     return scaled
 
 
-def known_statistic(watch: Context, value: Any) -> Mark | None:
-    """The provenance of a tensor, though it may have been detached: what softmax subtracts is."""
-    if not isinstance(value, Tensor):
-        return None
-    return watch.mark(value) or watch.tape.made_of.detached.get(value)
+def detached(watch: Context, value: Any) -> Mark | None:
+    """The provenance of what has been detached; None for anything else.
+
+    Raises:
+        MixedExamplesError: if it is computed from several examples, unless it is one number, such
+            as the largest score, which a softmax is given the scores less.
+    """
+    mark = watch.tape.made_of.detached.get(value)
+    if mark is not None and value.numel() > 1:
+        require_known(watch, mark)
+    return mark
 
 
 def two_operands(args: Args, kwargs: Kwargs) -> tuple[Any, Any]:

@@ -20,16 +20,14 @@ from captum_transformer_lrp.engine.graph.marks import (
 )
 from captum_transformer_lrp.engine.graph.seen import Residual, Stream
 from captum_transformer_lrp.engine.operations.scaling import (
+    detached,
     function_of_same,
-    known_statistic,
     scaled_by_constant,
     two_operands,
 )
-from captum_transformer_lrp.engine.watch.apart import common_examples
+from captum_transformer_lrp.engine.watch.apart import common_examples, require_known
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.engine.watch.joins import added_before_moving
-from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
-from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Rule, ScaleRule
 from captum_transformer_lrp.rules.binary import SideBySideRule, SkipAddRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
@@ -75,8 +73,10 @@ def _times(watch: Context, value: Any, factor: Any) -> Any:
 
 def _subtracted(watch: Context, function: Function, u: Any, v: Any, alpha: Any) -> Any:
     of_u = watch.mark(u)
-    of_v = known_statistic(watch, v)
+    of_v = watch.mark(v) or detached(watch, v)
     if of_u is not None and of_v is not None and is_statistic_of(of_v, of_u):
+        if not (of_u.scores and v.numel() == 1):  # which a softmax knows nothing of
+            require_known(watch, of_v)
         output = watch.made(torch.sub, u, v, alpha=alpha)
         return scaled_by_constant(watch, function, of_u, u, 1.0, output)
     return _summed(watch, function, u, _times(watch, v, -alpha))
@@ -96,6 +96,7 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
         if constant == 0:  # Captum's and others' way to copy
             return _copied(watch, x, mark)
         constant = torch.full((), constant, dtype=x.dtype, device=x.device)
+    detached(watch, constant)
     output = watch.made(torch.add, x, constant)
     if constant.dtype == torch.bool or not constant.is_floating_point():
         constant = constant.to(x.dtype)
@@ -109,13 +110,14 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
     mark = mark.but(
         examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None, channels=0
     )
+    require_known(watch, mark)
     return watch.record(
         function,
         AutogradKernel(torch.add),
         (x,),
         output,
-        rule=_rule(watch, mark, x, constant, takes_nothing=takes_nothing),
-        flow=flows.keep if mark.examples.known else refused,
+        rule=_rule(watch, x, constant, takes_nothing=takes_nothing),
+        flow=flows.keep,
         mark=mark,
         constant=constant,
         name=watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else "",
@@ -129,18 +131,12 @@ def _copied(watch: Context, x: Tensor, mark: Mark) -> Tensor:
     return copy
 
 
-def _rule(watch: Context, mark: Mark, u: Tensor, v: Tensor, *, takes_nothing: bool = False) -> Rule:
+def _rule(watch: Context, u: Tensor, v: Tensor, *, takes_nothing: bool = False) -> Rule:
     """The rule of a sum, which takes the relevance of each example by itself."""
-    if mark.examples.known:
-        if takes_nothing:
-            return watch.rules.of_module() or _BIAS
-        rule = watch.rules.of(torch.add)
-        return _JOIN if isinstance(rule, SkipAddRule) and _lie_apart(watch, u, v) else rule
-    return RefusalRule(
-        ExplanationError,
-        f"in {watch.names.caller()} the examples of the batch cannot be told apart, so their "
-        "relevance cannot be normalised one by one: explain one example at a time",
-    )
+    if takes_nothing:
+        return watch.rules.of_module() or _BIAS
+    rule = watch.rules.of(torch.add)
+    return _JOIN if isinstance(rule, SkipAddRule) and _lie_apart(watch, u, v) else rule
 
 
 def _lie_apart(watch: Context, u: Tensor, v: Tensor) -> bool:
@@ -187,8 +183,8 @@ def _skip_add(
         AutogradKernel(torch.add),
         (u, v),
         output,
-        rule=_rule(watch, mark, u, v),
-        flow=flows.skip_add if mark.examples.known else refused,
+        rule=_rule(watch, u, v),
+        flow=flows.skip_add,
         mark=mark,
         mass=factors,
         branch=branch_attentions,

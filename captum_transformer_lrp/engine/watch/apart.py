@@ -28,6 +28,12 @@ def refuse_mixed(watch: Context) -> NoReturn:
     )
 
 
+def require_known(watch: Context, mark: Mark) -> None:
+    """Raise for a tensor that is computed from several examples."""
+    if not mark.examples.known:
+        refuse_mixed(watch)
+
+
 def require_apart(watch: Context, examples: Examples, axes: Iterable[int], dims: int) -> None:
     """Raise if what is computed along ``axes`` of a tensor of ``dims`` axes mixes examples."""
     if examples.count == 1 or examples.axis is None:

@@ -18,6 +18,11 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.structure import DETACHING, STATISTICS, UPDATES
 from captum_transformer_lrp.engine.watch.context import Context
+from captum_transformer_lrp.engine.watch.statistics import (
+    note_detached,
+    reduced_axes,
+    reduced_examples,
+)
 from captum_transformer_lrp.engine.watch.token_calls import with_token_ids
 from captum_transformer_lrp.errors import UnsupportedOperationError
 from captum_transformer_lrp.rules.spellings import spelled
@@ -73,7 +78,7 @@ def without_activation(watch: Context, function: Function, args: Args, kwargs: K
         args, kwargs = replace_tensors((args, kwargs), watch.precision.raised_constant)
     with torch.no_grad():
         result = function(*args, **kwargs)
-    _note_statistic(watch, function, args, result)
+    _note_statistic(watch, function, args, kwargs, result)
     name = next((n for n in map(watch.names.of_constant, tensors_in((args, kwargs))) if n), "")
     if name:
         for tensor in tensors_in(result):
@@ -82,14 +87,16 @@ def without_activation(watch: Context, function: Function, args: Args, kwargs: K
     return result
 
 
-def _note_statistic(watch: Context, function: Function, args: Args, result: Any) -> None:
+def _note_statistic(
+    watch: Context, function: Function, args: Args, kwargs: Kwargs, result: Any
+) -> None:
     """Note a mean or an extremum of a detached activation."""
-    mark = (
-        watch.tape.made_of.detached.get(args[0]) if args and isinstance(args[0], Tensor) else None
-    )
-    if mark is not None and function in STATISTICS:
+    mark = watch.tape.made_of.detached.get(args[0]) if args and function in STATISTICS else None
+    if mark is not None:
         value = result if isinstance(result, Tensor) else result[0]
-        watch.tape.made_of.detached[value] = mark.but(statistic=True)
+        dim = reduced_axes(function, args, kwargs)
+        mark = mark.but(examples=reduced_examples(mark.examples, dim, args[0], value))
+        note_detached(watch, value, mark, is_statistic=True)
 
 
 def _is_mixed(args: Args, kwargs: Kwargs) -> bool:

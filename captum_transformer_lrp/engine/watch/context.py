@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 
-from captum_transformer_lrp.engine.graph import books
+from captum_transformer_lrp.engine.graph import books, switch
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, title
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import Flow, Phase, Tape
@@ -166,15 +166,14 @@ class Context:
         name: str | None = None,
         **more: Any,
     ) -> Tensor:
-        """Record a call that has been made (:meth:`Tape.record`); the result goes on in its place.
+        """Record a call that has been made (``switch.record``); the result goes on in its place.
 
         What its rule absorbs is reported under ``name``, or else under the calling module's.
         """
         if name is None:
             name = self.names.caller() if self.tape.keeps_books else ""
-        return self.tape.record(
-            function, kernel, inputs, output, rule=rule, flow=flow, mark=mark, name=name, **more
-        )
+        facts = {"rule": rule, "flow": flow, "mark": mark, "name": name, **more}
+        return switch.record(self.tape, function, kernel, inputs, output, **facts)
 
     def report_constants(
         self,

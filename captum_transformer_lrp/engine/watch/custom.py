@@ -120,11 +120,11 @@ def _require_own_derivative(watch: Context, result: Tensor, recorded: Tensor) ->
     below = result.grad_fn.next_functions
     edges = [GradientEdge(node, number) for node, number in below if node is not None]
     seed = torch.linspace(1, 2, result.numel()).to(result).reshape(result.shape)
-    watch.tape.phase = Phase.GRADIENT
-    pairs = [
-        torch.autograd.grad(one, edges, seed, retain_graph=True, allow_unused=True)
-        for one in (result, recorded)
-    ]
+    with watch.tape.asked(Phase.GRADIENT):
+        pairs = [
+            torch.autograd.grad(one, edges, seed, retain_graph=True, allow_unused=True)
+            for one in (result, recorded)
+        ]
     for own, derived in zip(*pairs, strict=True):
         known = [one.double() for one in (own, derived) if one is not None]
         apart = known[0] - known[1] if len(known) > 1 else sum(known)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
+from captum_transformer_lrp.engine.graph.tape import Phase
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.engine.watch.context import Context
@@ -20,11 +21,21 @@ _MOST_PARTS = 64
 """A sum over more slices is a pooling of tokens."""
 
 
-def note_join(watch: Context, result: Tensor, active: Sequence[Tensor]) -> None:
-    """Note the activations that a tensor is put together from, where they are not alike."""
-    marks = [watch.mark(one) for one in active]
-    if any(one is not None and one.events != marks[0].events for one in marks if marks[0]):
-        watch.tape.made_of.joined[result] = list(active)
+def to_be_joined(watch: Context, active: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Views of activations that are about to be put together, by the activation's id.
+
+    The derivative of a part of the result at such a view is that of what was joined; at the
+    activation it would be that of all that the others are made from, too.  There are none where
+    all activations are alike.
+    """
+    marks = [mark for one in active if (mark := watch.mark(one))]
+    views: dict[int, Tensor] = {}
+    if any(mark.events != marks[0].events for mark in marks):
+        for one, mark in zip(active, marks, strict=True):
+            views[id(one)] = view = one.view_as(one)
+            watch.tape.marks[view] = mark
+            watch.tape.made_of.sources[view] = one
+    return views
 
 
 def note_part(watch: Context, part: Tensor, source: Tensor, mark: Mark) -> Mark:
@@ -34,7 +45,8 @@ def note_part(watch: Context, part: Tensor, source: Tensor, mark: Mark) -> Mark:
         return mark
     if part.numel() < source.numel():
         ones = torch.ones_like(part)
-        found = torch.autograd.grad(part, joined, ones, retain_graph=True, allow_unused=True)
+        with watch.tape.asked(Phase.GRADIENT):
+            found = torch.autograd.grad(part, joined, ones, retain_graph=True, allow_unused=True)
         pairs = zip(joined, found, strict=True)
         joined = [one for one, value in pairs if value is not None and bool(value.any())]
         known = [of_one for one in joined if (of_one := watch.mark(one))]
@@ -97,7 +109,8 @@ def note_move(
 def added_before_moving(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
     """The sum of the same part of two tensors as that part of their sum, which eq. 9–10 are about.
 
-    None if they are not the same part of two tensors of one shape.
+    None if they are not the same part of two tensors of one shape, or if the part of the sum is not
+    the sum of the parts, as where elements are sorted or padding is not 0.
     """
     tape = watch.tape
     of_u, of_v = tape.made_of.moved.get(u), tape.made_of.moved.get(v)
@@ -113,4 +126,5 @@ def added_before_moving(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
         total = known[1]
         change = lambda one: total if one is whole_u else one  # noqa: E731
         moved = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
-    return moved[place] if isinstance(moved, (tuple, list)) else moved
+        found: Tensor = moved[place] if isinstance(moved, (tuple, list)) else moved
+    return found if torch.equal(found, u + v) else None

@@ -136,10 +136,13 @@ def _note_source(watch: Context, result: Tensor, mark: Mark, source: Tensor) -> 
 
 def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """A call that puts the elements of several tensors side by side."""
-    result = function(*args, **kwargs)
-    values = list(tensors_in((args, kwargs)))
-    active = [t for t in values if watch.mark(t)]
+    active = [t for t in tensors_in((args, kwargs)) if watch.mark(t)]
     marks = [mark for t in active if (mark := watch.mark(t))]
+    if views := joins.to_be_joined(watch, active):
+        args, kwargs, active = replace_tensors(
+            (args, kwargs, active), lambda t: views.get(id(t), t)
+        )
+    result = function(*args, **kwargs)
     if isinstance(result, Tensor):
         if result.requires_grad:
             examples = _joined_examples(watch, function, args, kwargs, active, result)
@@ -150,8 +153,10 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
                 )
             of_all = joined(marks, examples)
             watch.tape.marks[result] = of_all.but(stem=are_pixels(of_all, active, result))
-            joins.note_join(watch, result, active)
-            watch.report_constants(result, values, again_with(function, args, kwargs))
+            if views:
+                watch.tape.made_of.joined[result] = list(views.values())
+            again = again_with(function, args, kwargs)
+            watch.report_constants(result, tensors_in((args, kwargs)), again)
         return result
     for part in tensors_in(result):
         if part.requires_grad:
@@ -186,11 +191,11 @@ def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
     given = [tensor for tensor, mark in watch.tape.marks.items() if mark.source is not None]
     leaves = [leaf for leaf in given if leaf.is_leaf]
     leaves += [leaf for _, leaf, _ in watch.look_ups.leaves]
-    tape, books = watch.tape, dict(watch.tape.absorbed)
+    tape = watch.tape
     phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
                  if one in tape.phases)  # fmt: skip
-    arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
-    tape.absorbed = books
+    with tape.asked(phase):
+        arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
     return any(bool(one.any()) for one in arrived)
 
 
@@ -299,36 +304,6 @@ def _pad(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     return result
 
 
-@HANDLERS.handles(*spelled("scatter_reduce", "index_reduce"))
-def _scatter_reduce(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    """A sum or a mean of what is added up at each place, or a choice among it."""
-
-    def bind(
-        input: Tensor, dim: int, index: Tensor, src: Any = None, reduce: str = "",
-        *, source: Any = None, include_self: bool = True,
-    ) -> Any:  # fmt: skip
-        return input, dim, index, src if source is None else source, reduce, include_self
-
-    onto, dim, index, source, reduce, includes_self = bind(*args, **kwargs)
-    if reduce in ("amax", "amin"):
-        return join(watch, function, args, kwargs)
-    if reduce not in ("sum", "mean"):
-        raise watch.unsupported(function, f"reduce={reduce!r}")
-    by_row = function.__name__.startswith("index")
-    add = torch.index_add if by_row else torch.scatter_add
-    ones = torch.ones_like(source.detach())[_as_far_as(index, dim, by_row=by_row)]
-    count = add(torch.zeros_like(onto.detach()), dim, index, ones)
-    with watch:
-        kept = onto if includes_self else torch.where(count > 0, torch.zeros_like(onto), onto)
-        total = add(kept, dim, index, source)
-        return total if reduce == "sum" else total / (count + includes_self).clamp(min=1)
-
-
-def _as_far_as(index: Tensor, dim: int, *, by_row: bool) -> tuple[slice, ...]:
-    """The part of a source that is read: scattering reads as much of it as there are indices."""
-    return () if by_row else tuple(slice(size) for size in index.shape)
-
-
 @HANDLERS.handles(*spelled("where"))
 def _where(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """Numbers among the choices become tensors, so that their share is reported."""
@@ -347,23 +322,6 @@ def _where(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> An
         for choice in choices
     ]
     return join(watch, torch.where, (condition, *choices), {})
-
-
-@HANDLERS.handles(*spelled("index_put"))
-def _index_put(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    """Rows put in the place of others, or added to them."""
-    bind = lambda input, indices, values, accumulate=False: (input, indices, values, accumulate)  # noqa: E731
-    onto, indices, values, accumulate = bind(*args, **kwargs)
-    if not accumulate:
-        return join(watch, function, args, kwargs)
-    places = torch.arange(onto.numel(), device=onto.device).reshape(onto.shape)[tuple(indices)]
-    with watch:
-        rows = values.expand(places.shape)
-        nothing = torch.zeros_like(onto)
-        if len(places.unique()) == places.numel():
-            return onto + nothing.index_put(tuple(indices), rows)
-        added = nothing.flatten().index_add(0, places.flatten(), rows.flatten())
-        return onto + added.view(onto.shape)
 
 
 @HANDLERS.handles(*spelled("topk"))
