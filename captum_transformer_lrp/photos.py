@@ -90,8 +90,10 @@ def upright(source: Image.Image) -> Image.Image:
     Pillow's own conversion clips what has more bits: such numbers are scaled by their whole range.
 
     Raises:
-        ValueError: for numbers of an unknown range.
+        ValueError: for numbers of an unknown range, and for a picture without pixels.
     """
+    if not source.width * source.height:
+        raise ValueError("it has no pixels")
     image = ImageOps.exif_transpose(source)
     if image.mode == "F":
         whole = 1.0

@@ -55,16 +55,23 @@ def one_sentence(error: Exception) -> str:
     return f"{kind.__name__}: {text}"
 
 
-def check_text(text: str) -> None:
-    r"""Refuse a text without words, and one whose bytes were no UTF-8: tokenizers take neither.
+def check_text(text: object) -> None:
+    r"""Refuse what is no text with words, and one whose bytes were no UTF-8: no tokenizer takes it.
 
     >>> check_text("na\udcefve")
     Traceback (most recent call last):
     ...
     captum_transformer_lrp.errors.ArgumentError: the text is not in UTF-8 at letter 3, ...
     """
+    if not isinstance(text, str):
+        raise ArgumentError(f"found {type(text).__name__} as the text, expected one text (str)")
     if not text.strip():
         raise ArgumentError("found an empty text, expected at least one word")
+    check_utf8(text)
+
+
+def check_utf8(text: str) -> None:
+    """Refuse a text with bytes in it that were no UTF-8."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -222,15 +222,18 @@ class RecordedAttribution(Attribution):
         )
 
     def _check_reach(
-        self, recording: Recording, target: Any, maps: Sequence[Tensor], inputs: Any, args: Any
+        self,
+        recording: Recording,
+        explained: Sequence[tuple[Any, Sequence[Tensor]]],
+        inputs: Any,
+        args: Any,
     ) -> None:
         """Raise for maps that are constants because nothing can arrive."""
         steps = recording.tape.attentions
         used = [step.index for step in steps if step.weighted is not None]
         check_reach(
             lambda phases: self._recorded(inputs, args, again_for=phases),
-            target,
-            maps,
+            explained,
             (used or list(range(len(steps)))) if self.needs_attention else None,
             len(recording.shapes),
         )
@@ -264,13 +267,14 @@ class RecordedAttribution(Attribution):
                 recording.targets = [seed(recording.output, target) for target in chosen]
                 if self.propagates_relevance and gives_back_sums(self.preset):
                     _check_signs(recording.targets)
-                found = []
+                found, maps = [], []
                 for target, start in zip(chosen, recording.targets, strict=True):
                     result = explained(recording, start)
                     check_finite(result)
-                    if maps := maps_of(result):
-                        self._check_reach(recording, target, maps, some, args)
+                    if of_target := maps_of(result):
+                        maps.append((target, of_target))
                     found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
+                self._check_reach(recording, maps, some, args)
                 parts.append(found)
         return [joined(of_target) for of_target in zip(*parts, strict=True)]
 

@@ -160,7 +160,7 @@ def compare(
             raise ValueError(f"options are for {label!r}, but the methods are {list(factories)}")
     state = ThreadState()
     with state, state:
-        with unchanged(model, inputs, additional_forward_args):
+        with ThreadState(inputs.device), unchanged(model, inputs, additional_forward_args):
             prepared = _prepared(model, inputs, additional_forward_args)
         chosen = [
             predicted(prepared.logits) if t is None else plain(t) for t in named_targets.values()

@@ -25,14 +25,19 @@ Again = Callable[[frozenset[Phase]], AbstractContextManager[Recording]]
 
 
 def check_reach(
-    again: Again, target: Any, maps: Sequence[Tensor], used: Sequence[int] | None, inputs: int
+    again: Again,
+    explained: Sequence[tuple[Any, Sequence[Tensor]]],
+    used: Sequence[int] | None,
+    inputs: int,
 ) -> None:
     """Raise for a map that is a constant because nothing can arrive.
 
+    Where a map is a constant, this costs two forward passes for all targets together, and a few
+    backward passes for each such target; otherwise nothing.
+
     Args:
         again: records the forward pass again.
-        target: what is explained.
-        maps: the attributions, (N, …) each.
+        explained: targets, each with its attributions, (N, …) each.
         used: the attentions whose mass the map is made of; None for maps of relevance, where an
             input needs no attention.
         inputs: how many inputs there are; the maps are theirs if there are as many.
@@ -42,20 +47,57 @@ def check_reach(
             depends on makes no tokens that an attention in use could move; or if the map is zero
             because no gradient arrives at any attention map.
     """
+    suspects = []
+    for target, maps in explained:
+        is_zero, constant = _constants(maps, used, inputs)
+        if bool((is_zero if used is None else constant).any()):
+            suspects.append((target, is_zero, constant))
+    if not suspects:
+        return
+    with again(frozenset({Phase.GRADIENT})) as recording:
+        by_gradient = [_arrives(recording, one, Phase.GRADIENT) for one, *_ in suspects]
+        derived = [_derived(recording, one, used or ()) for one, *_ in suspects]
+    with again(frozenset({Phase.ROLLOUT})) as recording:
+        for suspect, has_gradient, has_derivative in zip(
+            suspects, by_gradient, derived, strict=True
+        ):
+            depends = has_gradient | _arrives(recording, suspect[0], Phase.ROLLOUT)
+            moved = depends if used is None else _arrives(recording, suspect[0], None, used)
+            goes_round = has_gradient.any(0) & ~has_derivative if used is not None else None
+            _raise(*suspect, depends, moved, goes_round)
+
+
+def _constants(
+    maps: Sequence[Tensor], used: Sequence[int] | None, inputs: int
+) -> tuple[Tensor, Tensor]:
+    """Whether all of an example is zero, (N,), and which of its maps are constants, (inputs, N)."""
     of_each = torch.stack([_is_constant(one, zero=True) for one in maps])
     is_zero = of_each.all(0)
     if len(maps) != inputs:
-        constant = is_zero.expand(inputs, -1)
-    else:
-        constant = of_each if used is None else torch.stack([_is_constant(one) for one in maps])
-    if not bool((is_zero if used is None else constant).any()):
-        return
-    with again(frozenset({Phase.GRADIENT})) as recording:
-        has_gradient = _arrives(recording, target, Phase.GRADIENT)
-        goes_round = has_gradient.any(0) & ~_derived(recording, target, used or ())
-    with again(frozenset({Phase.ROLLOUT})) as recording:
-        depends = has_gradient | _arrives(recording, target, Phase.ROLLOUT)
-        moved = depends if used is None else _arrives(recording, target, None, used)
+        return is_zero, is_zero.expand(inputs, -1)
+    constant = of_each if used is None else torch.stack([_is_constant(one) for one in maps])
+    return is_zero, constant
+
+
+def _raise(
+    target: Any,
+    is_zero: Tensor,
+    constant: Tensor,
+    depends: Tensor,
+    moved: Tensor,
+    goes_round: Tensor | None,
+) -> None:
+    """Raise for the first fault.
+
+    Args:
+        target: what is explained.
+        is_zero: whether all attributions of an example are zero, (N,).
+        constant: which inputs' attributions are constants, (inputs, N).
+        depends: whether the target depends on each input, (inputs, N).
+        moved: whether an attention in use moves it there, (inputs, N).
+        goes_round: whether a gradient arrives at inputs, but at no attention map in use, (N,);
+            None for maps of relevance.
+    """
     for example in (is_zero & ~depends.any(0)).nonzero().flatten().tolist():
         raise ExplanationError(
             f"{_named(target, example)} of example {example} depends on no input, so that there is "
@@ -70,7 +112,7 @@ def check_reach(
             "its values: pass it in additional_forward_args, or use TransformerLRP, which follows "
             "every way"
         )
-    if used is not None and bool((is_zero & goes_round).any()):
+    if goes_round is not None and bool((is_zero & goes_round).any()):
         raise ExplanationError(
             "no gradient of the target arrives at any attention map, so that the attributions "
             "would be zero everywhere: the model detaches its attention maps, or computes them in "

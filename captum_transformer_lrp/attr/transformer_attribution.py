@@ -198,9 +198,8 @@ class TransformerAttribution(RolloutAttribution):
                 total=total,
             )
             check_finite(explanation.attributions)
-            self._check_reach(
-                recording, target, tensors_in(attributions), inputs, additional_forward_args
-            )
+            maps = [(target, tensors_in(attributions))]
+            self._check_reach(recording, maps, inputs, additional_forward_args)
             return explanation.to(recording.dtype)
 
     def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:

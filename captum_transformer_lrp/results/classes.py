@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from captum_transformer_lrp.errors import ArgumentError
+from captum_transformer_lrp.names import DEFAULT_METHOD
 from captum_transformer_lrp.results.targets import resolve_target
 
 if TYPE_CHECKING:
@@ -61,13 +62,11 @@ def predict(
         keywords: further arguments of the model.
         class_names: one per logit; none where nobody knows them.
     """
-    import torch
+    from captum_transformer_lrp.engine.recording import find_logits
+    from captum_transformer_lrp.results.given_models import only_read
 
-    with torch.no_grad():
-        output = model(inputs, **keywords)
-    logits: Tensor = getattr(output, "logits", output)
-    if not isinstance(logits, torch.Tensor):
-        logits = logits[0]
+    with only_read(model, inputs.shape[1] if inputs.dim() == 2 else 0):
+        logits = find_logits(model(inputs, **keywords))
     if logits.dim() != 2 or len(logits) != 1 or len(class_names) not in (0, logits.shape[1]):
         expected = f"each of its {len(class_names)} classes" if class_names else "each class"
         raise ValueError(
@@ -100,10 +99,9 @@ def choose(
     """
     by_index = {prediction.index: prediction for prediction in predictions}
     names = [by_index[index].name for index in range(len(by_index))]
-    wanted = [target] if isinstance(target, int | str) else list(target or ())
+    wanted = asked_for(target)
     if not wanted:
-        if top_k < 1:
-            raise ArgumentError(f"found top_k={top_k}, expected at least 1")
+        check_count("top_k", top_k)
         first, *others = predictions[:top_k]
         return [first, *(one for one in others if (one.probability or 0.0) >= least)]
     try:
@@ -111,6 +109,29 @@ def choose(
     except ValueError as error:
         raise ArgumentError(str(error)) from error
     return [by_index[index] for index in dict.fromkeys(found)]
+
+
+def asked_for(target: Targets) -> list[int | str]:
+    """One or several targets as a list; NumPy's and PyTorch's integers become Python's.
+
+    >>> import numpy as np
+    >>> asked_for("cat"), asked_for(np.array([0, 2])), asked_for(None)
+    (['cat'], [0, 2], [])
+    """
+    if target is None:
+        return []
+    listed = [_plain(one) for one in target] if isinstance(target, list | tuple) else _plain(target)
+    return listed if isinstance(listed, list) else [listed]
+
+
+def _plain(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def check_count(name: str, count: int) -> None:
+    """Raise for a number of things that is no positive integer."""
+    if not isinstance(count, int) or count < 1:
+        raise ArgumentError(f"found {name}={count!r}, expected at least 1, an integer")
 
 
 def class_labels(explained: Sequence[Prediction]) -> list[str]:
@@ -146,8 +167,18 @@ def method_label(name: str) -> str:
 
 
 def method_names(method: str | Sequence[str]) -> list[str]:
-    """One or several methods as a list without duplicates."""
-    return [method] if isinstance(method, str) else list(dict.fromkeys(method))
+    """One or several methods as a list without duplicates.
+
+    Raises:
+        ArgumentError: for none, and for what is no name.
+    """
+    names = [method] if isinstance(method, str) or not isinstance(method, Sequence) else method
+    if not names or not all(isinstance(one, str) for one in names):
+        raise ArgumentError(
+            f"found method={method!r}, expected the name of one or several, such as "
+            f"{DEFAULT_METHOD!r}; compare() takes classes, too"
+        )
+    return list(dict.fromkeys(names))
 
 
 def explain_by(
@@ -196,7 +227,7 @@ def provenance(
         least: the least probability of those after the first.
         options: further arguments.
     """
-    wanted = [target] if isinstance(target, int | str) else list(target or ())
+    wanted = asked_for(target)
     improbable = f", without those below {100 * least:g} %" if least else ""
     targets = wanted or f"the {top_k} most probable{improbable}"
     device = next((str(one.device) for one in loaded.model.parameters()), "cpu")

@@ -13,12 +13,9 @@ import numpy.typing as npt
 from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.names import WRITTEN_TEXT_METHOD
 from captum_transformer_lrp.result import Result, as_footer
-from captum_transformer_lrp.results.classes import provenance
+from captum_transformer_lrp.results.classes import check_count, provenance
 from captum_transformer_lrp.results.given_models import as_language_model
-from captum_transformer_lrp.results.spelling import (
-    Spelled,
-    spell,
-)
+from captum_transformer_lrp.results.spelling import Spelled, spell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,6 +51,7 @@ class Written:
 
     def topk(self, k: int = 5) -> list[Word]:
         """The words with the most relevance, in descending order."""
+        check_count("k", k)
         return sorted(self.words, key=lambda word: -word.attribution)[:k]
 
 
@@ -316,6 +314,7 @@ def explain_generation(
     processor = tokenizer or getattr(model, "processor", None)
     asked, seen = prompt_ids(loaded, processor, prompt, messages, images)
     reader = scores.Reader(loaded.model, seen)
+    reader.check_repeats(asked)
     following: list[int] = []
     if continuation is not None:
         plain = "" if seen is not None else prompt

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from captum_transformer_lrp.errors import ArgumentError
@@ -42,11 +43,10 @@ def as_image_model(
             f"found {type(model).__name__} as the model, expected a torch.nn.Module, the name of "
             "one, or what load_image_model returns"
         )
-    if class_names is None:
-        class_names = _class_names(model)
+    names = _class_names(model) if class_names is None else _checked_names(class_names)
     preprocess = _preprocess(transform or _known_transform(model))
     mean, std = _normalisation(preprocess)
-    return models.ImageModel(name, model, preprocess, tuple(class_names), mean, std, about)
+    return models.ImageModel(name, model, preprocess, names, mean, std, about)
 
 
 def as_text_model(model: Any, tokenizer: Any, class_names: Sequence[str] | None) -> TextModel:
@@ -73,8 +73,8 @@ def as_text_model(model: Any, tokenizer: Any, class_names: Sequence[str] | None)
             "transformers, which says where its tokens stand in the text: "
             "AutoTokenizer.from_pretrained(...)"
         )
-    names = class_names or _class_names(model)
-    return models.TextModel(name or _name(model), model, tokenizer, tuple(names), about)
+    names = _checked_names(class_names) if class_names else _class_names(model)
+    return models.TextModel(name or _name(model), model, tokenizer, names, about)
 
 
 def as_language_model(model: Any, tokenizer: Any) -> LanguageModel:
@@ -112,6 +112,43 @@ def as_language_model(model: Any, tokenizer: Any) -> LanguageModel:
     return models.LanguageModel(name or _name(model), model, tokenizer, about)
 
 
+@contextmanager
+def only_read(model: Any, length: int = 0) -> Iterator[None]:
+    """A block in which a model is called: it and PyTorch's random numbers are left as they were.
+
+    Args:
+        model: any.
+        length: how many tokens it is given.
+    """
+    import torch
+
+    from captum_transformer_lrp.engine.watch.thread_state import ThreadState
+    from captum_transformer_lrp.engine.watch.writes import unchanged
+
+    state = ThreadState(next((one.device for one in model.parameters()), torch.device("cpu")))
+    with naming_length(model, length), state, state, torch.no_grad(), unchanged(model):
+        yield
+
+
+@contextmanager
+def naming_length(model: Any, length: int) -> Iterator[None]:
+    """A block in which a model is called with a text of so many tokens.
+
+    Raises:
+        ArgumentError: where it fails because it has no positions for them.
+    """
+    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    try:
+        yield
+    except (IndexError, RuntimeError) as error:
+        if not most or length <= most:  # where positions are relative, there may be more
+            raise
+        raise ArgumentError(
+            f"found {length} tokens, expected at most {most}, which the model has positions for: "
+            "give a shorter text"
+        ) from error
+
+
 def _name(model: Any) -> str:
     """What a reader calls a model: where it comes from, or its class."""
     config = getattr(model, "config", None)
@@ -120,7 +157,18 @@ def _name(model: Any) -> str:
     return str(known or type(model).__name__)
 
 
-def _class_names(model: Any) -> Sequence[str]:
+def _checked_names(class_names: Any) -> tuple[str, ...]:
+    """Class names as they are given: in the order of their logits, or by index."""
+    if isinstance(class_names, Mapping) and set(class_names) == set(range(len(class_names))):
+        class_names = [class_names[index] for index in range(len(class_names))]  # id2label
+    if isinstance(class_names, str | Mapping) or not all(isinstance(n, str) for n in class_names):
+        raise ArgumentError(
+            f"found class_names={class_names!r}, expected a list with a name for each logit"
+        )
+    return tuple(class_names)
+
+
+def _class_names(model: Any) -> tuple[str, ...]:
     from captum_transformer_lrp import models
 
     if hasattr(model, "class_names"):

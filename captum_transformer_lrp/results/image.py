@@ -20,6 +20,7 @@ from captum_transformer_lrp.results.classes import (
     OfClasses,
     Prediction,
     Targets,
+    check_count,
     choose,
     explain_by,
     listed,
@@ -113,6 +114,8 @@ class ImageResult(OfClasses, Result):
             method: one of the methods; the first by default.
             cells: along each side of what the model saw.
         """
+        check_count("k", k)
+        check_count("cells", cells)
         relevance = self.map(target, method).astype(np.float64)
         rows, columns = (
             np.linspace(0, side, min(cells, side) + 1).round().tolist() for side in relevance.shape
@@ -242,12 +245,13 @@ def explain_image(
     source = Path(image) if isinstance(image, str | Path) else None
     photo = read_photo(source, max_pixels=MAX_PIXELS) if source else _photo(image)
     pixels = loaded.preprocess(photo)
-    parameter = next(loaded.model.parameters(), None)
-    pixels = pixels if parameter is None else pixels.to(parameter.device)
-    predictions = predict(loaded.model, pixels[None], {}, loaded.class_names)
+    # Where the model is, and as precise as it is.
+    parameter = next((p for p in loaded.model.parameters() if p.is_floating_point()), pixels)
+    given = pixels[None].to(parameter)
+    predictions = predict(loaded.model, given, {}, loaded.class_names)
     explained = choose(predictions, target, top_k, least)
     methods = method_names(method)
-    maps = explain_by(methods, loaded.model, pixels[None], explained, {}, on_progress)
+    maps = explain_by(methods, loaded.model, given, explained, {}, on_progress)
     box = _box(loaded, photo)
     if box is None:  # not a crop of the photo: show what the model is given
         seen = loaded.visible(pixels).cpu().movedim(0, -1).numpy()
@@ -275,7 +279,10 @@ def _photo(image: Any) -> Image.Image:
     from captum_transformer_lrp.visualization.arrays import to_rgb
 
     if isinstance(image, Image.Image):
-        return upright(image)
+        try:
+            return upright(image)
+        except ValueError as error:
+            raise ArgumentError(f"cannot read the image: {error}") from error
     if not hasattr(image, "shape"):
         raise ArgumentError(
             f"found {type(image).__name__} as the image, expected a file, a PIL image, an array "

@@ -11,8 +11,15 @@ from torch import Tensor
 
 from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.models import LanguageModel
+from captum_transformer_lrp.printing import check_text, check_utf8
+from captum_transformer_lrp.results.classes import check_count
+from captum_transformer_lrp.results.given_models import naming_length
 from captum_transformer_lrp.results.seen import Seen, look, with_image_tokens
-from captum_transformer_lrp.results.spelling import token_ids, with_and_without_space
+from captum_transformer_lrp.results.spelling import (
+    check_token_id,
+    token_ids,
+    with_and_without_space,
+)
 from captum_transformer_lrp.results.written import Reader, most_probable
 
 _NEW_TOKENS = 20
@@ -36,8 +43,10 @@ def prompt_ids(
     """
     if messages is not None and prompt:
         raise ArgumentError("found both a prompt and messages=: give one of them")
-    if messages is None and not prompt.strip():
+    if messages is None and isinstance(prompt, str) and not prompt.strip():
         raise ArgumentError("found an empty prompt, expected at least one word, or messages=")
+    if messages is None:
+        check_text(prompt)
     if messages is not None:
         templates = loaded.tokenizer if images is None else processor
         prompt = templates.apply_chat_template(
@@ -60,10 +69,9 @@ def continuation_ids(
 ) -> list[int]:
     """The tokens of a continuation as they follow those of the prompt, if that is a plain text."""
     if not isinstance(continuation, str):
-        found = np.asarray(continuation).reshape(-1).astype(int).tolist()
-    elif not continuation:
-        found = []
+        found = _ids_of_one_text(tokenizer, continuation)
     else:
+        check_utf8(continuation)
         several = []
         for one in with_and_without_space(continuation):
             together = tokenizer(prompt + one)["input_ids"] if prompt else []
@@ -75,6 +83,20 @@ def continuation_ids(
     if not found:
         raise ArgumentError("found an empty continuation, expected at least one token")
     return [int(one) for one in found]
+
+
+def _ids_of_one_text(tokenizer: Any, continuation: Sequence[int] | Tensor) -> list[int]:
+    given = continuation.cpu() if isinstance(continuation, Tensor) else continuation
+    found = np.atleast_1d(given)
+    if found.size and (found.dtype.kind not in "iu" or found.size != found.shape[-1]):
+        raise ArgumentError(
+            f"found a continuation of {found.dtype} and shape {found.shape}, expected a text, or "
+            "the integer token ids (T,) of one"
+        )
+    ids: list[int] = found.reshape(-1).tolist()
+    for one in ids:
+        check_token_id(tokenizer, one)
+    return ids
 
 
 def generated(
@@ -89,8 +111,12 @@ def generated(
     if count is None:
         most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         count = min(_NEW_TOKENS, (most or len(asked) + _NEW_TOKENS) - len(asked))
-    if count < 1:
-        raise ArgumentError(f"found max_new_tokens={count}, expected at least 1")
+        if count < 1:
+            raise ArgumentError(
+                f"found a prompt of {len(asked)} tokens, and the model has positions for {most}, "
+                "so that it can write nothing: give a shorter one"
+            )
+    check_count("max_new_tokens", count)
     if not hasattr(model, "generate"):
         raise ArgumentError(
             f"{type(model).__name__} has no generate(): give what was written as continuation="
@@ -103,7 +129,7 @@ def generated(
     }  # fmt: skip
     if reader.seen is not None:
         settings |= {**reader.seen.arguments(len(asked)), "pixel_values": reader.seen.pixels}
-    with torch.no_grad():
+    with torch.no_grad(), naming_length(model, len(asked) + count):
         found = cast(Any, model).generate(ids, **settings)
     found = getattr(found, "sequences", found)[0, len(asked) :].tolist()
     if not found:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from captum_transformer_lrp.errors import ArgumentError
+from captum_transformer_lrp.printing import check_utf8
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.visualization.words import Granularity, PiecesOfWord
@@ -110,6 +111,12 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     return [int(one) for one in tokenizer(text, add_special_tokens=False)["input_ids"]]
 
 
+def check_token_id(tokenizer: Any, token: int) -> None:
+    """Raise for an id that stands for no token."""
+    if not 0 <= token < len(tokenizer):
+        raise ArgumentError(f"found token id {token}, expected one from 0 to {len(tokenizer) - 1}")
+
+
 def with_and_without_space(text: str) -> list[str]:
     """A text as it is and, where it begins with no space, behind one.
 
@@ -125,6 +132,7 @@ def spellings(tokenizer: Any, text: str) -> list[list[int]]:
     Raises:
         ArgumentError: where the tokenizer does not know it.
     """
+    check_utf8(text)
     found: list[list[int]] = []
     for one in with_and_without_space(text):
         ids = token_ids(tokenizer, one)

@@ -18,6 +18,7 @@ from captum_transformer_lrp.results.classes import (
     OfClasses,
     Prediction,
     Targets,
+    check_count,
     choose,
     explain_by,
     listed,
@@ -99,6 +100,7 @@ class TextResult(OfClasses, Result):
             target: one of the explained classes; the first by default.
             method: one of the methods; the first by default.
         """
+        check_count("k", k)
         name, place = self.chosen(target, method)
         return sorted(self.explanations[name][place].words, key=lambda word: -word.attribution)[:k]
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from captum_transformer_lrp.attr.base import RecordedAttribution
 from captum_transformer_lrp.attr.comparison import METHODS, compare
 from captum_transformer_lrp.errors import ArgumentError
+from captum_transformer_lrp.results.given_models import only_read
 from captum_transformer_lrp.results.seen import Seen
-from captum_transformer_lrp.results.spelling import Spelled, spellings
+from captum_transformer_lrp.results.spelling import Spelled, check_token_id, spellings
 
 Score: TypeAlias = Literal["logit", "log_probability"]
 Target: TypeAlias = str | int | tuple[int, int] | None
@@ -106,13 +107,29 @@ class Reader:
 
     def logits(self, ids: Sequence[int]) -> Tensor:
         """Logits (S, vocabulary) of one text."""
-        with torch.no_grad():
+        with only_read(self.model, len(ids)):
             return self(self.given(ids))[0].float().cpu()
+
+    def check_repeats(self, ids: Sequence[int]) -> None:
+        """Raise for a model that answers otherwise each time, which only one in training mode does.
+
+        Raises:
+            ArgumentError: says so.
+        """
+        if not self.model.training:
+            return
+        with only_read(self.model, len(ids)):
+            first, second = (self(self.given(ids)) for _ in range(2))
+        if not torch.equal(first, second):
+            raise ArgumentError(
+                f"{type(self.model).__name__} is in training mode and drops activations at random, "
+                "so that what it says has no one explanation: call model.eval() first"
+            )
 
 
 def check_method(name: str) -> None:
     """Raise for a method that `compare` does not know by name."""
-    if name not in METHODS:
+    if not isinstance(name, str) or name not in METHODS:
         raise ArgumentError(f"found method {name!r}, expected one of {', '.join(METHODS)}")
 
 
@@ -169,7 +186,7 @@ def probabilities(reader: Reader, wanted: Sequence[Wanted]) -> npt.NDArray[Any]:
     spread = (alone - alone.mean()).norm().clamp(min=1e-12)
     half = next(reader.model.parameters()).dtype in (torch.float16, torch.bfloat16)
     change = (logits[first - 1] - alone).norm() / spread
-    if change > (0.1 if half else 1e-3):
+    if change > (0.1 if half else 1e-4):
         raise ArgumentError(
             f"what {type(reader.model).__name__} says of a token changes with the tokens behind "
             "it, expected a causal language model (of BERT's kind: config.is_decoder = True)"
@@ -208,7 +225,9 @@ def by_name(
         target: a text, a token id, or a position with a token id, whose logit is explained.
         instead_of: a text or token id that the target is compared with.
     """
+    target, instead_of = _plain(target, "target"), _plain(instead_of, "instead_of")
     if isinstance(target, tuple):
+        check_token_id(tokenizer, target[1])
         tokens = _at_position(target, len(ids))
     elif start < len(ids):
         tokens = _found_in_text(target, ids, spelled, start)
@@ -226,6 +245,18 @@ def by_name(
         read = (*ids[:place], *(one for one in rival[: tokens[0][0] - place]))
     before = text[: len(text) - len(text.lstrip())]
     return Wanted(text.strip() or text, tuple(tokens), read, other, before)
+
+
+def _plain(target: Any, name: str) -> Any:
+    """A target of Python's own numbers; raises for what is none."""
+    target = target.tolist() if hasattr(target, "tolist") else target
+    is_place = isinstance(target, tuple) and [type(one) for one in target] == [int, int]
+    if target is None or type(target) in (str, int) or (is_place and name == "target"):
+        return target
+    place = ", or a position with a token id" if name == "target" else ""
+    raise ArgumentError(
+        f"found {name}={target!r}, expected a text or a token id{place}: one at a time"
+    )
 
 
 def _at_position(target: tuple[int, int], length: int) -> list[tuple[int, int]]:
@@ -259,8 +290,7 @@ def _found_in_text(
 def _as_ids(tokenizer: Any, target: str | int) -> list[list[int]]:
     if isinstance(target, str):
         return spellings(tokenizer, target)
-    if not 0 <= target < len(tokenizer):
-        raise ArgumentError(f"found token id {target}, expected one from 0 to {len(tokenizer) - 1}")
+    check_token_id(tokenizer, target)
     return [[target]]
 
 

@@ -7,7 +7,6 @@ from copy import copy
 from typing import Any
 
 import torch
-from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
@@ -18,10 +17,11 @@ from captum_transformer_lrp.attr.base import (
     split_arguments,
 )
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks
-from captum_transformer_lrp.attr.targets import predicted, seed
+from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording, find_logits
+from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.verification.gradients import gradients_at_inputs
@@ -125,11 +125,12 @@ def verify(
         raise TypeError(
             f"attribution must be a method of this library, found {type(attribution).__name__}"
         )
-    tensors = _format_tensor_into_tuples(inputs)
-    first = tensors[0]
-    devices = [first.device] if isinstance(first, Tensor) and first.is_cuda else []
+    first = tensors_of(inputs)[0]
+    devices = [first.device] if first.is_cuda else []
     with torch.inference_mode(False), torch.random.fork_rng(devices):
-        return _Examined(model, inputs, target, additional_forward_args, attribution).checked()
+        return _Examined(
+            model, inputs, plain(target), additional_forward_args, attribution
+        ).checked()
 
 
 class _Examined:
@@ -145,7 +146,7 @@ class _Examined:
     ) -> None:
         self.model, self.inputs, self.target = model, inputs, target
         self.additional, self.attribution = additional, attribution
-        self.tensors: tuple[Tensor, ...] = _format_tensor_into_tuples(inputs)
+        self.tensors = tensors_of(inputs)
         self.method = type(attribution).__name__
         device = self.tensors[0].device.type
         in_double = attribution.dtype == torch.float64 and device != "mps"
@@ -284,6 +285,8 @@ class _Examined:
         name, claim = "classes", "maps of two classes differ"
         if self.attribution.phases == {Phase.ROLLOUT}:
             return Check.skipped(name, claim, f"{self.method} is the same for every class")
+        if callable(self.target):
+            return Check.skipped(name, claim, "the target is a function, which has no class")
         other = None if output.dim() == 1 else _other_target(self.target, output.shape[-1])
         if other is None:
             return Check.skipped(name, claim, "the model has one output")

@@ -102,10 +102,12 @@ def occlusion(
                 changed.append(value)
                 wide = (m.reshape(value.shape)[..., None] for m in (mask, one.live))
                 lookups.enter_context(EmbeddingLookup(value, _replaced(found, *wide)))
-            output = run(tuple(changed))
-            return output if target is None else _select_targets(output, target)
+            return answer(run(tuple(changed)))
 
     def answer(output: Tensor) -> Tensor:
+        if callable(target):
+            found: Tensor = target(output)
+            return found
         return output if target is None else _select_targets(output, target)
 
     generator = torch.Generator().manual_seed(0)
@@ -116,7 +118,9 @@ def occlusion(
     without_bottom = logits([one.bottom() for one in places])
     with torch.no_grad():
         whole = run(inputs)
-        sure = target is not None and float(answer(whole.softmax(-1)).mean()) >= _is_sure(whole)
+        # One logit is a score, and a function's value has no probability.
+        is_class = target is not None and not callable(target) and whole.shape[-1] > 1
+        sure = is_class and float(answer(whole.softmax(-1)).mean()) >= _is_sure(whole)
     return _judged(answer(whole), without_top, without_bottom, random, sure)
 
 

@@ -15,7 +15,7 @@ ArrayLike: TypeAlias = torch.Tensor | npt.NDArray[Any] | Sequence[Any]
 ImageLike: TypeAlias = Image.Image | torch.Tensor | npt.NDArray[Any]
 
 
-def to_array(values: ArrayLike) -> FloatArray:
+def to_array(values: ArrayLike, what: str = "the attribution") -> FloatArray:
     """Any numbers, on any device, as a float64 array; NaN and infinity are an error.
 
     >>> to_array(torch.ones(2, dtype=torch.bfloat16))
@@ -26,7 +26,7 @@ def to_array(values: ArrayLike) -> FloatArray:
     array = np.asarray(values, dtype=np.float64)
     if not np.isfinite(array).all():
         raise ValueError(
-            f"the attribution has {np.count_nonzero(~np.isfinite(array))} values that are NaN or "
+            f"{what} has {np.count_nonzero(~np.isfinite(array))} values that are NaN or "
             "infinite, expected finite numbers: check the model's inputs and weights for NaN"
         )
     return array
@@ -79,8 +79,8 @@ def to_rgb(image: ImageLike) -> FloatArray:
             image = image[0]
         if image.ndim == 3:
             image = image.movedim(0, -1)
-        image = image.numpy() if image.dtype == torch.uint8 else to_array(image)
-    array = to_array(image) / (255 if image.dtype == np.uint8 else 1)
+        image = image.numpy() if image.dtype == torch.uint8 else to_array(image, "the image")
+    array = to_array(image, "the image") / (255 if image.dtype == np.uint8 else 1)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3) or not array.size:

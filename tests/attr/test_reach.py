@@ -255,6 +255,19 @@ def test_a_grad_cam_that_is_cut_off_is_zero() -> None:
     assert any(not bool(one.flatten(1).any(1).all()) for one in found)
 
 
+def test_all_zero_maps_together_take_two_more_forward_passes() -> None:
+    network = model(end=lambda x: (x - 100).relu())
+    calls = []
+    network.register_forward_pre_hook(lambda *_: calls.append(1))
+    GenericAttention(network).attribute_targets(IMAGES, [0, 1, 2, 3])
+    assert len(calls) == 3
+    calls.clear()
+    network = model()
+    network.register_forward_pre_hook(lambda *_: calls.append(1))
+    TransformerAttribution(network).attribute_targets(IMAGES, [0, 1, 2, 3])
+    assert len(calls) == 1
+
+
 def test_an_answer_that_is_switched_off_has_a_zero_map() -> None:
     """A ReLU behind the logits: the target is computed from the input, its derivative is 0."""
     found = GenericAttention(model(end=lambda x: (x - 100).relu())).attribute(IMAGES, 1)

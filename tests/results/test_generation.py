@@ -17,6 +17,8 @@ import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
+    BertConfig,
+    BertForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
@@ -323,7 +325,36 @@ def test_numbers_and_figures_are_written(story: GenerationResult, tmp_path: Path
     assert story.tokens(0).topk(1)[0] in story.tokens(0).words
 
 
+@pytest.mark.parametrize("number", [np.int64(9), torch.tensor(9), np.array(9), 9])
+def test_a_number_is_a_number_whoever_counts(gpt2: Any, number: Any) -> None:
+    found = explain_generation(gpt2, tokenizer(), PROMPT, target=number)
+    assert found.written[0].text == tokenizer().decode([9])
+    written = explain_generation(gpt2, tokenizer(), PROMPT, continuation=number)
+    assert list(written.ids[-1:]) == [9]
+
+
 # What cannot be right is an error.
+
+
+def test_a_model_in_training_mode_is_named_and_left_as_it_was(gpt2: Any) -> None:
+    model = deepcopy(gpt2).train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.1
+    state = torch.get_rng_state()
+    for arguments in ({"max_new_tokens": 2}, {"continuation": "H I"}, {"target": "H"}):
+        with pytest.raises(ArgumentError, match=r"in training mode.*model.eval\(\)"):
+            explain_generation(model, tokenizer(), PROMPT, **arguments)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_sees_what_comes_later_is_refused() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(tokenizer()), intermediate_size=16, **sizes)
+    # Random weights attend nearly evenly: a later token changes little.
+    with pytest.raises(ArgumentError, match="changes with the tokens behind it"):
+        explain_generation(BertForMaskedLM(config).eval(), tokenizer(), PROMPT, continuation="H I")
 
 
 @pytest.mark.parametrize(
@@ -342,7 +373,24 @@ def test_numbers_and_figures_are_written(story: GenerationResult, tmp_path: Path
         ({"method": "lrp"}, "found method 'lrp'"),
         ({"messages": [{"role": "user", "content": "a"}]}, "both a prompt and messages="),
         ({"max_new_tokens": 0}, "max_new_tokens=0"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens=1.5"),
         ({"granularity": "letter"}, "granularity='letter'"),
+        ({"prompt": ["H", "I"]}, "found list as the text"),
+        ({"prompt": "na\udcefve"}, "not in UTF-8"),
+        ({"target": "na\udcefve"}, "not in UTF-8"),
+        ({"continuation": "na\udcefve"}, "not in UTF-8"),
+        ({"continuation": [0.5]}, "found a continuation of float64"),
+        ({"continuation": [[9, 10], [11, 12]]}, "shape (2, 2)"),
+        ({"continuation": [99]}, "token id 99"),
+        ({"continuation": [-1]}, "token id -1"),
+        ({"target": ["H", "I"]}, "one at a time"),
+        ({"target": 9.0}, "found target=9.0"),
+        ({"target": (3, 99)}, "token id 99"),
+        ({"target": "H", "instead_of": (3, 9)}, "found instead_of=(3, 9)"),
+        ({"method": ["attnlrp"]}, "found method ['attnlrp']"),
+        ({"continuation": "H " * 90}, "which the model has positions for"),
+        ({"prompt": "H " * 90}, "it can write nothing"),
+        ({"max_new_tokens": 90}, "which the model has positions for"),
     ],
 )
 def test_what_must_be_changed_is_named(gpt2: Any, arguments: Any, message: str) -> None:

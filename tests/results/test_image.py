@@ -162,6 +162,42 @@ def test_an_overlay_is_at_the_photo_s_own_size_where_the_model_looked() -> None:
     assert placed[600, 900] > 0
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_photo_is_as_precise_as_its_model(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=2).eval()
+    expected = explain_image(model, PHOTO).map()
+    found = explain_image(model.to(dtype), PHOTO).map()
+    # bfloat16 has eight bits.
+    np.testing.assert_allclose(found, expected, atol=0.1 * expected.max())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        np.int64(3),
+        torch.tensor(3),
+        np.array([3]),
+        torch.tensor([3]),
+        [torch.tensor(3)],
+        (np.int8(3),),
+    ],
+)
+def test_an_index_is_an_index_whoever_counts(scene: Any, target: Any) -> None:
+    found = explain_image(examples.scene_classifier(), scene.image, target=target)
+    assert [one.index for one in found.explained] == [3]
+    assert found.about["options"]["targets"] == [3]
+    assert '"index": 3' in found.to_json()
+
+
+def test_a_model_in_training_mode_is_left_as_it_was() -> None:
+    model = timm.create_model("levit_128s", num_classes=2).train()
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with pytest.raises(ValueError, match="when training"):  # batches of one have no statistics
+        explain_image(model, PHOTO)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+
 def test_a_file_has_the_numbers_and_where_they_come_from(
     found: ImageResult, tmp_path: Path
 ) -> None:
@@ -257,6 +293,10 @@ def test_hostile_names_are_only_names(scene: Any, tmp_path: Path) -> None:
         ({"target": 24}, "expected an index from 0 to 23"),
         ({"target": ["cat", "ca"]}, "may mean"),
         ({"top_k": 0}, "found top_k=0"),
+        ({"top_k": 2.5}, "found top_k=2.5"),
+        ({"method": []}, r"found method=\[\]"),
+        ({"image": Image.new("RGB", (0, 0))}, "it has no pixels"),
+        ({"image": Image.new("I", (9, 9))}, "cannot read the image: it holds 32-bit integers"),
         ({"image": {"a": 1}}, "found dict as the image"),
         ({"model": torch.nn.Linear(2, 2)}, "give transform="),
         ({"model": 3}, "found int as the model"),
@@ -276,6 +316,12 @@ def test_a_class_that_was_not_explained_is_not_made_up(found: ImageResult) -> No
         found.topk(method="saliency")
     found.map()[:] = 7  # a copy
     assert found.map().max() < 1
+
+
+@pytest.mark.parametrize("options", [{"k": 0}, {"k": -1}, {"k": 1.0}, {"cells": 0}])
+def test_nothing_is_no_number_of_regions(found: ImageResult, options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match="expected at least 1, an integer"):
+        found.topk(**options)
 
 
 def test_several_methods_are_in_one_result(scene: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,14 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, pipeline
 
-from captum_transformer_lrp import ArgumentError, TextResult, examples, explain_text
+from captum_transformer_lrp import (
+    ArgumentError,
+    AttentionRollout,
+    ExplanationError,
+    TextResult,
+    examples,
+    explain_text,
+)
 from captum_transformer_lrp.attr.comparison import compare
 from captum_transformer_lrp.models import load_text_model
 
@@ -152,6 +160,13 @@ def test_files_hold_words_and_numbers(found: TextResult, tmp_path: Path) -> None
         ({"text": " \n"}, "empty text"),
         ({"text": "na\udcefve"}, "not in UTF-8"),
         ({"text_pair": ""}, "empty text"),
+        ({"text": ["good", "bad"]}, "found list as the text"),
+        ({"text": None}, "found NoneType as the text"),
+        ({"text": b"good"}, "found bytes as the text"),
+        ({"method": []}, r"found method=\[\]"),
+        ({"method": AttentionRollout}, "compare\\(\\) takes classes, too"),
+        ({"class_names": "ab"}, "found class_names='ab'"),
+        ({"class_names": {1: "a", 2: "b"}}, "expected a list with a name for each logit"),
         ({"target": "SO-SO"}, "no class is called 'SO-SO'"),
         ({"granularity": "letter"}, "expected one of piece, word, sentence"),
         ({"tokenizer": None}, "found NoneType as the tokenizer"),
@@ -164,6 +179,31 @@ def test_a_mistake_is_told(
     model, tokenizer = sentiment
     with pytest.raises(ArgumentError, match=message):
         explain_text(**{"model": model, "tokenizer": tokenizer, "text": TEXT, **options})
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_told(sentiment: tuple[Any, Any]) -> None:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=8000, max_position_embeddings=32, intermediate_size=16, **sizes)
+    model = BertForSequenceClassification(config).eval()
+    with pytest.raises(ArgumentError, match="found 122 tokens, expected at most 32"):
+        explain_text(model, sentiment[1], "film " * 120)
+
+
+def test_class_names_may_be_a_configuration_s(sentiment: tuple[Any, Any]) -> None:
+    model, tokenizer = sentiment
+    for names in ({1: "good", 0: "bad"}, ["bad", "good"], ("bad", "good")):
+        found = explain_text(model, tokenizer, "a gorgeous film", class_names=names)
+        assert found.explained[0].name == "good"
+
+
+def test_a_model_in_training_mode_is_named_and_random_numbers_are_left(
+    sentiment: tuple[Any, Any],
+) -> None:
+    model = deepcopy(sentiment[0]).train()
+    state = torch.get_rng_state()
+    with pytest.raises(ExplanationError, match=r"at random .* call model.eval\(\) first"):
+        explain_text(model, sentiment[1], TEXT)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.filterwarnings("default::UserWarning")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -348,6 +349,36 @@ def test_occlusion_knows_right_from_wrong_and_says_when_it_does_not() -> None:
     assert unlikely.found is not None
     assert unlikely.found < -2
     assert "random weights" in unlikely.reason
+
+
+def test_one_logit_is_no_certain_class() -> None:
+    whole = torch.tensor([[1.0], [2.0]])
+    inputs, found = embeddings(2), -embeddings(2).abs()
+    run = lambda tensors: tensors[0].abs().mean((1, 2))[:, None] * whole  # noqa: E731
+    check = occlusion(run, (inputs,), (found,), 0)
+    assert check.found is not None
+    assert check.found < -2  # the map is upside down
+    assert check.verdict == "undecided"  # but the softmax of one logit is 1, whatever it is
+
+
+@pytest.mark.parametrize(
+    "target",
+    [np.int64(1), torch.tensor(1), np.array([1, 1, 1]), torch.tensor([1, 1, 1]), [np.int64(1)] * 3],
+)
+def test_a_target_is_one_whoever_counts(target: Any) -> None:
+    assert str(verify(Small(), embeddings(), target)) == str(verify(Small(), embeddings(), 1))
+
+
+def test_a_function_is_a_target_without_another_class() -> None:
+    found = verify(Small(), embeddings(), lambda logits: logits[:, 1])
+    assert found.passed
+    assert found["classes"].verdict == "does not apply"
+
+
+@pytest.mark.parametrize("inputs", ["a film", (), {"input_ids": torch.ones(1, 2)}, None])
+def test_what_is_no_tensor_is_named(inputs: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="inputs"):
+        verify(Small(), inputs)
 
 
 def test_padding_is_no_bottom_tenth() -> None:
