@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,10 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
 from captum_transformer_lrp import (
-    AttCat,
-    AttentionFlow,
     AttentionGradCam,
     AttentionRollout,
     BiAttention,
     ExplanationError,
-    GenericAttention,
-    LeGrad,
     LibraGradient,
     NormRollout,
     PartialLRP,
@@ -36,31 +31,16 @@ from captum_transformer_lrp import (
     TransformerLRP,
     compare,
 )
+from tests.attr.methods import METHODS
 
-CLASSES: dict[str, Any] = {
-    "TransformerAttribution": TransformerAttribution,
-    "AttentionRollout": AttentionRollout,
-    "AttentionFlow": AttentionFlow,
-    "RawAttention": RawAttention,
-    "AttentionGradCam": AttentionGradCam,
-    "PartialLRP": PartialLRP,
-    "TransformerLRP": TransformerLRP,
-    "AttnLRP": partial(TransformerLRP, preset="attnlrp"),
-    "CP-LRP": partial(TransformerLRP, preset="cp_lrp"),
-    "GenericAttention": GenericAttention,
-    "LeGrad": LeGrad,
-    "AttCat": AttCat,
-    "NormRollout": NormRollout,
-    "NormRollout, ALTI": partial(NormRollout, contribution="alti"),
-    "BiAttention": partial(BiAttention, n_steps=3),
-    "BiAttention, heads": partial(BiAttention, n_steps=3, perception="head"),
-    "LibraGradient": LibraGradient,
-    "LibraGradient, FullGrad+": partial(LibraGradient, aggregation="layers"),
+CLASSES = {
+    name: method
+    for name, method in METHODS.items()
+    if name not in ("checkpointed", "baseline", "gamma", "clrp", "sglrp")
 }
-ATTENTION_ONLY = {"AttentionRollout", "AttentionFlow", "RawAttention", "NormRollout"}
-ATTENTION_ONLY |= {"NormRollout, ALTI"}
-CONVERGING = {"TransformerLRP", "AttnLRP", "CP-LRP", "LibraGradient", "LibraGradient, FullGrad+"}
-SENSITIVITIES = {"LeGrad"}
+ATTENTION_ONLY = {"rollout", "flow", "raw", "norm_rollout", "alti"}
+CONVERGING = {"lrp", "attnlrp", "cp_lrp", "libra", "libra_layers"}
+SENSITIVITIES = {"legrad"}
 
 
 @pytest.fixture(params=CLASSES)
@@ -198,7 +178,7 @@ def test_a_layer_must_be_an_attention_of_the_model(vit_case: Any, method: Any) -
 
 # What becomes of the samples is Captum's: one class that is quick stands for all.
 KINDS = [(name, "smoothgrad") for name in CLASSES]
-KINDS += [("GenericAttention", "smoothgrad_sq"), ("GenericAttention", "vargrad")]
+KINDS += [("generic", "smoothgrad_sq"), ("generic", "vargrad")]
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)

@@ -11,50 +11,15 @@ from torch import Tensor, nn
 from transformers import YosoConfig, YosoForSequenceClassification
 
 from captum_transformer_lrp import (
-    AttCat,
-    AttentionFlow,
     AttentionGradCam,
     AttentionRollout,
-    BiAttention,
     ExplanationError,
     GenericAttention,
-    LeGrad,
-    LibraGradient,
-    NormRollout,
     PartialLRP,
-    RawAttention,
     TransformerAttribution,
     TransformerLRP,
 )
-
-OF_TOKENS: dict[str, Callable[..., Any]] = {
-    "transformer_attribution": TransformerAttribution,
-    "checkpointed": lambda model: TransformerAttribution(model, checkpointing=True),
-    "rollout": AttentionRollout,
-    "flow": AttentionFlow,
-    "raw": RawAttention,
-    "grad_cam": AttentionGradCam,
-    "partial": PartialLRP,
-    "generic": GenericAttention,
-    "legrad": LeGrad,
-    "attcat": AttCat,
-    "libra_layers": lambda model: LibraGradient(model, aggregation="layers"),
-    "norm_rollout": NormRollout,
-    "alti": lambda model: NormRollout(model, contribution="alti"),
-    "bi_attention": lambda model: BiAttention(model, n_steps=2),
-}
-"""The methods whose maps are of tokens."""
-
-OF_RELEVANCE: dict[str, Callable[..., Any]] = {
-    "lrp": TransformerLRP,
-    "baseline": lambda model: TransformerLRP(model, preset="lrp"),
-    "attnlrp": lambda model: TransformerLRP(model, preset="attnlrp"),
-    "cp_lrp": lambda model: TransformerLRP(model, preset="cp_lrp"),
-    "clrp": lambda model: TransformerLRP(model, contrast="clrp"),
-    "sglrp": lambda model: TransformerLRP(model, contrast="sglrp"),
-    "libra": LibraGradient,
-}
-METHODS = {**OF_TOKENS, **OF_RELEVANCE}
+from tests.attr.methods import METHODS, OF_RELEVANCE, OF_TOKENS, each_once
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
 TABLE = torch.randn(2, 6, generator=torch.Generator().manual_seed(1)).double()
@@ -115,8 +80,7 @@ BESIDE = [
 WITH_TOKENS = ["token", "token of each column", "added to tokens", "gate of tokens"]
 
 
-@pytest.mark.parametrize("use", BESIDE)
-@pytest.mark.parametrize("method", OF_TOKENS)
+@pytest.mark.parametrize(("method", "use"), each_once(BESIDE, OF_TOKENS))
 def test_an_input_without_tokens_is_named(method: str, use: str) -> None:
     message = r"input 1 makes no tokens.*additional_forward_args.*TransformerLRP"
     for table in (TABLE, torch.zeros_like(TABLE)):
