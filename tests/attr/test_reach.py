@@ -214,9 +214,10 @@ def test_the_targets_beside_it_are_explained_as_ever(method: str, end: str) -> N
 
 def test_a_grad_cam_that_is_cut_off_is_zero() -> None:
     """Entries are not negative: where all of them would be, the method says zero."""
-    torch.manual_seed(0)
     found = [AttentionGradCam(model()).attribute(IMAGES, target) for target in range(4)]
-    assert any(not bool(one.flatten(1).any(1).all()) for one in found)
+    assert [one.flatten(1).any(1).tolist() for one in found] == [
+        [False, True], [False, True], [True, True], [True, True]
+    ]  # fmt: skip
 
 
 def test_an_answer_that_is_switched_off_has_a_zero_map() -> None:
@@ -273,12 +274,18 @@ CUTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+NO_GRADIENT = (
+    "computes attention in a custom autograd function whose backward is not the derivative of its "
+    "forward, so that its attention map has no gradient: write it with PyTorch functions"
+)
+
+
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("method", ["transformer_attribution", "generic", "grad_cam"])
 def test_a_map_that_no_gradient_arrives_at_is_an_error(method: str, cut: str) -> None:
     torch.manual_seed(0)
     cut_off = WithoutGradient(CUTS[cut]).double().eval()
-    with pytest.raises(ExplanationError, match=r"no gradient"):
+    with pytest.raises(ExplanationError, match=f"^WithoutGradient {NO_GRADIENT}"):
         METHODS[method](cut_off).attribute(IMAGES, 1)
     for other in (AttentionRollout, TransformerLRP):
         assert float(other(cut_off).attribute(IMAGES, 1).abs().max()) > 0
@@ -292,7 +299,7 @@ def test_that_of_yoso_is_such_a_map(granularity: Any) -> None:
         intermediate_size=32, max_position_embeddings=16, use_expectation=True,
     )  # fmt: skip
     yoso = YosoForSequenceClassification(config).eval()
-    with pytest.raises(ExplanationError, match=r"no gradient"):
+    with pytest.raises(ExplanationError, match=f"^yoso.encoder.layer.0.attention.* {NO_GRADIENT}"):
         TransformerAttribution(yoso).attribute(
             torch.tensor([[5, 6, 7, 8]]), 1, granularity=granularity
         )
