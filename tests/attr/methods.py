@@ -56,15 +56,21 @@ OF_RELEVANCE: dict[str, Any] = {
 METHODS = {**OF_TOKENS, **OF_RELEVANCE}
 
 
-def each_once(names: Collection[str], methods: Collection[str] = METHODS) -> list[Any]:
-    """Pairs of a method and a name: each at least once, and the other pairs as slow tests.
+def each_once(
+    names: Collection[str], methods: Collection[str] = METHODS, *, times: int = 1
+) -> list[Any]:
+    """Pairs of a method and a name, each of them so many times at least; other pairs are slow.
 
     For what all methods do by the same code, such as reading their inputs.
     """
     size = max(len(names), len(methods))
-    once = {(index % len(methods), index % len(names)) for index in range(size)}
+    quick = {
+        (index % len(methods), (index + shift) % len(names))
+        for index in range(size)
+        for shift in range(times)
+    }
     return [
-        pytest.param(method, name, marks=[] if (i, j) in once else [pytest.mark.slow])
+        pytest.param(method, name, marks=[] if (i, j) in quick else [pytest.mark.slow])
         for i, method in enumerate(methods)
         for j, name in enumerate(names)
     ]

@@ -31,7 +31,8 @@ from captum_transformer_lrp import (
     TransformerLRP,
     compare,
 )
-from tests.attr.methods import METHODS
+from tests.attr.conftest import BUILDERS
+from tests.attr.methods import METHODS, each_once
 
 CLASSES = {
     name: method
@@ -48,6 +49,11 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+ON_EACH_MODEL = pytest.mark.parametrize(
+    ("name", "case"), each_once(BUILDERS, CLASSES), indirect=True
+)
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     assert found.shape == expected.shape
     return float((found - expected).abs().max() / expected.abs().max())
@@ -56,6 +62,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 # -- every class --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("name", "case"), each_once(BUILDERS, CLASSES, times=2), indirect=True)
 def test_a_batch_is_its_examples_one_by_one(case: Any, name: str) -> None:
     method, targets = CLASSES[name](case.model), [0, 1, 2]
     for granularity in ("input", "token"):
@@ -67,6 +74,7 @@ def test_a_batch_is_its_examples_one_by_one(case: Any, name: str) -> None:
             assert float((found[0] - batch[index]).abs().max()) <= 1e-9 * float(batch.abs().max())
 
 
+@ON_EACH_MODEL
 def test_several_targets_are_those_of_several_calls(case: Any, name: str) -> None:
     method = CLASSES[name](case.model)
     many = method.attribute_targets(case.inputs, [2, None], case.kwargs)
@@ -76,6 +84,7 @@ def test_several_targets_are_those_of_several_calls(case: Any, name: str) -> Non
         assert float((found - alone).abs().max()) <= 1e-9 * float(alone.abs().max())
 
 
+@ON_EACH_MODEL
 def test_attributions_are_shaped_as_the_inputs(case: Any, name: str) -> None:
     method = CLASSES[name](case.model)
     found = method.attribute(case.inputs, 1, case.kwargs)
@@ -93,6 +102,7 @@ def test_only_lrp_has_a_convergence_delta(vit_case: Any, name: str) -> None:
     assert callable(method.attribute.__wrapped__)  # as that of Captum's own classes
 
 
+@ON_EACH_MODEL
 def test_attention_alone_knows_no_classes(case: Any, name: str) -> None:
     method = CLASSES[name](case.model)
     one, other = method.attribute_targets(case.inputs, [0, 1], case.kwargs)

@@ -28,6 +28,7 @@ from captum_transformer_lrp import (
     compare,
 )
 from captum_transformer_lrp.errors import ExplanationError
+from tests.attr.methods import each_once
 
 
 class Net(nn.Module):
@@ -123,8 +124,9 @@ def active() -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", ["plain", "no_grad", "a mode of the user's"])
-@pytest.mark.parametrize("name", EXPLANATIONS)
+@pytest.mark.parametrize(
+    ("name", "mode"), each_once(["plain", "no_grad", "a mode of the user's"], EXPLANATIONS)
+)
 def test_ctrl_c_leaves_nothing_active_and_comes_out_as_it_is(name: str, mode: str) -> None:
     net = Net().eval()
     around = {"plain": torch.enable_grad, "no_grad": torch.no_grad}.get(mode, BaseTorchFunctionMode)

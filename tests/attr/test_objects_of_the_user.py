@@ -39,6 +39,7 @@ from captum_transformer_lrp import (
     explain_continuation,
 )
 from captum_transformer_lrp.errors import ExplanationError
+from tests.attr.methods import each_once
 
 TOKENS, WIDTH = 5, 8
 
@@ -360,8 +361,7 @@ METHODS: dict[str, Callable[[nn.Module], Any]] = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("way", STEPS)
+@pytest.mark.parametrize(("method", "way"), each_once(STEPS, METHODS, times=3))
 def test_a_model_that_writes_is_unchanged_and_explained_as_if_it_did_not(
     way: str, method: str
 ) -> None:
