@@ -99,13 +99,13 @@ def compare(
     """Explain the same targets of the same inputs by several methods, ours and Captum's.
 
     Captum's gradient and perturbation methods cannot work on token ids.  Here they are given the
-    embeddings that the model looks up for them, in the place of which the model then takes
-    whatever the method makes of them; nothing needs to be prepared, and the model stays as it is.
+    embeddings that the model looks up for them.  The model then takes whatever the method makes of
+    these.  Nothing needs to be prepared, and the model stays as it is.
 
-    What Captum's methods need and the user does not give: baselines are black or, if the inputs
-    are normalised, mean-coloured images (0), and for token ids the embedding of [PAD], or 0 for a
-    model whose ``config`` names none; what is removed at a time is one cell of a grid of
-    14 x 14 over an image, or one token.  ``options`` replaces any of these.
+    What Captum's methods need has defaults.  Baselines are black or, if the inputs are normalised,
+    mean-coloured images (0).  For token ids they are the embedding of [PAD], or 0 for a model whose
+    ``config`` names none.  What is removed at a time is one cell of a grid of 14 x 14 over an
+    image, or one token.  ``options`` replaces any of these.
 
     Args:
         model: the model, or a function that calls it; it may return logits (N, C), a tuple or a

@@ -43,8 +43,8 @@ def check_reach(
         inputs: how many inputs there are; the maps are theirs if there are as many.
 
     Raises:
-        ExplanationError: if the target of an example depends on no input; if an input that it
-            depends on makes no tokens that an attention in use could move; or if the map is zero
+        ExplanationError: if the target of an example depends on no input.  If an input that it
+            depends on makes no tokens that an attention in use could move.  If the map is zero
             because no gradient arrives at any attention map.
     """
     suspects = []

@@ -269,10 +269,10 @@ def explain_generation(
             read with or without a space before it, whichever the model finds more probable.
         max_new_tokens: how many tokens the model writes; by default 20, or as many as it has
             positions for. With a `target` it writes none by default.
-        target: what is explained in the place of every written token: a text or a token id, where
-            it was written, or as the next token where nothing was written; or a position with a
-            token id, whose logit is explained. A text of several tokens is explained as one, read
-            with or without a space before it, as a continuation is.
+        target: what is explained in the place of every written token. A text or a token id is
+            explained where it was written, or as the next token where nothing was written. Of a
+            position with a token id the logit is explained. A text of several tokens is explained
+            as one, read with or without a space before it, as a continuation is.
         instead_of: a text or token id that the target is compared with, at the first token in
             which they differ.
         of: "logit" or "log_probability"; of a difference they are the same.

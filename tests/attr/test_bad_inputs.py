@@ -24,48 +24,15 @@ from transformers import (
 )
 
 from captum_transformer_lrp import (
-    AttCat,
-    AttentionFlow,
-    AttentionGradCam,
-    AttentionRollout,
-    BiAttention,
     ExplanationError,
     GenericAttention,
-    LeGrad,
-    LibraGradient,
-    NormRollout,
-    PartialLRP,
-    RawAttention,
     TransformerAttribution,
     TransformerLRP,
     compare,
     explain_continuation,
 )
+from tests.attr.methods import METHODS, each_once
 
-METHODS: dict[str, Callable[[Any], Any]] = {
-    "transformer_attribution": TransformerAttribution,
-    "checkpointed": lambda model: TransformerAttribution(model, checkpointing=True),
-    "rollout": AttentionRollout,
-    "flow": AttentionFlow,
-    "raw": RawAttention,
-    "grad_cam": AttentionGradCam,
-    "partial": PartialLRP,
-    "generic": GenericAttention,
-    "legrad": LeGrad,
-    "attcat": AttCat,
-    "bi_attention": lambda model: BiAttention(model, n_steps=2),
-    "norm_rollout": NormRollout,
-    "alti": lambda model: NormRollout(model, contribution="alti"),
-    "libra": LibraGradient,
-    "libra_layers": lambda model: LibraGradient(model, aggregation="layers"),
-    "lrp": TransformerLRP,
-    "baseline": lambda model: TransformerLRP(model, preset="lrp"),
-    "attnlrp": lambda model: TransformerLRP(model, preset="attnlrp"),
-    "cp_lrp": lambda model: TransformerLRP(model, preset="cp_lrp"),
-    "gamma": lambda model: TransformerLRP(model, preset="gamma"),
-    "clrp": lambda model: TransformerLRP(model, contrast="clrp"),
-    "sglrp": lambda model: TransformerLRP(model, contrast="sglrp"),
-}
 SOME = ["transformer_attribution", "rollout", "lrp", "legrad"]
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).double()
@@ -140,17 +107,37 @@ INPUTS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", INPUTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "name"), each_once(INPUTS))
 def test_inputs_that_are_none_are_told(method: str, name: str) -> None:
     make, kind, message = INPUTS[name]
     with pytest.raises(kind, match=message):
         METHODS[method](classifier()).attribute(make(), 1)
 
 
+# A comparison takes one tensor, and says which method fails on it.
+COMPARED: dict[str, tuple[type[Exception], str]] = {
+    name: (TypeError, "^inputs must be one tensor, found " + found)
+    for name, found in {
+        "None": "NoneType", "a list of tensors": "list", "a list of ids": "list",
+        "an array": "ndarray", "a dictionary": "dict", "a text": "str", "nothing": "tuple",
+        "None in a tuple": "tuple",
+    }.items()
+} | {
+    name: (ValueError, r"^inputs must be float images .*, found torch\." + found)
+    for name, found in {
+        "a number": r"float32 of shape \(\)", "bytes": "uint8", "booleans": "bool",
+        "complex": "complex128",
+    }.items()
+} | {
+    "no example": (ExplanationError, "^transformer_attribution: inputs has no examples"),
+    "not a number": (ExplanationError, "^transformer_attribution: inputs contains NaN or infinite"),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("name", INPUTS)
 def test_compare_tells_them_too(name: str) -> None:
-    with pytest.raises((TypeError, ValueError, ExplanationError), match=r"\w+ \w+ \w+"):
+    kind, message = COMPARED.get(name, INPUTS[name][1:])
+    with pytest.raises(kind, match=message):
         compare(classifier(), INPUTS[name][0](), [1], ["transformer_attribution", "saliency"])
 
 
@@ -210,18 +197,17 @@ TARGETS: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", TARGETS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "name"), each_once(TARGETS))
 def test_targets_that_are_none_are_told(method: str, name: str) -> None:
     target, message = TARGETS[name]
-    with pytest.raises((ValueError, TypeError), match=message):
+    with pytest.raises(ValueError, match=f"^target .*{message}"):
         METHODS[method](classifier()).attribute(IMAGES, target)
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_compare_tells_targets_too(name: str) -> None:
     target, message = TARGETS[name]
-    with pytest.raises((ValueError, TypeError, ExplanationError), match=message):
+    with pytest.raises(ExplanationError, match=f"^transformer_attribution: target .*{message}"):
         compare(classifier(), IMAGES, {"it": target}, ["transformer_attribution"])
 
 
@@ -241,8 +227,7 @@ SAME: dict[str, tuple[Any, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", SAME)
-@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize(("method", "name"), each_once(SAME, SOME))
 def test_targets_that_can_be_taken_are(method: str, name: str) -> None:
     given, meant = SAME[name]
     attribution = METHODS[method](classifier())
@@ -255,17 +240,19 @@ def test_targets_that_can_be_taken_are(method: str, name: str) -> None:
 # -- models ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [None, "vit", Classifier, 3, {}], ids=str)
-@pytest.mark.parametrize("method", METHODS)
-def test_what_is_no_model_is_told(method: str, model: Any) -> None:
+NO_MODELS = {"None": None, "a name": "vit", "a class": Classifier, "a number": 3, "settings": {}}
+
+
+@pytest.mark.parametrize(("method", "name"), each_once(NO_MODELS))
+def test_what_is_no_model_is_told(method: str, name: str) -> None:
     with pytest.raises(TypeError, match=r"must be a model or a function.*load the model first"):
-        METHODS[method](model)
+        METHODS[method](NO_MODELS[name])
 
 
-@pytest.mark.parametrize("model", [None, "vit", Classifier], ids=str)
-def test_compare_tells_what_is_no_model(model: Any) -> None:
+@pytest.mark.parametrize("name", NO_MODELS)
+def test_compare_tells_what_is_no_model(name: str) -> None:
     with pytest.raises(TypeError, match=r"must be a model or a function"):
-        compare(model, IMAGES, [1])
+        compare(NO_MODELS[name], IMAGES, [1])
 
 
 ENDS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
@@ -283,8 +270,7 @@ ENDS: dict[str, tuple[Callable[[Tensor], Any], type[Exception], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ENDS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "name"), each_once(ENDS))
 def test_outputs_that_are_none_are_told(method: str, name: str) -> None:
     end, kind, message = ENDS[name]
     with pytest.raises(kind, match=message):
@@ -330,15 +316,13 @@ class Packed(Tensor):
         raise NotImplementedError(func)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("of_function", [False, True], ids=["model", "function"])
-def test_weights_in_a_form_of_their_own_are_told(method: str, of_function: bool) -> None:
+@pytest.mark.parametrize(("method", "given"), each_once(["model", "function"]))
+def test_weights_in_a_form_of_their_own_are_told(method: str, given: str) -> None:
     model = classifier()
     packed = Packed(model.head.weight.detach().to(torch.int8))
     model.head.weight = nn.Parameter(packed, requires_grad=False)
-    given = (lambda images: model(images)) if of_function else model
     with pytest.raises(ExplanationError, match=r"weight of head.*Packed.*floating-point weights"):
-        METHODS[method](given).attribute(IMAGES, 1)
+        METHODS[method](model if given == "model" else model.__call__).attribute(IMAGES, 1)
 
 
 def test_weights_of_torchao_are_told() -> None:
@@ -385,8 +369,7 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("name", IN_PLACE)
-@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize(("method", "name"), each_once(IN_PLACE, SOME))
 def test_shapes_may_be_changed_in_place(method: str, name: str) -> None:
     found = METHODS[method](classifier(IN_PLACE[name])).attribute(IMAGES, 1)
     expected = METHODS[method](classifier()).attribute(IMAGES, 1)

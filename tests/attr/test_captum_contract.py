@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,14 +19,10 @@ from captum.metrics import infidelity, sensitivity_max
 from torch import Tensor, nn
 
 from captum_transformer_lrp import (
-    AttCat,
-    AttentionFlow,
     AttentionGradCam,
     AttentionRollout,
     BiAttention,
     ExplanationError,
-    GenericAttention,
-    LeGrad,
     LibraGradient,
     NormRollout,
     PartialLRP,
@@ -36,36 +31,27 @@ from captum_transformer_lrp import (
     TransformerLRP,
     compare,
 )
+from tests.attr.conftest import BUILDERS
+from tests.attr.methods import METHODS, each_once
 
-CLASSES: dict[str, Any] = {
-    "TransformerAttribution": TransformerAttribution,
-    "AttentionRollout": AttentionRollout,
-    "AttentionFlow": AttentionFlow,
-    "RawAttention": RawAttention,
-    "AttentionGradCam": AttentionGradCam,
-    "PartialLRP": PartialLRP,
-    "TransformerLRP": TransformerLRP,
-    "AttnLRP": partial(TransformerLRP, preset="attnlrp"),
-    "CP-LRP": partial(TransformerLRP, preset="cp_lrp"),
-    "GenericAttention": GenericAttention,
-    "LeGrad": LeGrad,
-    "AttCat": AttCat,
-    "NormRollout": NormRollout,
-    "NormRollout, ALTI": partial(NormRollout, contribution="alti"),
-    "BiAttention": partial(BiAttention, n_steps=3),
-    "BiAttention, heads": partial(BiAttention, n_steps=3, perception="head"),
-    "LibraGradient": LibraGradient,
-    "LibraGradient, FullGrad+": partial(LibraGradient, aggregation="layers"),
+CLASSES = {
+    name: method
+    for name, method in METHODS.items()
+    if name not in ("checkpointed", "baseline", "gamma", "clrp", "sglrp")
 }
-ATTENTION_ONLY = {"AttentionRollout", "AttentionFlow", "RawAttention", "NormRollout"}
-ATTENTION_ONLY |= {"NormRollout, ALTI"}
-CONVERGING = {"TransformerLRP", "AttnLRP", "CP-LRP", "LibraGradient", "LibraGradient, FullGrad+"}
-SENSITIVITIES = {"LeGrad"}
+ATTENTION_ONLY = {"rollout", "flow", "raw", "norm_rollout", "alti"}
+CONVERGING = {"lrp", "attnlrp", "cp_lrp", "libra", "libra_layers"}
+SENSITIVITIES = {"legrad"}
 
 
 @pytest.fixture(params=CLASSES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+ON_EACH_MODEL = pytest.mark.parametrize(
+    ("name", "case"), each_once(BUILDERS, CLASSES), indirect=True
+)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -76,6 +62,7 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 # -- every class --------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("name", "case"), each_once(BUILDERS, CLASSES, times=2), indirect=True)
 def test_a_batch_is_its_examples_one_by_one(case: Any, name: str) -> None:
     method, targets = CLASSES[name](case.model), [0, 1, 2]
     for granularity in ("input", "token"):
@@ -87,6 +74,7 @@ def test_a_batch_is_its_examples_one_by_one(case: Any, name: str) -> None:
             assert float((found[0] - batch[index]).abs().max()) <= 1e-9 * float(batch.abs().max())
 
 
+@ON_EACH_MODEL
 def test_several_targets_are_those_of_several_calls(case: Any, name: str) -> None:
     method = CLASSES[name](case.model)
     many = method.attribute_targets(case.inputs, [2, None], case.kwargs)
@@ -96,6 +84,7 @@ def test_several_targets_are_those_of_several_calls(case: Any, name: str) -> Non
         assert float((found - alone).abs().max()) <= 1e-9 * float(alone.abs().max())
 
 
+@ON_EACH_MODEL
 def test_attributions_are_shaped_as_the_inputs(case: Any, name: str) -> None:
     method = CLASSES[name](case.model)
     found = method.attribute(case.inputs, 1, case.kwargs)
@@ -113,6 +102,7 @@ def test_only_lrp_has_a_convergence_delta(vit_case: Any, name: str) -> None:
     assert callable(method.attribute.__wrapped__)  # as that of Captum's own classes
 
 
+@ON_EACH_MODEL
 def test_attention_alone_knows_no_classes(case: Any, name: str) -> None:
     method = CLASSES[name](case.model)
     one, other = method.attribute_targets(case.inputs, [0, 1], case.kwargs)
@@ -198,7 +188,7 @@ def test_a_layer_must_be_an_attention_of_the_model(vit_case: Any, method: Any) -
 
 # What becomes of the samples is Captum's: one class that is quick stands for all.
 KINDS = [(name, "smoothgrad") for name in CLASSES]
-KINDS += [("GenericAttention", "smoothgrad_sq"), ("GenericAttention", "vargrad")]
+KINDS += [("generic", "smoothgrad_sq"), ("generic", "vargrad")]
 
 
 @pytest.mark.parametrize(("name", "kind"), KINDS)

@@ -147,17 +147,21 @@ def test_other_methods_explain_continuations_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "kind", "message"),
     [
-        ((PROMPT, CONTINUATION[:1]), "2 prompts, but 1 continuations"),
-        ((PROMPT.float(), CONTINUATION), "must be token ids"),
-        ((PROMPT[0], CONTINUATION), "must be token ids"),
-        (("a text", "its end"), r"found str: explain_generation\(model, tokenizer, prompt\)"),
-        ((PROMPT, [[8, 9, 3]]), "continuation_ids must be a tensor"),
+        ((PROMPT, CONTINUATION[:1]), ValueError, "2 prompts, but 1 continuations"),
+        ((PROMPT.float(), CONTINUATION), ValueError, "must be token ids"),
+        ((PROMPT[0], CONTINUATION), ValueError, "must be token ids"),
+        (
+            ("a text", "its end"),
+            TypeError,
+            r"found str: explain_generation\(model, tokenizer, prompt\)",
+        ),
+        ((PROMPT, [[8, 9, 3]]), TypeError, "continuation_ids must be a tensor"),
     ],
 )
-def test_what_does_not_fit_is_named(arguments: Any, message: str) -> None:
-    with pytest.raises((TypeError, ValueError), match=message):
+def test_what_does_not_fit_is_named(arguments: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
         explain_continuation(TransformerAttribution(gpt2()), *arguments)
 
 

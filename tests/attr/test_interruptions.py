@@ -28,6 +28,7 @@ from captum_transformer_lrp import (
     compare,
 )
 from captum_transformer_lrp.errors import ExplanationError
+from tests.attr.methods import each_once
 
 
 class Net(nn.Module):
@@ -67,17 +68,30 @@ class Interrupting:
         self.n = n
         self.steps = 0
         self.has_raised = False
+        self.open: set[tuple[int, int]] = set()
+        """The ``with`` blocks that frames are in: a frame's id, and a line's number."""
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> Any:
         self.steps += 1
-        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
         passes = event == "return" or frame.f_code.co_flags & inspect.CO_GENERATOR
-        passes = passes or line.startswith("with ")
+        passes = passes or self.ends_a_block(frame, event)
         if self.n and self.steps >= self.n and not passes:
             sys.settrace(None)
             self.has_raised = True
             raise KeyboardInterrupt
         return self
+
+    def ends_a_block(self, frame: FrameType, event: str) -> bool:
+        """Python comes back to the line of a ``with`` when its block ends."""
+        if event == "return":
+            self.open = {place for place in self.open if place[0] != id(frame)}
+        line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).lstrip()
+        if event != "line" or not line.startswith("with "):
+            return False
+        place = (id(frame), frame.f_lineno)
+        ends = place in self.open
+        self.open ^= {place}
+        return ends
 
 
 def interrupted(explain: Callable[[], Any], n: int) -> tuple[Interrupting, BaseException | None]:
@@ -110,8 +124,9 @@ def active() -> dict[str, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", ["plain", "no_grad", "a mode of the user's"])
-@pytest.mark.parametrize("name", EXPLANATIONS)
+@pytest.mark.parametrize(
+    ("name", "mode"), each_once(["plain", "no_grad", "a mode of the user's"], EXPLANATIONS)
+)
 def test_ctrl_c_leaves_nothing_active_and_comes_out_as_it_is(name: str, mode: str) -> None:
     net = Net().eval()
     around = {"plain": torch.enable_grad, "no_grad": torch.no_grad}.get(mode, BaseTorchFunctionMode)
@@ -122,8 +137,11 @@ def test_ctrl_c_leaves_nothing_active_and_comes_out_as_it_is(name: str, mode: st
         assert error is None
         assert tracing.steps > 5000
         # A prime stride, so that different instructions of loops are hit.
-        for n in range(1 + 7 * len(mode), tracing.steps, 307):
+        steps = range(1 + 7 * len(mode), tracing.steps, 307)
+        has_raised = []
+        for n in steps:
             found, error = interrupted(lambda: EXPLANATIONS[name](net), n)
+            has_raised.append(found.has_raised)
             if not found.has_raised:
                 continue
             assert type(error) is KeyboardInterrupt, (n, error)
@@ -131,6 +149,7 @@ def test_ctrl_c_leaves_nothing_active_and_comes_out_as_it_is(name: str, mode: st
             assert active() == before, n
             assert vars(net) == attributes, n
             assert net.calls.item() == 0, n
+        assert all(has_raised[:-1])  # behind the last one may be returns alone
 
 
 def test_an_interruption_in_each_call_of_the_model() -> None:

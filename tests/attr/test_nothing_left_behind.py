@@ -33,6 +33,8 @@ from captum_transformer_lrp import (
     compare,
 )
 from captum_transformer_lrp.rules import Call, Rule
+from tests.attr.conftest import BUILDERS
+from tests.attr.methods import each_once
 from tests.leaks import new_tensors
 
 
@@ -196,7 +198,7 @@ def used_case(case: Any) -> Iterator[Any]:
 
 @pytest.mark.filterwarnings("ignore:Setting forward, backward hooks:UserWarning")
 @pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "case"), each_once(BUILDERS, METHODS), indirect=["case"])
 def test_nothing_is_left_behind(used_case: Any, method: str, fault: str) -> None:
     explain, propagates = METHODS[method]
     fails = fault != "success" and (propagates or "rule" not in fault)

@@ -22,43 +22,16 @@ from transformers import (
 )
 
 from captum_transformer_lrp import (
-    AttCat,
-    AttentionFlow,
-    AttentionGradCam,
     AttentionRollout,
-    BiAttention,
-    GenericAttention,
-    LeGrad,
-    LibraGradient,
-    NormRollout,
     PartialLRP,
-    RawAttention,
     TransformerAttribution,
     TransformerLRP,
     UnsupportedOperationError,
 )
+from tests.attr.methods import METHODS, each_once
 
 Make = Callable[..., Any]
 
-METHODS: dict[str, Make] = {
-    "transformer_attribution": TransformerAttribution,
-    "checkpointed": lambda model: TransformerAttribution(model, checkpointing=True),
-    "rollout": AttentionRollout,
-    "flow": AttentionFlow,
-    "raw": RawAttention,
-    "grad_cam": AttentionGradCam,
-    "partial": PartialLRP,
-    "lrp": TransformerLRP,
-    "attnlrp": lambda model: TransformerLRP(model, preset="attnlrp"),
-    "generic": GenericAttention,
-    "legrad": LeGrad,
-    "attcat": AttCat,
-    "libra": LibraGradient,
-    "libra_layers": lambda model: LibraGradient(model, aggregation="layers"),
-    "bi_attention": lambda model: BiAttention(model, n_steps=2),
-    "norm_rollout": NormRollout,
-    "alti": lambda model: NormRollout(model, contribution="alti"),
-}
 SIZES = {
     "vocab_size": 30, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -72,8 +45,7 @@ LABELS = {
 """For each kind of loss that a classifier computes of labels in its batch."""
 
 
-@pytest.mark.parametrize("kind", LABELS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "kind"), each_once(LABELS))
 def test_labels_in_the_batch_change_nothing(method: str, kind: str) -> None:
     torch.manual_seed(1)
     config = BertConfig(**SIZES, problem_type=kind, num_labels=2)
@@ -186,8 +158,7 @@ def two_heads(when: str) -> nn.Module:
     return TwoHeads(when).double().eval()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "when"), each_once(["before", "after"]))
 def test_a_head_beside_is_none_of_the_models_layers(method: str, when: str) -> None:
     """Its attention would be the last one: for some methods that is the one explained."""
     expected = METHODS[method](two_heads("never")).attribute(IMAGES, 1)

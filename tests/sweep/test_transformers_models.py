@@ -59,4 +59,4 @@ def test_a_model_without_attention_is_refused_by_name() -> None:
 def test_attention_without_a_gradient_is_refused() -> None:
     found = examined(transformers_models, ENTRIES["yoso"])
     assert found.verdict == "refused"
-    assert "no gradient" in found.reason
+    assert "attention map has no gradient" in found.reason

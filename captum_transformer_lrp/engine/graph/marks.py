@@ -20,7 +20,7 @@ class Mark:
         examples: which example each element belongs to.
         origins: bit mask of the explained inputs that it descends from.
         events: bit mask of the operations (linear, activation, attention, …) that it has passed
-            since the stream that it belongs to; of two operands of an addition, the one whose
+            since the stream that it belongs to.  Of two operands of an addition, the one whose
             events are a subset of the other's is the skip connection.
         attentions: bit mask of all attentions upstream, which skip connections do not take away.
         scores: whether it is, or is made from, a product of two activations (query · key).

@@ -1,7 +1,7 @@
 """Watching a model's forward pass: every PyTorch call that it makes comes by here.
 
 :class:`Interception` is a ``TorchFunctionMode``.  While it is active, in its own thread only,
-PyTorch offers it each call — ``nn.Linear`` and ``a + b`` alike, whoever wrote the module — and it
+PyTorch offers it each call — ``nn.Linear`` and ``a + b`` alike, whoever wrote the module.  It
 makes the call, puts a switch behind it (see :mod:`captum_transformer_lrp.engine.graph.tape`) and
 notes the provenance of the result.  The model is not touched.
 """
