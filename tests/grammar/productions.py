@@ -533,7 +533,28 @@ MEANS: dict[str, Spelling] = {
     "sums of halves": lambda x, keep, p: (
         torch.stack([half.sum(1) for half in x.chunk(2, 1)]).sum(0) / x.shape[1]
     ),
+    "sums of thirds, added": lambda x, keep, p: (
+        sum(third.sum(1) for third in x.chunk(3, 1)) / x.shape[1]
+    ),
+    "divided token by token": lambda x, keep, p: sum(one / x.shape[1] for one in x.unbind(1)),
+    "two by two": lambda x, keep, p: _two_by_two(list(x.unbind(1))) / x.shape[1],
+    "token by token into zeros": lambda x, keep, p: (
+        reduce(lambda total, i: total + x[:, i], range(x.shape[1]), torch.zeros_like(x[:, 0]))
+        / x.shape[1]
+    ),
+    "token by token in place": lambda x, keep, p: (
+        reduce(lambda total, i: total.add_(x[:, i]), range(1, x.shape[1]), x[:, 0].clone())
+        / x.shape[1]
+    ),
 }
+
+
+def _two_by_two(parts: list[Tensor]) -> Tensor:
+    while len(parts) > 1:
+        pairs = [parts[i : i + 2] for i in range(0, len(parts), 2)]
+        parts = [one[0] + one[1] if len(one) == 2 else one[0] for one in pairs]
+    return parts[0]
+
 
 MASKED_MEANS: dict[str, Spelling] = {
     "times the mask": lambda x, keep, p: (x * keep[..., None]).sum(1) / keep.sum(1, keepdim=True),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
+
+Slice: TypeAlias = tuple[Tensor, int | None]
 
 
 @dataclass
@@ -22,6 +24,8 @@ class MadeOf:
         products: for products element by element of two activations these.
         sums: for a tensor another that it has been added to, and their sum.
         terms: for sums of tensors that are alike how many.
+        slices: for sums of slices of one tensor that tensor, and the slices, each with the axis
+            that it is summed over, or None.
         detached: for activations without derivative what they are of.
     """
 
@@ -31,6 +35,7 @@ class MadeOf:
     products: TensorTable[tuple[Tensor, Tensor]] = field(default_factory=TensorTable)
     sums: TensorTable[tuple[Tensor, Tensor]] = field(default_factory=TensorTable)
     terms: TensorTable[int] = field(default_factory=TensorTable)
+    slices: TensorTable[tuple[Tensor, list[Slice]]] = field(default_factory=TensorTable)
     detached: TensorTable[Mark] = field(default_factory=TensorTable)
 
     def terms_of(self, tensor: Tensor) -> int:

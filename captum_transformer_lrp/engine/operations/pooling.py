@@ -16,7 +16,7 @@ from captum_transformer_lrp.engine.graph.patches import planes_behind
 from captum_transformer_lrp.engine.operations.contractions import contracted, refuse_weighed
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
-from captum_transformer_lrp.engine.watch.joins import sum_of_joined
+from captum_transformer_lrp.engine.watch.joins import note_sum_of_slice, sum_of_joined
 from captum_transformer_lrp.engine.watch.statistics import (
     note_detached,
     note_statistic,
@@ -55,7 +55,7 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         note_detached(watch, output, mark.but(examples=examples), is_statistic=reduces)
         return output
     others = args[1:]  # a kernel that held the first one would keep its memory
-    return watch.record(
+    result = watch.record(
         function,
         AutogradKernel(lambda value: function(value, *others, **kwargs)),
         (source,),
@@ -73,6 +73,9 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
             grid=EVERYWHERE if reduces else _grid(function, source, mark, output, others, kwargs),
         ),
     )
+    if function in _SUMS:
+        note_sum_of_slice(watch, result, source, reduced_axes(function, args, kwargs))
+    return result
 
 
 def _grid(

@@ -27,7 +27,11 @@ from captum_transformer_lrp.engine.operations.scaling import (
 )
 from captum_transformer_lrp.engine.watch.apart import common_examples, require_known
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
-from captum_transformer_lrp.engine.watch.joins import added_before_moving
+from captum_transformer_lrp.engine.watch.joins import (
+    added_before_moving,
+    begins_a_sum,
+    sum_of_slices,
+)
 from captum_transformer_lrp.rules import Rule, ScaleRule
 from captum_transformer_lrp.rules.binary import SideBySideRule, SkipAddRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
@@ -87,6 +91,8 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
     of_v = watch.mark(v)
     if of_u is not None and of_v is not None:
         moved = added_before_moving(watch, u, v)
+        if moved is None:
+            moved = sum_of_slices(watch, u, v)
         if moved is not None:
             return moved
         return _skip_add(watch, function, u, of_u, v, of_v)
@@ -96,6 +102,8 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
         if constant == 0:  # Captum's and others' way to copy
             return _copied(watch, x, mark)
         constant = torch.full((), constant, dtype=x.dtype, device=x.device)
+    elif begins_a_sum(watch, constant, x):
+        return _copied(watch, x, mark)
     detached(watch, constant)
     output = watch.made(torch.add, x, constant)
     if constant.dtype == torch.bool or not constant.is_floating_point():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
+from captum_transformer_lrp.engine.graph.made_of import Slice
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.tape import Phase
 
@@ -26,11 +27,12 @@ def to_be_joined(watch: Context, active: Sequence[Tensor]) -> dict[int, Tensor]:
 
     The derivative of a part of the result at such a view is that of what was joined; at the
     activation it would be that of all that the others are made from, too.  There are none where
-    all activations are alike.
+    all activations are alike, and none of them is a sum of slices.
     """
     marks = [mark for one in active if (mark := watch.mark(one))]
     views: dict[int, Tensor] = {}
-    if any(mark.events != marks[0].events for mark in marks):
+    sums = any(watch.tape.made_of.slices.get(one) is not None for one in active)
+    if sums or any(mark.events != marks[0].events for mark in marks):
         for one, mark in zip(active, marks, strict=True):
             views[id(one)] = view = one.view_as(one)
             watch.tape.marks[view] = mark
@@ -76,14 +78,25 @@ def sum_of_joined(
     with watch:
         parts = source.unbind(dims[0])
         known = [watch.mark(part) for part in parts]
-        if len({None if mark is None else (mark.events, mark.attentions) for mark in known}) == 1:
+        alike = len({None if one is None else (one.events, one.attentions) for one in known}) == 1
+        if alike and not _are_sums_of_slices(watch, parts):
             return None
-        if name == "mean" and not _has_skip([mark for mark in known if mark is not None]):
+        marks = [mark for mark in known if mark is not None]
+        if name == "mean" and not alike and not _has_skip(marks):
             return None  # the answers of branches are pooled
         total = reduce(add, parts)
         if kwargs.get("keepdim"):
             total = total.unsqueeze(dims[0])
         return total / len(parts) if name == "mean" else total
+
+
+def _are_sums_of_slices(watch: Context, parts: Sequence[Tensor]) -> bool:
+    """Whether all of several tensors are sums of slices of one."""
+    found = [_slices(watch, part) for part in parts]
+    first = found[0]
+    return first is not None and all(
+        one is not None and one[0] is first[0] and one[1][0][1] is not None for one in found
+    )
 
 
 def _has_skip(marks: Sequence[Mark]) -> bool:
@@ -128,3 +141,64 @@ def added_before_moving(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
         moved = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
         found: Tensor = moved[place] if isinstance(moved, (tuple, list)) else moved
     return found if torch.equal(found, u + v) else None
+
+
+def sum_of_slices(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
+    """The sum of slices of one tensor, token by token, as the sum over their axis.
+
+    None if they are anything else, or pixels, whose places a sum over an axis would not keep.
+    """
+    of_u = _slices(watch, u)
+    of_v = None if of_u is None else _slices(watch, v)
+    if of_u is None or of_v is None or of_u[0] is not of_v[0] or u.shape != v.shape:
+        return None
+    marks = [mark for one in (u, v) if (mark := watch.mark(one))]
+    if marks[0].stem or {mark.events for mark in marks} != {marks[0].events}:
+        return None
+    call = watch.call
+    slices = [  # copies stay what they are if the model changes its slices in place
+        (call(torch.clone, (one,), {}), dim) if one is u or one is v else (one, dim)
+        for one, dim in of_u[1] + of_v[1]
+    ]
+    of_each = [(one,) if dim is None else call(torch.unbind, (one, dim), {}) for one, dim in slices]
+    parts = [part for some in of_each for part in some]
+    if any(part.shape != u.shape for part in parts):
+        parts = [call(torch.reshape, (part, u.shape), {}) for part in parts]
+    total: Tensor = call(torch.sum, (call(torch.stack, (parts,), {}), 0), {})
+    if not torch.allclose(total, u + v):
+        return None
+    watch.tape.made_of.slices[total] = (of_u[0], slices)
+    return total
+
+
+def begins_a_sum(watch: Context, constant: Tensor, x: Tensor) -> bool:
+    """Whether a constant is the zeros that slices of a tensor are added up into."""
+    alike = constant.shape == x.shape and constant.dtype == x.dtype
+    return alike and _slices(watch, x) is not None and not bool(constant.any())
+
+
+def note_sum_of_slice(watch: Context, total: Tensor, one: Tensor, dim: Any) -> None:
+    """Note that a sum over one axis of a slice is a sum of slices."""
+    dims = [dim] if isinstance(dim, int) else list(dim or ())
+    known = _slices(watch, one) if len(dims) == 1 else None
+    if known is not None:
+        watch.tape.made_of.slices[total] = (known[0], [(one, dims[0])])
+
+
+def _slices(watch: Context, tensor: Tensor) -> tuple[Tensor, list[Slice]] | None:
+    """The tensor that another is a slice of, a multiple of one, or a sum of some; and these."""
+    made_of = watch.tape.made_of
+    whole: Tensor | None = None
+    below: Tensor | None = tensor
+    while below is not None:
+        if (known := made_of.slices.get(below)) is not None:
+            return known if torch.equal(below, tensor) else None
+        source = made_of.sources.get(below)
+        moved = made_of.moved.get(below)
+        if moved is not None:
+            joined = made_of.joined.get(moved[0])
+            if joined is None:
+                whole = moved[0] if moved[0].numel() > below.numel() else whole
+                source = moved[0]
+        below = source
+    return None if whole is None else (whole, [(tensor, None)])
