@@ -24,6 +24,7 @@ from captum_transformer_lrp.attr.base import (
     captum_method,
     row_view,
 )
+from captum_transformer_lrp.attr.matrices import attention_matrices
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
@@ -209,7 +210,7 @@ class AttentionFlow(RecordedAttribution):
         for step in steps:
             step.weighted = step.attention.detach()
         # Plain attention only: anything else raises here.
-        matrices = views.attention_matrices(recording, steps)
+        matrices = attention_matrices(recording, steps)
         if self.head_fusion != "mean":
             matrices = [
                 views.fused_heads(

@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
+from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_matrix, rollout_parts
 from captum_transformer_lrp.attr.reach import check_reach
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
@@ -447,14 +448,14 @@ class RolloutAttribution(RecordedAttribution):
         keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         used = [step for step in views.one_pass(recording) if step.weighted is not None]
-        matrices = views.attention_matrices(recording, used)
+        matrices = attention_matrices(recording, used)
         if granularity == "matrix":
-            return views.rollout_matrix(matrices, row_normalize=row_normalize)
+            return rollout_matrix(matrices, row_normalize=row_normalize)
         for step in used:
             step.weighted = None
         # Without attention all mass stays where the model reads its answer from.
         readout = views.token_mass(recording, start)
-        unmoved, moved = views.rollout_parts(matrices, row_normalize=row_normalize)
+        unmoved, moved = rollout_parts(matrices, row_normalize=row_normalize)
         row = (readout.unsqueeze(1) @ moved).squeeze(1)
         if keep_identity:
             row = row + readout * unmoved
@@ -570,7 +571,7 @@ class SingleAttentionAttribution(RecordedAttribution):
             for step in chosen:
                 step.weighted = self._weighted(recording, start, step)
             if granularity == "matrix":
-                return views.attention_matrices(recording, chosen)[0]
+                return attention_matrices(recording, chosen)[0]
             recording.tape.through = sum(step.event for step in chosen)
             return mass_view(recording, start, inputs, granularity)
 

@@ -19,6 +19,7 @@ from captum_transformer_lrp.attr.base import (
     sum_all,
 )
 from captum_transformer_lrp.attr.embeddings import FromEmbeddings
+from captum_transformer_lrp.attr.matrices import rollout_parts
 from captum_transformer_lrp.attr.targets import predicted
 from captum_transformer_lrp.attr.token_attribution import (
     TokenAttribution,
@@ -171,7 +172,7 @@ class BiAttention(TokenAttribution):
                 matrices.append(_by_head(maps_of(step), views.per_head(gradient, step)))
         else:
             matrices = [_by_token(recording, step, residual) for step, residual in used]
-        return views.rollout_parts(matrices, row_normalize=False)[1]
+        return rollout_parts(matrices, row_normalize=False)[1]
 
 
 class _LastGradient(RecordedAttribution):

@@ -11,7 +11,7 @@ from torch import Tensor
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Phase
-from captum_transformer_lrp.engine.lineage.passes import beside, blocks, only_pass
+from captum_transformer_lrp.engine.lineage.passes import beside, only_pass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.walk import moved_mass
 from captum_transformer_lrp.errors import ExplanationError
@@ -117,11 +117,11 @@ def token_mass(
 
     With ``moved`` without what no attention has moved.
     """
-    mass = _at_tokens(recording, recording.output, seed, steps, moved=moved)
+    mass = at_tokens(recording, recording.output, seed, steps, moved=moved)
     return summed_by_token(recording, mass, steps)
 
 
-def _at_tokens(
+def at_tokens(
     recording: Recording,
     origin: Tensor,
     seed: Tensor,
@@ -201,9 +201,9 @@ def feature_axis(recording: Recording, steps: Pass | None = None) -> int:
         return -1
     weighted = step.weighted
     try:
-        step.weighted = _any_positive(step.attention)
-        for seed in (_any_positive(step.output), torch.ones_like(step.output)):
-            mass = _at_tokens(recording, step.output, seed, steps).detach()
+        step.weighted = any_positive(step.attention)
+        for seed in (any_positive(step.output), torch.ones_like(step.output)):
+            mass = at_tokens(recording, step.output, seed, steps).detach()
             axes = _constant_axes(mass, mark.examples.axis or 0)
             if len(axes) == 1:
                 return axes[0] - stream.dim()
@@ -212,7 +212,7 @@ def feature_axis(recording: Recording, steps: Pass | None = None) -> int:
     return -1
 
 
-def _any_positive(like: Tensor) -> Tensor:
+def any_positive(like: Tensor) -> Tensor:
     """Numbers between 1 and 2 without a pattern, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     return (1 + torch.rand(like.shape, generator=generator)).to(like)
@@ -316,109 +316,3 @@ def fused_heads(recording: Recording, values: Tensor, step: AttentionStep, fusio
     if fusion == "mean":
         return maps.mean(1, keepdim=True)
     return maps.amax(1, keepdim=True) if fusion == "max" else maps.amin(1, keepdim=True)
-
-
-def attention_matrices(recording: Recording, steps: Pass) -> list[Tensor]:
-    """E_h of each block's weighted map, (N, S, S) each.
-
-    Several attentions of a block are its heads, if they are joined, or branches, if they are
-    added.  The mass that the block's sum sends to each head of each tells which: all heads of one
-    branch get it together, in equal parts unless the model weighs them once more.
-
-    Raises:
-        ExplanationError: if the model's attentions are not all between the same tokens.
-    """
-    count, found = recording.output.shape[0], {}
-    for step in steps:
-        assert step.weighted is not None
-        maps = per_head(step.weighted, step)
-        if maps.dim() != 4 or maps.shape[0] != count or maps.shape[2] != maps.shape[3]:
-            raise ExplanationError(
-                f"{step.name} attends within windows or between different tokens (its map has "
-                f"shape {tuple(step.weighted.shape)}), so there is no one matrix over all tokens: "
-                'use granularity="input" or "token" without row_normalize'
-            )
-        found[step.index] = (maps * _shares(recording, step, maps)).sum(1)
-    sizes = {matrix.shape[-1] for matrix in found.values()}
-    if len(sizes) > 1:
-        raise ExplanationError(
-            f"the attentions are between {sorted(sizes)} tokens, so they have no product: use "
-            'granularity="input" or "token" without row_normalize'
-        )
-    together = blocks(recording.tape, steps)
-    return [torch.stack([found[step.index] for step in block]).sum(0) for block in together]
-
-
-def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
-    """The part of a block's mass that comes to each head and query, (N, heads, S, 1)."""
-    tape = recording.tape
-    stream = next((one for one in tape.streams if one.attentions & step.event), None)
-    if stream is None:
-        return torch.full_like(maps[:, :, :, :1], 1 / maps.shape[1])
-    branch, weighted = stream.branch, [one.weighted for one in tape.attentions]
-    tape.leave_out_attentions()
-    step.is_probed = True
-    try:
-        tape.backward(Phase.ROLLOUT, branch, torch.ones_like(branch), [step.attention])
-        arrived, step.arrived = step.arrived, None
-    finally:
-        step.is_probed = False
-        for one, before in zip(tape.attentions, weighted, strict=True):
-            one.weighted = before
-    if arrived is None:
-        raise ExplanationError(
-            f"{step.name} lies below another attention of its block, so there is no one matrix "
-            'over all tokens: use granularity="input" or "token" without row_normalize'
-        )
-    of_token = branch.numel() / (maps.shape[0] * maps.shape[2])
-    return per_head(arrived, step)[..., :1] / of_token
-
-
-def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor:
-    """C of eq. 14: the product of I + E_h(∇A ⊙ R)⁺ over the blocks.
-
-    The paper numbers blocks from the output; in its published code and here the matrix of the
-    block nearest the output stands on the left, so that row i says what token i of the output is
-    made from.
-
-    Args:
-        matrices: (N, S, S) for each block, the block nearest the input first.
-        row_normalize: whether each I + E_h(∇A ⊙ R)⁺ has its rows divided by their sums.
-
-    Example:
-        >>> half = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> rollout_matrix([half, half], row_normalize=False)
-        tensor([[[1., 2.],
-                 [0., 1.]]])
-    """
-    unmoved, moved = rollout_parts(matrices, row_normalize=row_normalize)
-    return moved + torch.diag_embed(unmoved)
-
-
-def rollout_parts(matrices: Sequence[Tensor], *, row_normalize: bool) -> tuple[Tensor, Tensor]:
-    """C of eq. 14 in two parts: what no attention has moved, and what at least one has.
-
-    Args:
-        matrices: as in :func:`rollout_matrix`.
-        row_normalize: as in :func:`rollout_matrix`.
-
-    Returns:
-        The diagonal of the first, (N, S), all ones unless rows are normalised; and the second,
-        (N, S, S), which is C − I then.  It is computed without that difference.
-
-    Example:
-        >>> half = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
-        >>> rollout_parts([half, half], row_normalize=False)[1]
-        tensor([[[0., 2.],
-                 [0., 0.]]])
-    """
-    unmoved = matrices[0].new_ones(matrices[0].shape[:-1])
-    moved = torch.zeros_like(matrices[0])
-    for matrix in matrices:
-        stays = torch.ones_like(unmoved)
-        if row_normalize:
-            stays = 1 / (1 + matrix.sum(-1))
-            matrix = matrix * stays.unsqueeze(-1)
-        moved = stays.unsqueeze(-1) * moved + matrix @ moved + matrix * unmoved.unsqueeze(-2)
-        unmoved = stays * unmoved
-    return unmoved, moved

@@ -17,6 +17,7 @@ from captum_transformer_lrp.attr.base import (
     split_arguments,
 )
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks
+from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_parts
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
 from captum_transformer_lrp.engine.graph.tape import Phase
@@ -255,7 +256,7 @@ class _Examined:
         recording.tape.leave_out_attentions()
         try:
             self.attribution._weigh(recording, start, used)
-            matrices = views.attention_matrices(recording, used)
+            matrices = attention_matrices(recording, used)
             row = views.token_mass(recording, start, moved=True)
             recording.tape.leave_out_attentions()
             readout = views.token_mass(recording, start)
@@ -264,7 +265,7 @@ class _Examined:
         if not _are_the_only_paths(recording, start):
             reason = "more than one skip connection leads around an attention, and C has one I"
             return Check.skipped(name, claim, reason)
-        _, moved = views.rollout_parts(matrices, row_normalize=False)
+        _, moved = rollout_parts(matrices, row_normalize=False)
         if readout.shape != moved.shape[:2]:
             reason = f"there are {readout.shape[1]} tokens, and {moved.shape[1]} take part in C"
             return Check.skipped(name, claim, reason)

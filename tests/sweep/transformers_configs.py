@@ -104,6 +104,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "yes_token_index": 7,
         "no_token_index": 8,
     },
+    "swiftformer": {"image_size": 64},  # as pvt
     "textnet": {"image_size": 64},
     "timm_wrapper": {"architecture": "test_vit"},
     "videoprism_vision_model": {

@@ -1,0 +1,156 @@
+"""The matrix C between tokens, of the maps of single attentions (eq. 13–14)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.lineage.passes import blocks
+from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.errors import ExplanationError
+
+
+def attention_matrices(recording: Recording, steps: views.Pass) -> list[Tensor]:
+    """E_h of each block's weighted map, (N, S, S) each.
+
+    Several attentions of a block are its heads, if they are joined, or branches, if they are
+    added.  The mass that the block's sum sends to each head of each tells which: all heads of one
+    branch get it together, in equal parts unless the model weighs them once more.
+
+    Raises:
+        ExplanationError: if the model's attentions are not all between the same tokens.
+    """
+    count, found = recording.output.shape[0], {}
+    for step in steps:
+        assert step.weighted is not None
+        maps = views.per_head(step.weighted, step)
+        if maps.dim() != 4 or maps.shape[0] != count or maps.shape[2] != maps.shape[3]:
+            raise ExplanationError(
+                f"{step.name} attends within windows or between different tokens (its map has "
+                f"shape {tuple(step.weighted.shape)}), so there is no one matrix over all tokens: "
+                'use granularity="input" or "token" without row_normalize'
+            )
+        found[step.index] = (maps * _shares(recording, step, maps)).sum(1)
+    sizes = {matrix.shape[-1] for matrix in found.values()}
+    if len(sizes) > 1:
+        raise ExplanationError(
+            f"the attentions are between {sorted(sizes)} tokens, so they have no product: use "
+            'granularity="input" or "token" without row_normalize'
+        )
+    together = blocks(recording.tape, steps)
+    _check_same_tokens(recording, together, next(iter(found.values())))
+    return [torch.stack([found[step.index] for step in block]).sum(0) for block in together]
+
+
+@contextmanager
+def _left_out(tape: Tape) -> Iterator[None]:
+    """Mass goes around all attentions in the block."""
+    weighted = [step.weighted for step in tape.attentions]
+    tape.leave_out_attentions()
+    try:
+        yield
+    finally:
+        for step, before in zip(tape.attentions, weighted, strict=True):
+            step.weighted = before
+
+
+def _check_same_tokens(recording: Recording, together: Sequence[views.Pass], like: Tensor) -> None:
+    """Raise unless what skips all attentions is for each token the same token.
+
+    A sequence that another is written into, such as a text with the tokens of an image, has a
+    different one; so have tokens that the model moves between two blocks.
+    """
+    tape, last = recording.tape, together[-1]
+    if len(together) == 1 or not any(one.attentions & last[0].event for one in tape.streams):
+        return
+    row = views.any_positive(like[:, 0])
+    with _left_out(tape):
+        seed = views.spread_over_features(recording, row, last)
+        steps = [step for block in together for step in block]
+        mass = views.at_tokens(recording, views.token_stream(recording, last), seed, steps)
+        found = views.summed_by_token(recording, mass, steps)
+    if found.shape != row.shape or not torch.allclose(found, row, rtol=1e-3):
+        raise ExplanationError(
+            f"the tokens of {last[0].name} are not those of {together[0][0].name}, though there "
+            "are as many, so there is no one matrix over all tokens: use "
+            'granularity="input" or "token" without row_normalize'
+        )
+
+
+def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
+    """The part of a block's mass that comes to each head and query, (N, heads, S, 1)."""
+    tape = recording.tape
+    stream = next((one for one in tape.streams if one.attentions & step.event), None)
+    if stream is None:
+        return torch.full_like(maps[:, :, :, :1], 1 / maps.shape[1])
+    step.is_probed = True
+    try:
+        with _left_out(tape):
+            ones = torch.ones_like(stream.branch)
+            tape.backward(Phase.ROLLOUT, stream.branch, ones, [step.attention])
+        arrived, step.arrived = step.arrived, None
+    finally:
+        step.is_probed = False
+    if arrived is None:
+        raise ExplanationError(
+            f"{step.name} lies below another attention of its block, so there is no one matrix "
+            'over all tokens: use granularity="input" or "token" without row_normalize'
+        )
+    of_token = stream.branch.numel() / (maps.shape[0] * maps.shape[2])
+    return views.per_head(arrived, step)[..., :1] / of_token
+
+
+def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor:
+    """C of eq. 14: the product of I + E_h(∇A ⊙ R)⁺ over the blocks.
+
+    The paper numbers blocks from the output; in its published code and here the matrix of the
+    block nearest the output stands on the left, so that row i says what token i of the output is
+    made from.
+
+    Args:
+        matrices: (N, S, S) for each block, the block nearest the input first.
+        row_normalize: whether each I + E_h(∇A ⊙ R)⁺ has its rows divided by their sums.
+
+    Example:
+        >>> half = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+        >>> rollout_matrix([half, half], row_normalize=False)
+        tensor([[[1., 2.],
+                 [0., 1.]]])
+    """
+    unmoved, moved = rollout_parts(matrices, row_normalize=row_normalize)
+    return moved + torch.diag_embed(unmoved)
+
+
+def rollout_parts(matrices: Sequence[Tensor], *, row_normalize: bool) -> tuple[Tensor, Tensor]:
+    """C of eq. 14 in two parts: what no attention has moved, and what at least one has.
+
+    Args:
+        matrices: as in :func:`rollout_matrix`.
+        row_normalize: as in :func:`rollout_matrix`.
+
+    Returns:
+        The diagonal of the first, (N, S), all ones unless rows are normalised; and the second,
+        (N, S, S), which is C − I then.  It is computed without that difference.
+
+    Example:
+        >>> half = torch.tensor([[[0.0, 1.0], [0.0, 0.0]]])
+        >>> rollout_parts([half, half], row_normalize=False)[1]
+        tensor([[[0., 2.],
+                 [0., 0.]]])
+    """
+    unmoved = matrices[0].new_ones(matrices[0].shape[:-1])
+    moved = torch.zeros_like(matrices[0])
+    for matrix in matrices:
+        stays = torch.ones_like(unmoved)
+        if row_normalize:
+            stays = 1 / (1 + matrix.sum(-1))
+            matrix = matrix * stays.unsqueeze(-1)
+        moved = stays.unsqueeze(-1) * moved + matrix @ moved + matrix * unmoved.unsqueeze(-2)
+        unmoved = stays * unmoved
+    return unmoved, moved
