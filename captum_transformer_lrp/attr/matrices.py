@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.lineage.passes import blocks
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
@@ -44,43 +43,13 @@ def attention_matrices(recording: Recording, steps: views.Pass) -> list[Tensor]:
             'granularity="input" or "token" without row_normalize'
         )
     together = blocks(recording.tape, steps)
-    _check_same_tokens(recording, together, next(iter(found.values())))
-    return [torch.stack([found[step.index] for step in block]).sum(0) for block in together]
-
-
-@contextmanager
-def _left_out(tape: Tape) -> Iterator[None]:
-    """Mass goes around all attentions in the block."""
-    weighted = [step.weighted for step in tape.attentions]
-    tape.leave_out_attentions()
-    try:
-        yield
-    finally:
-        for step, before in zip(tape.attentions, weighted, strict=True):
-            step.weighted = before
-
-
-def _check_same_tokens(recording: Recording, together: Sequence[views.Pass], like: Tensor) -> None:
-    """Raise unless what skips all attentions is for each token the same token.
-
-    A sequence that another is written into, such as a text with the tokens of an image, has a
-    different one; so have tokens that the model moves between two blocks.
-    """
-    tape, last = recording.tape, together[-1]
-    if len(together) == 1 or not any(one.attentions & last[0].event for one in tape.streams):
-        return
-    row = views.any_positive(like[:, 0])
-    with _left_out(tape):
-        seed = views.spread_over_features(recording, row, last)
-        steps = [step for block in together for step in block]
-        mass = views.at_tokens(recording, views.token_stream(recording, last), seed, steps)
-        found = views.summed_by_token(recording, mass, steps)
-    if found.shape != row.shape or not torch.allclose(found, row, rtol=1e-3):
+    if not views.are_same_tokens(recording, together):
         raise ExplanationError(
-            f"the tokens of {last[0].name} are not those of {together[0][0].name}, though there "
-            "are as many, so there is no one matrix over all tokens: use "
+            f"the tokens of {steps[-1].name} are not those of {steps[0].name}, though there are as "
+            "many, so there is no one matrix over all tokens: use "
             'granularity="input" or "token" without row_normalize'
         )
+    return [torch.stack([found[step.index] for step in block]).sum(0) for block in together]
 
 
 def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
@@ -91,7 +60,7 @@ def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
         return torch.full_like(maps[:, :, :, :1], 1 / maps.shape[1])
     step.is_probed = True
     try:
-        with _left_out(tape):
+        with views.attentions_left_out(tape):
             ones = torch.ones_like(stream.branch)
             tape.backward(Phase.ROLLOUT, stream.branch, ones, [step.attention])
         arrived, step.arrived = step.arrived, None

@@ -165,13 +165,20 @@ def one_sequence(
                 "GenericAttention"
             )
         found.append((step, step.residual))
-    for block in blocks(recording.tape, steps):
+    in_blocks = blocks(recording.tape, steps)
+    for block in in_blocks:
         if len(block) > 1:
             raise ExplanationError(
                 f"{' and '.join(step.name for step in block)} attend beside each other, and this "
                 "method is about blocks of one attention: use TransformerAttribution or "
                 "GenericAttention"
             )
+    if not views.are_same_tokens(recording, in_blocks):
+        raise ExplanationError(
+            f"the tokens of {steps[-1].name} are not those of {steps[0].name}, though there are as "
+            "many, and this method is about one sequence of tokens: use TransformerAttribution or "
+            "GenericAttention"
+        )
     return found
 
 

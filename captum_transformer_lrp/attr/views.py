@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 from captum_transformer_lrp.engine.lineage.passes import beside, only_pass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.walk import moved_mass
@@ -316,3 +317,37 @@ def fused_heads(recording: Recording, values: Tensor, step: AttentionStep, fusio
     if fusion == "mean":
         return maps.mean(1, keepdim=True)
     return maps.amax(1, keepdim=True) if fusion == "max" else maps.amin(1, keepdim=True)
+
+
+@contextmanager
+def attentions_left_out(tape: Tape) -> Iterator[None]:
+    """Mass goes around all attentions in the block."""
+    weighted = [step.weighted for step in tape.attentions]
+    tape.leave_out_attentions()
+    try:
+        yield
+    finally:
+        for step, before in zip(tape.attentions, weighted, strict=True):
+            step.weighted = before
+
+
+def are_same_tokens(recording: Recording, in_blocks: Sequence[Pass]) -> bool:
+    """Whether what skips all attentions of a pass is for each token the same token.
+
+    A sequence that another is written into, such as a text with the tokens of an image, has a
+    different one; so have tokens that the model moves between two blocks.
+    """
+    tape, last = recording.tape, in_blocks[-1]
+    if len(in_blocks) == 1 or not any(one.attentions & last[0].event for one in tape.streams):
+        return True
+    tokens = summed_by_token(recording, token_stream(recording, last).detach(), last)
+    row = any_positive(tokens)
+    with attentions_left_out(tape):
+        seed = spread_over_features(recording, row, last)
+        steps = [step for block in in_blocks for step in block]
+        mass = at_tokens(recording, token_stream(recording, last), seed, steps)
+        found = summed_by_token(recording, mass, steps)
+    if found.shape != row.shape:
+        return False
+    ratio = found / row  # one number for all, such as 2 where two skip connections lead around
+    return bool(ratio.max() > 0) and bool(ratio.max() - ratio.min() <= 1e-3 * ratio.max())

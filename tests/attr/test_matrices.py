@@ -1,4 +1,4 @@
-"""C is a product over one sequence of tokens: where there is none, there is no matrix."""
+"""A product or a mean over blocks needs the same tokens in each: else it is an error."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import AttentionFlow, AttentionRollout, TransformerAttribution
 from captum_transformer_lrp.errors import ExplanationError
+from tests.attr.methods import OF_TOKENS, each_once
 
 TOKENS, WIDTH = 4, 8
 INPUTS = torch.randn(2, TOKENS, WIDTH, generator=torch.Generator().manual_seed(0)).double()
@@ -34,6 +35,16 @@ STAYING: dict[str, Callable[[Tensor], Tensor]] = {
     "scaled": lambda x: 2 * x,
     "normalised": lambda x: nn.functional.layer_norm(x, (WIDTH,)),
 }
+
+
+PERMUTED = ("flip", "roll", "sorted by an index", "cat of halves", "transposed grid")
+
+
+REFUSING = {
+    "flow", "legrad", "attcat", "libra_layers", "norm_rollout", "alti", "bi_attention",
+    "bi_attention_heads",
+}  # fmt: skip
+"""The methods that go by the tokens' numbers in all blocks."""
 
 
 class Blocks(nn.Module):
@@ -91,3 +102,21 @@ def test_the_row_of_the_matrix_is_the_row_over_tokens(between: str) -> None:
     row = method.attribute(INPUTS, 1, granularity="token")
     moved = matrix - torch.eye(TOKENS)
     assert float((moved[:, 0] - row).abs().max()) <= 1e-12 * float(row.abs().max())
+
+
+@pytest.mark.parametrize(("method", "between"), each_once(PERMUTED, OF_TOKENS, times=2))
+def test_tokens_that_move_are_followed_or_refused(between: str, method: str) -> None:
+    """Blocks do to each token the same, so that they may as well be moved first."""
+    move, model = BETWEEN[between], built(Blocks, BETWEEN[between])
+
+    def moved_first(x: Tensor) -> Tensor:
+        answer: Tensor = model.head(model.second(model.first(move(x)))[:, 0])
+        return answer
+
+    if method in REFUSING:
+        with pytest.raises(ExplanationError, match=r"the tokens of second\.self_attn are not"):
+            OF_TOKENS[method](model).attribute(INPUTS, 1)
+        return
+    found = OF_TOKENS[method](model).attribute(INPUTS, 1)
+    expected = OF_TOKENS[method](moved_first).attribute(INPUTS, 1)
+    assert float((found - expected).abs().max()) <= 1e-9 * float(expected.abs().max())
