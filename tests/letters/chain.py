@@ -20,6 +20,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from captum_transformer_lrp import TransformerLRP, explain_continuation
+from captum_transformer_lrp.attr.continuation import Hops
+from captum_transformer_lrp.names import WRITTEN_TEXT_METHOD
+
 NAMES: Final = ("[PAD]", "?", *"abcdefg", *"HIJK", *"1234", *"wxyz")
 PAD, QUESTION, LETTER, CAPITAL, NUMBER, KINDS = 0, 1, 2, 9, 13, 4
 PLACES: Final = 8
@@ -105,6 +109,17 @@ def _answers(model: GPT2LMHeadModel, drawn: Chains) -> tuple[Tensor, Tensor]:
     return model(input_ids=text, use_cache=False).logits[:, PLACES:], drawn.right
 
 
+def found_and_share(model: GPT2LMHeadModel, drawn: Chains, hops: Hops) -> tuple[float, float]:
+    """How often the answer's map is highest, of the prompt's letters, at the first capital; and the
+    share of all relevance there."""
+    method = TransformerLRP(model, preset=WRITTEN_TEXT_METHOD)
+    maps = explain_continuation(method, drawn.ids, drawn.written, hops=hops)[:, -1]
+    places = drawn.places[:, :1]
+    found = (maps[:, :PLACES].argmax(1, keepdim=True) == places).double().mean()
+    share = (maps.gather(1, places).abs() / maps.abs().sum(1, keepdim=True)).mean()
+    return float(found), float(share)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     model = train()
@@ -117,6 +132,10 @@ def main() -> None:
     tokens.save_pretrained(FOLDER)
     model.float()
     print(f"right: {accuracy(model):.1%}; with changed steps: {accuracy(model, changed=0.5):.1%}")
+    drawn = draw(200, torch.Generator().manual_seed(2))
+    for hops in (0, 1, 2, "all"):
+        found, share = found_and_share(model, drawn, hops)
+        print(f"| {hops} | {100 * found:.0f} | {100 * share:.0f} |")
 
 
 if __name__ == "__main__":

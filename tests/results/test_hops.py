@@ -20,7 +20,7 @@ from captum_transformer_lrp import (
 )
 from captum_transformer_lrp.attr.continuation import Hops, through_written
 from captum_transformer_lrp.names import WRITTEN_TEXT_METHOD
-from tests.letters.chain import PLACES, Chains, accuracy, draw
+from tests.letters.chain import accuracy, draw, found_and_share
 from tests.results.test_images_in_prompts import llava, photo
 
 PROMPT, WRITTEN = "f H g I b e g b ?", "H I 1 2 w"
@@ -213,17 +213,6 @@ def test_pixels_go_the_same_way() -> None:
 
 
 # Truth: which letter of the prompt the answer comes from is known.
-
-
-def found_and_share(model: Any, drawn: Chains, hops: Hops) -> tuple[float, float]:
-    """How often the answer's map is highest, of the prompt's letters, at the first capital; and the
-    share of all relevance there."""
-    method = TransformerLRP(model, preset=WRITTEN_TEXT_METHOD)
-    maps = explain_continuation(method, drawn.ids, drawn.written, hops=hops)[:, -1]
-    places = drawn.places[:, :1]
-    found = (maps[:, :PLACES].argmax(1, keepdim=True) == places).double().mean()
-    share = (maps.gather(1, places).abs() / maps.abs().sum(1, keepdim=True)).mean()
-    return float(found), float(share)
 
 
 def test_the_model_takes_each_step_from_the_one_before(chain: tuple[Any, Any]) -> None:
