@@ -80,6 +80,7 @@ tutorials/2_text_classifier
 tutorials/3_inside
 tutorials/4_beyond_classification
 tutorials/5_benchmark_your_model
+tutorials/6_llm_attribution
 docs/results
 docs/generation
 docs/command_line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -11,7 +11,9 @@ from torch import Tensor
 from captum_transformer_lrp.engine.recording import find_logits
 from captum_transformer_lrp.engine.watch.checks import kind_without_values
 from captum_transformer_lrp.engine.watch.writes import unchanged
-from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.errors import ArgumentError, ExplanationError
+
+Hops: TypeAlias = int | Literal["all"]
 
 
 class ExplainsTargets(Protocol):
@@ -32,6 +34,7 @@ def explain_continuation(
     attention_mask: Tensor | None = None,
     continuation_mask: Tensor | None = None,
     additional_forward_args: Mapping[str, Any] | None = None,
+    hops: Hops = 0,
 ) -> Tensor:
     """Explain each token of a continuation by the tokens before it, in one forward pass.
 
@@ -49,6 +52,8 @@ def explain_continuation(
         continuation_mask: (N, T), 0 at the padding of the continuation; None if there is none.
         additional_forward_args: further keyword arguments of the model.  Those of shape (N, S + T),
             such as ``position_ids``, are of the tokens in their order here.
+        hops: how many times relevance on continuation tokens is passed on to what these come from,
+            as ``through_written`` does; "all" leaves none on them.
 
     Returns:
         (N, T, S + T): for each continuation token a map over prompt and continuation; zero at
@@ -78,6 +83,7 @@ def explain_continuation(
             "attribution must be a method made for a model, such as "
             f"TransformerAttribution(model), found {type(attribution).__name__}"
         )
+    check_hops(hops)
     prompt_mask = _mask(attention_mask, input_ids, "input_ids")
     own_mask = _mask(continuation_mask, continuation_ids, "continuation_ids")
     if len(input_ids) != len(continuation_ids):
@@ -115,7 +121,69 @@ def explain_continuation(
     if float((maps * later).abs().max()) > 1e-6 * float(maps.abs().max()):
         raise ExplanationError(_NOT_CAUSAL)
     back = order.unsqueeze(1).expand_as(maps)
-    return torch.zeros_like(maps).scatter(2, back, maps)
+    maps = torch.zeros_like(maps).scatter(2, back, maps)
+    return through_written(maps, maps, input_ids.shape[1], hops) if hops else maps
+
+
+def through_written(maps: Tensor, written: Tensor, start: int, hops: Hops) -> Tensor:
+    """Pass relevance on written tokens on to the tokens that these come from, hop by hop.
+
+    Each written token's row is divided by the sum of its absolute values.  Its columns of the
+    prompt are P, those of written tokens W, which has nothing on and above its diagonal.  A map
+    (p, w) becomes (p + w (I + W + … + W^(k−1)) P, w W^k) after k hops, and W^T is zero.  Signs
+    multiply: what speaks against a token that speaks for the answer, speaks against the answer.  So
+    a hop never adds to the sum of absolute values, and keeps the sum where no row has both signs.
+    Recursive attribution is FlashTrace's (Pan et al. 2026, arXiv 2602.01914), which drops what is
+    negative.
+
+    Args:
+        maps: (…, rows, columns), what is explained.
+        written: (…, T, columns), the maps of the T written tokens, in their order.  A token whose
+            map is zero keeps what it has.
+        start: the column of the first written token.
+        hops: how many times; "all" for until nothing is left to pass on.
+
+    Returns:
+        Maps like ``maps``, summed up in float64.
+
+    Raises:
+        ArgumentError: for what is no number of hops.
+        ExplanationError: if a written token has relevance on itself or on later ones.
+
+    Example:
+        >>> prompt_then_written = torch.tensor([[1.0, 3.0, 0.0, 0.0], [0.0, 1.0, 4.0, 0.0]])
+        >>> through_written(prompt_then_written, prompt_then_written, 2, "all")
+        tensor([[1., 3., 0., 0.],
+                [1., 4., 0., 0.]])
+    """
+    check_hops(hops)
+    count = written.shape[-2]
+    own = slice(start, start + count)
+    shares = written.double()
+    later = shares[..., own].triu()
+    if later.numel() and float(later.abs().max()) > 1e-6 * float(shares.abs().max()):
+        raise ExplanationError(
+            "a written token has relevance on itself or on later tokens, so that there is no hop "
+            "back: give a causal language model, and a method that gives later tokens none"
+        )
+    shares = shares.clone()
+    shares[..., own] -= later
+    total = shares.abs().sum(-1, keepdim=True)
+    shares /= total.masked_fill(total == 0, 1)
+    found = maps.double()
+    for _ in range(count if hops == "all" else min(hops, count)):
+        moved = found[..., own] * (total > 0).transpose(-2, -1)
+        if not moved.any():
+            break
+        found = found + moved @ shares
+        found[..., own] -= moved
+    return found.to(maps.dtype)
+
+
+def check_hops(hops: Hops) -> None:
+    """Raise for anything but a number of hops, or "all"."""
+    if hops != "all" and (type(hops) is not int or hops < 0):
+        raise ArgumentError(f"found hops={hops!r}, expected a number from 0, or 'all'")
 
 
 def _check_causal(

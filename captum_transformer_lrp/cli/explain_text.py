@@ -84,6 +84,13 @@ def explain_text_command(
         str | None,
         typer.Option(help="With --target: why that word, instead of this one."),
     ] = None,
+    hops: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|all",
+            help="How often relevance on written words is passed on to what these come from.",
+        ),
+    ] = None,
     target: Targets = None,
     top_k: TopK = None,
     method: TextMethod = None,
@@ -104,8 +111,8 @@ def explain_text_command(
 ) -> None:
     """Show which words speak for a class, or which words each written word comes from.
 
-    They are coloured in the terminal and on an HTML page. With `--generate`, `--continuation` or
-    `--contrast` the model is a language model that continues the text.
+    They are coloured in the terminal and on an HTML page. With `--generate`, `--continuation`,
+    `--contrast` or `--hops` the model is a language model that continues the text.
 
     With `--file`, one page for each file. A file that cannot be read is named, the others are
     explained, and the exit code is 1.
@@ -128,7 +135,7 @@ def explain_text_command(
             check_text(text)
         if text is not None and has_suffix(Path(text.strip()), TEXT_SUFFIXES):
             warn(f"note: {text} is explained as a text; --file {text} reads a file")
-        writes = (generate, continuation, contrast) != (None, None, None)
+        writes = (generate, continuation, contrast, hops) != (None, None, None, None)
         if writes and (text is None or pair is not None):
             raise UsageError("expected a text without --pair to be continued, and no --file")
         if pair is not None and files:
@@ -150,7 +157,8 @@ def explain_text_command(
                 text, output, model, where, trust_remote_code=trust_remote_code, lang=lang,
                 maps=maps, as_json=as_json, continuation=continuation, targets=target or (),
                 max_new_tokens=generate, instead_of=contrast, granularity=granularity.value,
-                method=method or WRITTEN_TEXT_METHOD, special_tokens=special_tokens,
+                hops=hops or "0", method=method or WRITTEN_TEXT_METHOD,
+                special_tokens=special_tokens,
             )  # fmt: skip
             return
         method = method or DEFAULT_METHOD

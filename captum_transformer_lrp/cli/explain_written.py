@@ -33,6 +33,7 @@ def explain_written(
     maps: MapFormat | None,
     as_json: bool,
     targets: Sequence[str],
+    hops: str,
     **options: Any,
 ) -> None:
     """Explain what a language model writes, and tell it.
@@ -47,6 +48,7 @@ def explain_written(
         maps: the format of a file of numbers beside the page.
         as_json: whether one JSON object is all that is printed.
         targets: at most one.
+        hops: a number, or "all".
         options: further arguments of `explain_generation`.
     """
     if model == BUNDLED_TEXT_MODEL:
@@ -55,6 +57,8 @@ def explain_written(
         raise UsageError(f"found {len(targets)} times --target, expected one for written words")
     if options["instead_of"] is not None and not targets:
         raise UsageError("found --contrast without --target: give the word that it is compared to")
+    if hops != "all" and not hops.isdecimal():
+        raise UsageError(f"found --hops {hops}, expected a number from 0, or all")
 
     from captum_transformer_lrp.models import load_language_model
     from captum_transformer_lrp.results.generation import explain_generation
@@ -63,6 +67,7 @@ def explain_written(
     loaded = fingerprinted(load_language_model(model, trust_remote_code=trust_remote_code))
     loaded.model.to(device)
     target = targets[0] if targets else None
+    options["hops"] = hops if hops == "all" else int(hops)
     if target is not None:  # writing nothing, the target is the next token
         options["max_new_tokens"] = options["max_new_tokens"] or None
     story = explain_generation(loaded, None, text, target=target, **options)

@@ -1,10 +1,10 @@
-"""Two small trained models and a few pictures, to try explanations on without a download.
+"""Three small trained models and a few pictures, to try explanations on without a download.
 
 `scene_classifier` is a plain `timm` Vision Transformer that recognises emoji in cluttered
 scenes, and `scenes` are such scenes with the exact mask of every object: the relevance for a class
 belongs inside its mask. `sentiment_classifier` is a Hugging Face BERT for the sentiment of a
-sentence. README.md in this folder says how they were trained, how good they are and who drew the
-emoji.
+sentence, and `letter_chain` a GPT-2 that thinks before it answers. README.md in this folder says
+how they were trained, how good they are and who drew the emoji.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,9 +23,20 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer
-    from transformers import BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import (
+        BertForSequenceClassification,
+        GPT2LMHeadModel,
+        PreTrainedTokenizerFast,
+    )
 
-__all__ = ["Scene", "preprocess", "scene_classifier", "scenes", "sentiment_classifier"]
+__all__ = [
+    "Scene",
+    "letter_chain",
+    "preprocess",
+    "scene_classifier",
+    "scenes",
+    "sentiment_classifier",
+]
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -136,14 +147,45 @@ def sentiment_classifier() -> tuple[BertForSequenceClassification, PreTrainedTok
         >>> model.config.id2label[model(**encoded).logits.argmax().item()]
         'POSITIVE'
     """
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+    from transformers import BertForSequenceClassification
 
-    folder = _ASSETS / "sentiment_classifier"
+    return _of_transformers("sentiment_classifier", BertForSequenceClassification)
+
+
+def letter_chain() -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
+    """Load the model that thinks before it answers, and its tokenizer.
+
+    A prompt is eight letters, a to g but for two different capitals of H to K, and a question mark.
+    The model copies the capitals in their order, writes the number of each, and answers with the
+    letter of the first number: H is 1 is w, I is 2 is x, and so on.  Each step is taken from the
+    one before it, so where each letter comes from is known.
+
+    Returns:
+        a Hugging Face GPT-2 of two layers in float32 and evaluation mode, and its tokenizer, for
+        which each letter is a word.
+
+    Example:
+        >>> model, tokenizer = letter_chain()
+        >>> prompt = tokenizer("f H g I b e g b ?", return_tensors="pt")
+        >>> tokenizer.decode(model.generate(**prompt, max_new_tokens=5)[0, 9:])
+        'H I 1 2 w'
+    """
+    from transformers import GPT2LMHeadModel
+
+    return _of_transformers("letter_chain", GPT2LMHeadModel)
+
+
+def _of_transformers(name: str, kind: Any) -> tuple[Any, PreTrainedTokenizerFast]:
+    """A model of a class of transformers, and its tokenizer."""
+    from transformers import PreTrainedTokenizerFast
+
+    folder = _ASSETS / name
     # Built and filled by hand: `from_pretrained` shows a progress bar, keeps the file's float16
     # and may look for other files on the network.
     configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    model = BertForSequenceClassification(BertConfig.from_dict({**configuration, "dtype": None}))
-    model.load_state_dict(_load_float32(folder / "model.safetensors"))
+    model = kind(kind.config_class.from_dict({**configuration, "dtype": None}))
+    weights = _load_float32(folder / "model.safetensors")
+    model.load_state_dict({**model.state_dict(), **weights})  # tied weights are saved once
     tokens = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     del tokens["tokenizer_class"]
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **tokens)

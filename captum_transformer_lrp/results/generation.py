@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor, nn
 
+    from captum_transformer_lrp.attr.continuation import Hops
     from captum_transformer_lrp.models import LanguageModel
     from captum_transformer_lrp.results.written import Score, Target, Wanted
     from captum_transformer_lrp.visualization import Section, Word
@@ -137,7 +138,7 @@ class GenerationResult(Result):
             if not -count <= one < count:
                 raise ArgumentError(f"found token {one}, expected 0 to {count - 1}")
         rows = [one % count for one in numbers] or list(range(count))
-        if len(self.ids) - self.start == count:
+        if self._every_token:
             names = [self.spelled.names[self.start + row] for row in rows]
         else:
             names = [self.explained[0].text]
@@ -150,7 +151,7 @@ class GenerationResult(Result):
             ArgumentError: where it was not written, or a single target was explained.
         """
         found, at = [], self.spelled.text.find(text, self._first_letter())
-        while text and at >= 0 and len(self.ids) - self.start == len(self.maps):
+        while text and at >= 0 and self._every_token:
             places = [place for place in self.spelled.between(at, at + len(text))
                       if place >= self.start]  # fmt: skip
             if places:
@@ -162,6 +163,35 @@ class GenerationResult(Result):
                 f"{self.continuation or self.explained[0].text!r}"
             )
         return found
+
+    @property
+    def _every_token(self) -> bool:
+        """Whether the rows are those of the written tokens, and not that of a target."""
+        return list(self.ends) == list(range(self.start, len(self.ids)))
+
+    def hops(self, number: Hops = "all") -> GenerationResult:
+        """The same, with relevance on written words passed on to the words that these come from.
+
+        It leads from an answer through a chain of thought to the prompt (FlashTrace, Pan et al.
+        2026), without running the model again. `attr.continuation.through_written` has the formula.
+
+        Args:
+            number: how many times; "all" for until nothing is left on written words.
+
+        Raises:
+            ArgumentError: where a single target was explained, or relevance was passed on already.
+        """
+        from captum_transformer_lrp.results.written import passed_on
+
+        options = self.about.get("options", {})
+        if not self._every_token or options.get("hops"):
+            raise ArgumentError(
+                "found the map of a target, or one after hops, expected those of all written "
+                "words: give hops= to explain_generation"
+            )
+        maps, pixels = passed_on(self.maps, self.pixels, self.start, len(self.maps), number)
+        about = {**self.about, "options": {**options, "hops": number}}
+        return replace(self, maps=maps, pixels=pixels, about=about)
 
     def topk(self, k: int = 5) -> list[Word]:
         """The words with the most relevance for all that is explained, in descending order."""
@@ -246,6 +276,7 @@ def explain_generation(
     target: Target = None,
     instead_of: str | int | None = None,
     of: Score = "logit",
+    hops: Hops = 0,
     method: str = WRITTEN_TEXT_METHOD,
     granularity: Granularity = "word",
     special_tokens: bool = False,
@@ -276,6 +307,7 @@ def explain_generation(
         instead_of: a text or token id that the target is compared with, at the first token in
             which they differ.
         of: "logit" or "log_probability"; of a difference they are the same.
+        hops: how many times relevance on written words is passed on, as `GenerationResult.hops`.
         method: a name that `compare` knows.
         granularity: "piece" (of the tokenizer), "word" or "sentence".
         special_tokens: whether special tokens are shown, too.
@@ -301,14 +333,14 @@ def explain_generation(
         >>> story.matrix.shape, len(story.spans("dull")[0].topk(2))
         ((3, 5), 2)
     """
+    from captum_transformer_lrp.attr.continuation import check_hops
     from captum_transformer_lrp.results import written as scores
     from captum_transformer_lrp.results.reading import continuation_ids, generated, prompt_ids
     from captum_transformer_lrp.results.seen import image_token_ids
 
     loaded = as_language_model(model, tokenizer)
-    scores.check_method(method)
-    if of not in ("logit", "log_probability"):
-        raise ArgumentError(f"found of={of!r}, expected 'logit' or 'log_probability'")
+    scores.check_method(method, of)
+    check_hops(hops)
     if instead_of is not None and target is None:
         raise ArgumentError("found instead_of= without target=: give what it is compared with")
     processor = tokenizer or getattr(model, "processor", None)
@@ -330,25 +362,24 @@ def explain_generation(
         one = scores.by_name(reader, loaded.tokenizer, ids, spelled, start, target, instead_of)
         wanted, ids = [one], list(one.ids)
         spelled, start = spell(loaded.tokenizer, ids, hidden), min(start, len(ids))
+    # What a target comes from is passed on by the tokens that were written before it.
+    between = scores.every_token(spelled, ids, start) if hops and target is not None else []
     special_tokens = special_tokens or (start < len(ids) and all(spelled.special[start:]))
     words = [
         *spelled.words(0, start, granularity, special_tokens),
         *spelled.words(start, len(ids), granularity, special_tokens),
     ]
     chances = scores.probabilities(reader, wanted).tolist()
-    maps, of_pixels = scores.explained(reader, wanted, method, of)
+    maps, of_pixels = scores.explained(reader, [*wanted, *between], method, of)
     about = provenance(loaded, method, of=of, granularity=granularity)
     about["options"]["targets"] = "every written token" if target is None else wanted[0].text
     rows = _rows(wanted, words, start, every=target is None)
-    ends = [one.end for one in wanted]
-    pictures: list[npt.NDArray[np.float32]] = []
-    pixels: list[npt.NDArray[np.float32]] = []
-    if seen is not None and of_pixels is not None:
-        pictures = [one.numpy() for one in seen.visible()]
-        of_rows = [[one.sum(0) for one in seen.pictures(row)] for row in of_pixels]
-        pixels = [np.stack([one.numpy() for one in rows]) for rows in zip(*of_rows, strict=True)]
+    pictures, pixels = seen.shown(of_pixels) if seen and of_pixels is not None else ([], [])
+    if hops:
+        about["options"]["hops"] = hops
+        maps, pixels = scores.passed_on(maps, pixels, start, len(wanted), hops)
     return GenerationResult(
-        spelled, ids, start, words, rows, maps, ends, chances, about,
+        spelled, ids, start, words, rows, maps, [one.end for one in wanted], chances, about,
         pictures=pictures, pixels=pixels,
     )  # fmt: skip
 

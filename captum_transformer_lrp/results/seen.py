@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.errors import ArgumentError
+
+Picture: TypeAlias = npt.NDArray[np.float32]
 
 _PIXELS, _GRID = "pixel_values", "image_grid_thw"
 
@@ -66,6 +70,13 @@ class Seen:
         return [
             ((one.float().cpu() / frames).movedim(0, -1) * std + mean).clamp(0, 1)
             for one in self.pictures(self.pixels)
+        ]
+
+    def shown(self, values: Tensor) -> tuple[list[Picture], list[Picture]]:
+        """What the model sees, and for each picture (rows, H, W) of values (rows, *pixels)."""
+        rows = [[one.sum(0).numpy() for one in self.pictures(row)] for row in values]
+        return [one.numpy() for one in self.visible()], [
+            np.stack(one) for one in zip(*rows, strict=True)
         ]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr.base import RecordedAttribution
 from captum_transformer_lrp.attr.comparison import METHODS, compare
+from captum_transformer_lrp.attr.continuation import Hops, through_written
 from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.results.given_models import only_read
 from captum_transformer_lrp.results.seen import Seen
@@ -127,10 +128,12 @@ class Reader:
             )
 
 
-def check_method(name: str) -> None:
-    """Raise for a method that `compare` does not know by name."""
+def check_method(name: str, of: Score) -> None:
+    """Raise for a method that `compare` does not know by name, and for an unknown score."""
     if not isinstance(name, str) or name not in METHODS:
         raise ArgumentError(f"found method {name!r}, expected one of {', '.join(METHODS)}")
+    if of not in ("logit", "log_probability"):
+        raise ArgumentError(f"found of={of!r}, expected 'logit' or 'log_probability'")
 
 
 def explained(
@@ -172,6 +175,33 @@ def explained(
         of_pixels = torch.stack([one[0] for _, one in pairs]).float().cpu()
         pixels = torch.tensordot(signs, of_pixels, dims=1)
     return (signs @ torch.stack(maps).float().cpu()).numpy(), pixels
+
+
+Maps: TypeAlias = npt.NDArray[np.float32]
+
+
+def passed_on(
+    maps: Maps, pixels: Sequence[Maps], start: int, shown: int, hops: Hops
+) -> tuple[Maps, list[Maps]]:
+    """What is shown after some hops through written tokens, of tokens and of pixels alike.
+
+    Args:
+        maps: (rows, tokens); the first rows are shown, the last are those of the written tokens.
+        pixels: for each picture (rows, H, W).
+        start: where what was written begins.
+        shown: how many rows are shown.
+        hops: how often relevance on written tokens is passed on.
+    """
+    count = maps.shape[1] - start
+    flat = torch.from_numpy(
+        np.concatenate([maps, *(one.reshape(len(one), -1) for one in pixels)], 1)
+    )
+    found = through_written(flat[:shown], flat[len(flat) - count :], start, hops).numpy()
+    ends = np.cumsum([maps.shape[1], *(one[0].size for one in pixels)])
+    tokens, *several = np.split(found, ends[:-1], 1)
+    return tokens, [
+        values.reshape(shown, *one.shape[1:]) for values, one in zip(several, pixels, strict=True)
+    ]
 
 
 def probabilities(reader: Reader, wanted: Sequence[Wanted]) -> npt.NDArray[Any]:

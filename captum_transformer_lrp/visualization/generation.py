@@ -54,7 +54,11 @@ def section_of(story: Any, title: str = "") -> Section:
     count, shown = len(story.explained), min(len(story.explained), _MOST_ROWS)
     more = f" The first {shown} of {count} words." if count > shown else ""
     alt = f"A matrix of {shown} written words × the words before them; bright is relevant."
-    text = f"Each row is a written word, each column a word before it.{more}"
+    hops = story.about.get("options", {}).get("hops")
+    passed = f" Relevance on written words was passed on to their sources; hops: {hops}."
+    text = (
+        f"Each row is a written word, each column a word before it.{passed if hops else ''}{more}"
+    )
     shown_pictures = [Picture("", figure_of(story), alt), *_photos(story)]
     return Section(heading, text, shown_pictures, tables=[table_of(story)])
 

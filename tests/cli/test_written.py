@@ -65,9 +65,24 @@ def test_a_contrast_is_of_the_next_word(explain: Callable[..., Result]) -> None:
     assert json.loads(again.stdout)["written"][0]["text"] == "H"
 
 
+@pytest.mark.parametrize("hops", ["0", "1", "all"])
+def test_hops_are_those_of_the_call(
+    explain: Callable[..., Result], folder: Path, hops: str
+) -> None:
+    printed = json.loads(explain("--continuation", "H I", "--hops", hops, "--json").stdout)
+    expected = explain_generation(
+        str(folder), None, PROMPT, continuation="H I", hops="all" if hops == "all" else int(hops)
+    )
+    for one, row in zip(printed["written"], expected.matrix, strict=True):
+        assert one["relevance"] == pytest.approx(row.tolist(), rel=1e-3, abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (("--hops", "two"), "found --hops two, expected a number from 0, or all"),
+        (("--hops", "-1"), "found --hops -1, expected a number from 0, or all"),
+        (("--hops", "1.5"), "found --hops 1.5, expected a number from 0, or all"),
         (("--contrast", "I"), "--contrast without --target"),
         (("--generate", "2", "--pair", "a b"), "without --pair"),
         (("--generate", "2", "--target", "H", "--target", "I"), "2 times --target"),

@@ -33,11 +33,12 @@ def size_of(folder: Path, pattern: str) -> int:
 def test_files_are_small():
     assert (ASSETS / "scene_classifier.safetensors").stat().st_size < 3 * MEGABYTE
     assert size_of(ASSETS / "sentiment_classifier", "*") < 4 * MEGABYTE
+    assert size_of(ASSETS / "letter_chain", "*") < 0.2 * MEGABYTE
     assert size_of(ASSETS / "scenes", "*.png") < 0.4 * MEGABYTE
 
 
 def test_models_are_in_float32_and_in_evaluation_mode(scene_model, sentiment):
-    for model in (scene_model, sentiment[0]):
+    for model in (scene_model, sentiment[0], examples.letter_chain()[0]):
         assert not model.training
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 

@@ -36,10 +36,10 @@ def rows(methods: Sequence[str], count: int) -> list[str]:
         cells = []
         for model in models.values():
             try:
-                cells += [f"{100 * one:.0f}" for one in found(model, prompts, method)]
+                cells.append(f"{50 * sum(found(model, prompts, method)):.0f}")
             except Exception as error:  # a method may refuse a model, which the table says
                 print(f"{method}: {error}", flush=True)
-                cells += ["–", "–"]
+                cells.append("–")
         lines.append(f"| `{method}` | {' | '.join(cells)} |")
         print(lines[-1], flush=True)
     return lines

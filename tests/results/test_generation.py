@@ -187,6 +187,13 @@ def test_targets_by_name_id_and_position_are_the_same(gpt2: Any) -> None:
         np.testing.assert_allclose(one[:, :10], maps[0][:, :10], rtol=1e-4, atol=1e-6)
 
 
+def test_a_target_is_called_what_it_is_and_not_what_stands_before_it(gpt2: Any) -> None:
+    found = explain_generation(gpt2, tokenizer(), PROMPT, target="H I")
+    assert found.tokens(0).text == "H I"
+    with pytest.raises(ArgumentError, match="found no 'H' among"):
+        found.spans("H")
+
+
 def test_a_bfloat16_copy_has_the_same_map(model: Any) -> None:
     """Its weights are rounded to three digits, and nothing is computed in bfloat16 beyond them."""
     copied = deepcopy(model).bfloat16()

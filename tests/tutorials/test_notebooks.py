@@ -25,8 +25,8 @@ def outputs(notebook: Any) -> list[Any]:
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-def test_there_are_five() -> None:
-    assert [file.name[0] for file in NOTEBOOKS] == ["1", "2", "3", "4", "5"]
+def test_there_are_six() -> None:
+    assert [file.name[0] for file in NOTEBOOKS] == ["1", "2", "3", "4", "5", "6"]
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
