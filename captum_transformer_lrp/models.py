@@ -94,12 +94,14 @@ class LanguageModel:
         model: in evaluation mode; token ids (N, S) to logits (N, S, vocabulary).
         tokenizer: of transformers.
         about: what results say of where its weights come from.
+        processor: of a model that sees images; it makes pixels of them.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
     about: Mapping[str, Any] = field(default_factory=dict)
+    processor: Any = None
 
 
 def load_image_model(
@@ -197,18 +199,22 @@ def load_text_model(name: str, *, trust_remote_code: bool = False) -> TextModel:
         return TextModel(name, model.eval(), tokenizer, labels(model.config))
 
 
-def load_language_model(name: str, *, trust_remote_code: bool = False) -> LanguageModel:
+def load_language_model(
+    name: str, *, sees: bool = False, trust_remote_code: bool = False
+) -> LanguageModel:
     """Load a causal language model by a Hugging Face hub name or a folder.
 
     Half-precision weights are used in float32, in which relevance is computed.
 
     Args:
         name: `gpt2`, `Qwen/Qwen2.5-0.5B-Instruct`, `path/to/folder`, …
+        sees: whether it reads images, too, such as `llava-hf/llava-1.5-7b-hf`; its processor is
+            then loaded.
         trust_remote_code: whether Python code that comes with the model (`auto_map`) is run.
 
     Raises:
         ModelLoadError: where nothing is found by that name, the weights do not fit, or there is no
-            tokenizer that can be read.
+            tokenizer or processor that can be read.
 
     Example:
         >>> load_language_model("no/such folder")
@@ -216,14 +222,16 @@ def load_language_model(name: str, *, trust_remote_code: bool = False) -> Langua
         ...
         captum_transformer_lrp.models.ModelLoadError: cannot load the language model 'no/such ...
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     if Path(name).is_dir():
         _folder_config(Path(name))
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     with _loading("language", name):
-        model = _load_hugging_face(AutoModelForCausalLM, name, None, trust_remote_code)
+        model = _load_hugging_face(auto, name, None, trust_remote_code)
         tokenizer = _load_tokenizer(name, model, trust_remote_code)
-        return LanguageModel(name, model.eval(), tokenizer)
+        processor = _load_processor(name, trust_remote_code) if sees else None
+        return LanguageModel(name, model.eval(), tokenizer, processor=processor)
 
 
 @contextmanager
@@ -545,6 +553,22 @@ def _load_tokenizer(name: str, model: Any, trust_remote_code: bool) -> Any:
             f"{embeddings}: {advice}"
         )
     return tokenizer
+
+
+def _load_processor(name: str, trust_remote_code: bool) -> Any:
+    """What makes token ids and pixels of a prompt with images."""
+    from transformers import AutoProcessor
+
+    advice = "save one beside the model, with processor.save_pretrained"
+    try:
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        raise ModelLoadError(
+            f"cannot read the processor of {name!r} ({_first_line(error)}): {advice}"
+        ) from error
+    if getattr(processor, "image_processor", None) is None:
+        raise ModelLoadError(f"found no image processor in {name!r}: {advice}")
+    return processor
 
 
 def _folder_state(folder: Path) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors, warn
-from captum_transformer_lrp.cli.explain_written import explain_written
 from captum_transformer_lrp.cli.files import (
     TEXT_SUFFIXES,
     gather,
@@ -44,7 +43,16 @@ from captum_transformer_lrp.cli.outputs import (
 from captum_transformer_lrp.cli.predictions import as_json as to_json
 from captum_transformer_lrp.cli.predictions import print_predictions
 from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
-from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_METHOD, WRITTEN_TEXT_METHOD
+from captum_transformer_lrp.cli.writing import (
+    Continuation,
+    Contrast,
+    Generate,
+    Hops,
+    Seen,
+    Writing,
+    tell,
+)
+from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_METHOD
 from captum_transformer_lrp.printing import check_text, printable
 from captum_transformer_lrp.result import PAGE_SUFFIXES
 
@@ -68,29 +76,11 @@ def explain_text_command(
         str | None,
         typer.Option("--pair", help="The second text, for models that take two."),
     ] = None,
-    generate: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            metavar="TOKENS",
-            help="Let a language model write so many tokens, and show what each word comes from.",
-        ),
-    ] = None,
-    continuation: Annotated[
-        str | None,
-        typer.Option(help="What was written, where the model is not to write itself."),
-    ] = None,
-    contrast: Annotated[
-        str | None,
-        typer.Option(help="With --target: why that word, instead of this one."),
-    ] = None,
-    hops: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NUMBER|all",
-            help="How often relevance on written words is passed on to what these come from.",
-        ),
-    ] = None,
+    generate: Generate = None,
+    continuation: Continuation = None,
+    contrast: Contrast = None,
+    hops: Hops = None,
+    images: Seen = None,
     target: Targets = None,
     top_k: TopK = None,
     method: TextMethod = None,
@@ -135,8 +125,12 @@ def explain_text_command(
             check_text(text)
         if text is not None and has_suffix(Path(text.strip()), TEXT_SUFFIXES):
             warn(f"note: {text} is explained as a text; --file {text} reads a file")
-        writes = (generate, continuation, contrast, hops) != (None, None, None, None)
-        if writes and (text is None or pair is not None):
+        unit: dict[str, Any] = {"granularity": granularity.value, "special_tokens": special_tokens}
+        writing = Writing(
+            generate, continuation, contrast, hops, images or (), target or (),
+            [method] if method else (), unit,
+        )  # fmt: skip
+        if writing.is_asked and (text is None or pair is not None):
             raise UsageError("expected a text without --pair to be continued, and no --file")
         if pair is not None and files:
             raise UsageError("expected a text with --pair, found --file")
@@ -150,16 +144,14 @@ def explain_text_command(
             output = output or Path("explanation.html")
             check_output(output, PAGE_SUFFIXES)
             pages = [output]
-        check_no_input([*pages, *(one for page in pages for one in maps_beside(page, maps))], paths)
+        written = [*pages, *(one for page in pages for one in maps_beside(page, maps))]
+        check_no_input(written, [*paths, *(images or ())])
         where = to_device(device)
-        if writes and text is not None:
-            explain_written(
-                text, output, model, where, trust_remote_code=trust_remote_code, lang=lang,
-                maps=maps, as_json=as_json, continuation=continuation, targets=target or (),
-                max_new_tokens=generate, instead_of=contrast, granularity=granularity.value,
-                hops=hops or "0", method=method or WRITTEN_TEXT_METHOD,
-                special_tokens=special_tokens,
-            )  # fmt: skip
+        if writing.is_asked and text is not None:
+            writing.check(model)
+            language_model = writing.load(model, where, trust_remote_code=trust_remote_code)
+            story = writing.explained(language_model, text)
+            tell(story, output, lang=lang, maps=maps, as_json=as_json)
             return
         method = method or DEFAULT_METHOD
 
@@ -173,9 +165,10 @@ def explain_text_command(
         def explained(
             text: str, page: Path, source: Path | None = None
         ) -> tuple[TextResult, dict[str, Any]]:
-            found = explain_text(loaded, None, text, text_pair=pair, target=target, method=method,
-                                 special_tokens=special_tokens, granularity=granularity.value,
-                                 **how_many(top_k, 1))  # fmt: skip
+            found = explain_text(
+                loaded, None, text, text_pair=pair, target=target, method=method, **unit,
+                **how_many(top_k, 1),
+            )  # fmt: skip
             found = replace(found, subject=str(source or found.subject), source=source)
             for output in [page, *maps_beside(page, maps)]:
                 found.save(output, lang=lang)

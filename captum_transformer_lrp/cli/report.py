@@ -42,13 +42,21 @@ from captum_transformer_lrp.cli.options import (
 )
 from captum_transformer_lrp.cli.outputs import check_output
 from captum_transformer_lrp.cli.provenance import fingerprinted
+from captum_transformer_lrp.cli.writing import (
+    Continuation,
+    Contrast,
+    Generate,
+    Hops,
+    Seen,
+    Writing,
+)
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
 from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
 from captum_transformer_lrp.result import PAGE_SUFFIXES, as_footer, write_whole
 from captum_transformer_lrp.results.classes import method_names, provenance
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.models import ImageModel, TextModel
+    from captum_transformer_lrp.models import ImageModel, LanguageModel, TextModel
     from captum_transformer_lrp.visualization import Section
 
 _LONGEST_TITLE = 60
@@ -85,6 +93,11 @@ def report(
         ),
     ] = BUNDLED_TEXT_MODEL,
     checkpoint: Checkpoint = None,
+    generate: Generate = None,
+    continuation: Continuation = None,
+    contrast: Contrast = None,
+    hops: Hops = None,
+    images: Seen = None,
     target: Targets = None,
     top_k: TopK = None,
     method: MethodOptions = None,
@@ -101,7 +114,8 @@ def report(
     """Write one HTML page of images and texts, explained for several classes by several methods.
 
     The page needs no other file and can be sent by mail. What cannot be read is named there and
-    on stderr, the rest is explained, and the exit code is 1.
+    on stderr, the rest is explained, and the exit code is 1. With `--generate`, `--continuation`,
+    `--contrast`, `--hops` or `--image` the text model is a language model that continues each text.
 
     **Examples**
 
@@ -109,13 +123,22 @@ def report(
 
     - `captum-transformer-lrp report photo.jpg review.txt --text "not bad" --top-k 3
       --method transformer_attribution --method integrated_gradients --output page.html`
+
+    - `captum-transformer-lrp report --text "The capital of France is" --text-model NAME
+      --generate 8`
     """
     with clear_errors():
         files = gather(inputs or (), (*IMAGE_SUFFIXES, *TEXT_SUFFIXES), "image or text")
         texts = list(text or ())
         if not files and not texts:
             raise UsageError("found nothing to explain: give files, folders or --text")
-        check_output(output, PAGE_SUFFIXES, [*files, checkpoint])
+        check_output(output, PAGE_SUFFIXES, [*files, *(images or ()), checkpoint])
+        writing = Writing(
+            generate, continuation, contrast, hops, images or (), target or (), method or (),
+            {"special_tokens": special_tokens},
+        )  # fmt: skip
+        if writing.is_asked:
+            writing.check(text_model)
         methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
         asked: dict[str, Any] = {"method": methods, "target": target, **how_many(top_k, 2)}
         of_words: dict[str, Any] = {"special_tokens": special_tokens}
@@ -128,7 +151,7 @@ def report(
 
         from captum_transformer_lrp.models import load_image_model, load_text_model
 
-        of_images = of_texts = None
+        of_images = of_texts = writer = None
         footers = []
         if any(isinstance(one, Photo) for one in everything):
             of_images = fingerprinted(
@@ -140,11 +163,15 @@ def report(
             of_images.model.to(where)
             footers.append(provenance(of_images, **asked))
         if not all(isinstance(one, Photo) for one in everything):
-            of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
-            of_texts = fingerprinted(of_texts)
-            of_texts.model.to(where)
-            footers.append(provenance(of_texts, **asked, **of_words))
-        explainers = _Explainers(asked, of_words, of_images, of_texts, max_pixels)
+            if writing.is_asked:
+                writer = writing.load(text_model, where, trust_remote_code=trust_remote_code)
+                footers.append(provenance(writer, writing.method))
+            else:
+                of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
+                of_texts = fingerprinted(of_texts)
+                of_texts.model.to(where)
+                footers.append(provenance(of_texts, **asked, **of_words))
+        explainers = _Explainers(asked, of_words, of_images, of_texts, max_pixels, writing, writer)
         sections, failed = each_of(everything, explainers.section, "explaining")
         if failed:
             sections.append(_failures(failed))
@@ -179,6 +206,8 @@ class _Explainers:
         of_images: the image model, if there are images.
         of_texts: the text model, if there are texts.
         max_pixels: the most pixels of an image.
+        writing: what is asked of a language model.
+        writer: that model, if texts are continued.
     """
 
     asked: Mapping[str, Any]
@@ -186,6 +215,8 @@ class _Explainers:
     of_images: ImageModel | None
     of_texts: TextModel | None
     max_pixels: int
+    writing: Writing
+    writer: LanguageModel | None
 
     def section(self, one: Photo | Path | str) -> Section:
         """Of an image, a text file or a text."""
@@ -196,9 +227,11 @@ class _Explainers:
             assert self.of_images is not None
             photo = read_photo(one.path, frame=one.frame, max_pixels=self.max_pixels)
             return explain_image(self.of_images, photo, **self.asked).section(one.name)
-        assert self.of_texts is not None
         text = read_text(one) if isinstance(one, Path) else one
         title = one.name if isinstance(one, Path) else _shortened(one)
+        if self.writer is not None:
+            return self.writing.explained(self.writer, text).section(title)
+        assert self.of_texts is not None
         return explain_text(self.of_texts, None, text, **self.asked, **self.of_words).section(title)
 
 

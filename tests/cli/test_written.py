@@ -8,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import LlavaProcessor
 from typer.testing import CliRunner, Result
 
 from captum_transformer_lrp import explain_generation
 from captum_transformer_lrp.cli import app
 from tests.letters.data import MODELS, tokenizer, trained
+from tests.results.test_images_in_prompts import llava, photo
 
 PROMPT = "f H g I b e g b ?"
 
@@ -105,3 +107,56 @@ def test_pairs_and_granularities_of_classifiers(tmp_path: Path) -> None:
     (one,) = json.loads(CliRunner().invoke(app, command).stdout)["explained"]
     words = [text for text, _ in one["words"]]
     assert words == ["A gorgeous film.", "But dull.", "Very dull."]
+
+
+@pytest.fixture(scope="module")
+def seeing_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that sees, as `save_pretrained` writes it."""
+    model, ours = llava()
+    ours.tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    processor = LlavaProcessor(
+        ours.image_processor, ours.tokenizer, patch_size=8, image_token="<image>",
+        vision_feature_select_strategy="default", num_additional_image_tokens=1,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("llava")
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_a_model_that_sees_is_shown_a_picture(seeing_folder: Path, tmp_path: Path) -> None:
+    picture, page = tmp_path / "photo.png", tmp_path / "out.html"
+    photo().save(picture)
+    command = ["explain", "text", "what is on the table", "--model", str(seeing_folder)]
+    command += ["--image", str(picture), "--continuation", "a cat", "--output", str(page)]
+    result = CliRunner().invoke(app, [*command, "--maps", "npz"])
+    assert result.exit_code == 0, result.output
+    assert page.read_text(encoding="utf-8").count("data-photo") > 0
+    with np.load(tmp_path / "out.npz") as archive:
+        assert archive["pixels/0"].shape == (2, *photo().size)
+    result = CliRunner().invoke(app, [*command[:-1], str(picture)])
+    assert result.exit_code == 2
+    assert "photo.png" in result.output
+
+
+@pytest.mark.parametrize("name", ["nowhere.png", "text.png"])
+def test_a_picture_that_cannot_be_read_is_named_at_once(name: str, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    command = ["explain", "text", "what", "--model", "no/such", "--image", str(tmp_path / name)]
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code != 0
+    assert name in result.output
+    assert "no/such" not in result.output
+
+
+def test_a_report_continues_its_texts(folder: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    command = ["report", "--text", PROMPT, "--text", "a B c D ?", "--text-model", str(folder)]
+    result = CliRunner().invoke(app, [*command, "--generate", "2", "--output", str(page)])
+    assert result.exit_code == 0, result.output
+    written = page.read_text(encoding="utf-8")
+    assert written.count("Each row is a written word") == 2
+    assert "attnlrp" in written
+    result = CliRunner().invoke(app, [*command, "--contrast", "H", "--output", str(page)])
+    assert result.exit_code == 2
+    assert "--contrast without --target" in result.output
