@@ -102,6 +102,13 @@ MIXED: dict[str, Step] = {
     "attention between examples": lambda net, x, y: x + y + net.attend(
         x.transpose(0, 1), net.other
     ).transpose(0, 1),
+    "attention between answers": lambda net, x, y: x + net.attend(
+        (x + y).mean(1), net.other
+    )[:, None],
+    "attention between features": lambda net, x, y: x + y + (
+        (x[..., 0] @ y[..., 0].T).softmax(-1) @ y[..., 1]
+    )[..., None],
+    "each with each, of others": lambda net, x, y: x + y * (x[:, 0] @ y[:, 0].T)[:, :1, None],
     "einsum of examples": lambda net, x, y: x + torch.einsum("bsd,csd->bcd", x, y).sum(
         1, keepdim=True
     ),
@@ -136,6 +143,41 @@ def test_what_mixes_examples_is_refused(method: type[AttentionRollout], step: st
     assert method(Net(lambda net, x, y: x + y).double().eval()).attribute(inputs(), 1).any()
 
 
+MIXED_GATES: dict[str, Step] = {
+    "each with each, normalised": lambda net, x, y: x + y * torch.linalg.vector_norm(
+        x[:, 0] @ y[:, 0].T, dim=1
+    )[:, None, None],
+    "each with each, summed": lambda net, x, y: x + y * (
+        x[:, 0] @ y[:, 0].T
+    ).mean(1)[:, None, None],
+    "each with each, multiplied": lambda net, x, y: x + y * (
+        x[:, 0] @ y[:, 0].T @ net.mix.weight
+    )[:, :1, None],
+}  # fmt: skip
+"""Relevance goes to these, mass goes to what they are multiplied with."""
+
+
+@pytest.mark.parametrize("step", MIXED_GATES)
+def test_gates_that_mix_examples_are_refused(step: str) -> None:
+    model = Net(MIXED_GATES[step]).double().eval()
+    with pytest.raises(ExplanationError, match="one example at a"):
+        TransformerAttribution(model).attribute(inputs(), 1)
+
+
+def test_a_loss_over_the_batch_is_nobodys_business() -> None:
+    def step(net: Net, x: Tensor, y: Tensor) -> Tensor:
+        logits = x[:, 0] @ y[:, 0].T
+        F.cross_entropy(logits, ROWS[0][:, 0])
+        return x + y * logits.diagonal()[:, None, None]
+
+    plain = APART["each with itself, of each with each"]
+    found, expected = (
+        TransformerAttribution(Net(one).double().eval()).attribute(inputs(), 1)
+        for one in (step, plain)
+    )
+    assert torch.equal(found, expected)
+
+
 APART: dict[str, Step] = {
     "there and back": lambda net, x, y: x + y.roll(1, 0).mul(2).roll(-1, 0),
     "rolled alike": lambda net, x, y: (x.roll(1, 0) + y.roll(1, 0)).roll(-1, 0),
@@ -164,6 +206,15 @@ APART: dict[str, Step] = {
     "group norm": lambda net, x, y: x + F.group_norm(y, 1),
     "instance norm": lambda net, x, y: x + F.instance_norm(y),
     "pooling of tokens": lambda net, x, y: x + F.avg_pool1d(y.mT, 3, 1, 1).mT,
+    "each with itself, of each with each": lambda net, x, y: x + y * (
+        x[:, 0] @ y[:, 0].T
+    ).diagonal()[:, None, None],
+    "each with itself, by index": lambda net, x, y: x + y * (
+        2 * x[:, 0] @ y[:, 0].T
+    )[ROWS[0][:, 0], ROWS[0][:, 0], None, None],
+    "each with itself, transposed": lambda net, x, y: x + y * (
+        x[:, 0] @ y[:, 0].T
+    ).T.tanh().diagonal()[:, None, None],
     "softmax less the largest of all": lambda net, x, y: x + _softmax(x @ y.mT) @ y,
 }  # fmt: skip
 
@@ -174,6 +225,7 @@ WRITTEN_FOR_A_BATCH = {
     "put in place",
     "tokens put twice",
     "folded",
+    "each with itself, by index",
 }
 
 

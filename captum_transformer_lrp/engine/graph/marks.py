@@ -47,6 +47,8 @@ class Mark:
             the channels after a convolution, the last after a linear layer; None once they have
             been moved.
         unit: the call of a module with a rule of its own that it was made in, if any.
+        columns: of a product of each answer with each, whose rows lie as `examples` says, how the
+            examples of the other factor lie; None for anything else.
     """
 
     examples: Examples
@@ -68,6 +70,7 @@ class Mark:
     activated: bool = False
     features: int | None = None
     unit: Unit | None = None
+    columns: Examples | None = None
 
     def but(self, **changes: Any) -> Mark:
         """A copy with some facts changed."""
@@ -104,6 +107,7 @@ def merged(marks: list[Mark], examples: Examples) -> Mark:
         base=first.base if same else object(),
         statistic=same and any(mark.statistic for mark in marks),
         arrangement=first.arrangement if aligned else object(),
+        columns=next((mark.columns for mark in marks if mark.columns is not None), None),
     )
 
 

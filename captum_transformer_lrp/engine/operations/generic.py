@@ -17,8 +17,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.marks import merged
 from captum_transformer_lrp.engine.operations.contractions import LostAttentionError
-from captum_transformer_lrp.engine.watch.apart import MixedExamplesError
-from captum_transformer_lrp.engine.watch.context import Context
+from captum_transformer_lrp.engine.watch.context import Context, MixedExamplesError
 from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
@@ -76,17 +75,14 @@ def generic(
         if flow is refused and result.shape[:1] == (watch.examples.count,):
             examples = watch.examples  # so that it is the refusal that is told
         mark = merged(marks, examples)
+        kernel = AutogradKernel(lambda *values: again(number, *values))
+        mark = mark.but(
+            events=mark.events | event, source=None, base=object(), channels=0, features=None,
+            columns=None if flow is refused else mark.columns,
+        )  # fmt: skip
+        name = watch.names.caller()
         return watch.record(
-            function,
-            AutogradKernel(lambda *values: again(number, *values)),
-            active,
-            result,
-            rule=rule,
-            flow=flow,
-            mark=mark.but(
-                events=mark.events | event, source=None, base=object(), channels=0, features=None
-            ),
-            name=watch.names.caller(),
+            function, kernel, active, result, rule=rule, flow=flow, mark=mark, name=name
         )
 
     return replace_tensors(output, recorded)

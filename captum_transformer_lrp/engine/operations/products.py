@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,9 +15,14 @@ from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.operations.contractions import Axes, refuse_weighed, shares_of
 from captum_transformer_lrp.engine.operations.linear import only_averages, weighted
-from captum_transformer_lrp.engine.watch.apart import agreed, of_one_example
+from captum_transformer_lrp.engine.operations.product_examples import (
+    einsum_examples,
+    matmul_examples,
+    product_examples,
+)
+from captum_transformer_lrp.engine.watch.apart import agreed
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
-from captum_transformer_lrp.rules.examples import Examples, broadcast_examples, unknown_examples
+from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
 from captum_transformer_lrp.rules.kernels import AutogradKernel, Kernel, MatmulKernel, ProductKernel
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -85,7 +89,7 @@ def _einsum(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
         return torch.einsum(equation, first, second)
 
     found = [
-        _einsum_examples(mark.examples, equation, 0 if operand is u else 1, operand)
+        einsum_examples(mark.examples, equation, 0 if operand is u else 1, operand)
         for operand in active
         if (mark := watch.mark(operand))
     ]
@@ -114,21 +118,6 @@ def _einsum_that_scales(watch: Context, equation: str, u: Tensor, v: Tensor) -> 
     sizes = [size if one in of_constant else 1 for one, size in zip(of_x, x.shape, strict=True)]
     with watch:
         return (x * ordered.reshape(sizes)).permute([of_x.index(one) for one in right])
-
-
-def _einsum_examples(examples: Examples, equation: str, place: int, operand: Tensor) -> Examples:
-    """The examples of an einsum's result, as one operand has them; unknown if it sums over them."""
-    left, _, right = equation.replace(" ", "").partition("->")
-    own = left.split(",")[place]
-    if examples.count == 1 or examples.axis is None:
-        return examples
-    if "." not in equation and own[examples.axis] in right:
-        return replace(examples, axis=right.index(own[examples.axis]))
-    if own.startswith("...") and right.startswith("..."):
-        extra = operand.dim() - len(own.replace(".", ""))
-        if examples.axis < extra:
-            return examples
-    return unknown_examples(examples)
 
 
 def _einsum_of_one(watch: Context, equation: str, operand: Tensor) -> Tensor:
@@ -185,8 +174,8 @@ def multiplied(
     refuse_weighed(watch, of_u, of_v)
     if of_u is None or of_v is None:
         return _linear(watch, function, run, u, v, output, examples, axes)
-    if examples is None:
-        examples = _product_examples(of_u, u, of_v, v, output)
+    known = (examples, None) if examples is not None else None
+    examples, columns = known or product_examples(of_u, u, of_v, v, output)
     mark = merged([of_u, of_v], examples).but(planes=())
     event = watch.tape.new_event()
     record: AttentionStep | None = None
@@ -225,14 +214,9 @@ def multiplied(
     # A first one's output tells tokens from features.
     if record is not None and (watch.tape.keeps_streams or not record.upstream):
         record.output = output
+    if columns is not None:
+        watch.tape.marks[output] = mark.but(columns=columns)
     return output
-
-
-def _product_examples(of_u: Mark, u: Tensor, of_v: Mark, v: Tensor, output: Tensor) -> Examples:
-    """The examples of a matmul; of each answer with each, as CLIP has them, a row is one's."""
-    rows = _matmul_examples(of_u, u, output)
-    examples = agreed([rows, _matmul_examples(of_v, v, output, last=True)])
-    return rows if not examples.known and u.dim() == v.dim() == 2 else examples
 
 
 def _linear(
@@ -253,7 +237,7 @@ def _linear(
     if weight.dtype == torch.bool or not weight.is_floating_point():
         weight = weight.to(x.dtype)
     ordered = run if of_v is None else (lambda value, by: run(by, value))
-    found = examples or _matmul_examples(mark, x, output, last=of_v is not None)
+    found = examples or matmul_examples(mark, x, output, last=of_v is not None)
     tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
     kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
     flow = flows.spread_over_features if tokenwise else flows.spread_evenly
@@ -352,24 +336,6 @@ def _axes_of(letters: set[str], subscripts: str) -> Axes:
     if dots:
         named |= {place - len(after): letter for place, letter in enumerate(after)}
     return tuple(place for place, letter in named.items() if letter in letters)
-
-
-def _matmul_examples(
-    mark: Mark, operand: Tensor, output: Tensor, *, last: bool = False
-) -> Examples:
-    """Batch axes of a matmul, the rows of its first operand and the columns of its last stay.
-
-    What is summed over is another example's, so the rest is unknown, unless there is but one.
-    """
-    examples, dims = mark.examples, operand.dim()
-    if examples.count == 1 or examples.axis is None:
-        return examples
-    summed = max(dims - 2, 0) if last else dims - 1
-    if examples.axis == summed:
-        return of_one_example(examples, output)
-    if dims > 1 and examples.axis < dims - 2:
-        return broadcast_examples(examples, operand.shape, output.shape)
-    return replace(examples, axis=output.dim() - 1 if last else examples.axis - dims + output.dim())
 
 
 @HANDLERS.handles(*spelled("solve_triangular"))

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.errors import UnsupportedOperationError
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.engine.watch.context import Context
 
 
-class MixedExamplesError(UnsupportedOperationError):
-    """A call computes one example's result from another example."""
-
-
-def refuse_mixed(watch: Context) -> NoReturn:
-    """Raise for a call whose result at one example depends on another."""
-    raise MixedExamplesError(
-        f"in {watch.names.caller()} the examples of the batch cannot be told apart, so their "
-        "relevance cannot be normalised one by one: explain one example at a time"
-    )
-
-
 def require_known(watch: Context, mark: Mark) -> None:
     """Raise for a tensor that is computed from several examples."""
     if not mark.examples.known:
-        refuse_mixed(watch)
+        watch.refuse_mixed()
 
 
 def require_apart(watch: Context, examples: Examples, axes: Iterable[int], dims: int) -> None:
@@ -39,7 +26,7 @@ def require_apart(watch: Context, examples: Examples, axes: Iterable[int], dims:
     if examples.count == 1 or examples.axis is None:
         return
     if examples.axis in {axis % dims for axis in axes} and not _is_of_one(examples):
-        refuse_mixed(watch)
+        watch.refuse_mixed()
 
 
 def common_examples(
@@ -52,7 +39,7 @@ def common_examples(
     """
     found = agreed([broadcast_examples(mark.examples, one.shape, shape) for mark, one in operands])
     if not found.known:
-        refuse_mixed(watch)
+        watch.refuse_mixed()
     return found
 
 

@@ -204,7 +204,7 @@ def check_output(
             "its first dimension must be the batch"
         )
     mark = tape.mark(output)
-    if mark is not None and not is_in_order(mark.examples):
+    if mark is not None and (mark.columns is not None or not is_in_order(mark.examples)):
         raise ExplanationError(
             "the model's output does not have the examples of the batch in their order along its "
             "first dimension, so it is not known whose answer is whose: explain one example at a "

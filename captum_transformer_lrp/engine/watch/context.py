@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 from weakref import proxy
 
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 
+from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph import books, switch
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, title
 from captum_transformer_lrp.engine.graph.marks import Mark
@@ -46,6 +47,10 @@ class Mode(Protocol):
     def __enter__(self) -> Any: ...
 
     def __exit__(self, *error: Any) -> None: ...
+
+
+class MixedExamplesError(UnsupportedOperationError):
+    """A call computes one example's result from another example."""
 
 
 @dataclass
@@ -170,6 +175,8 @@ class Context:
 
         What its rule absorbs is reported under ``name``, or else under the calling module's.
         """
+        if mark.columns is not None and (mark.softmax or flow not in (flows.keep, flows.masked)):
+            self.refuse_mixed()
         if name is None:
             name = self.names.caller() if self.tape.keeps_books else ""
         facts = {"rule": rule, "flow": flow, "mark": mark, "name": name, **more}
@@ -184,6 +191,13 @@ class Context:
         """Enter what ``result`` got from constants, made by ``again``, in the books, if any."""
         if self.tape.keeps_books:
             books.report_constants(self.tape, result, values, again, self.names.title)
+
+    def refuse_mixed(self) -> NoReturn:
+        """Raise for a call whose result at one example depends on another."""
+        raise MixedExamplesError(
+            f"in {self.names.caller()} the examples of the batch cannot be told apart, so their "
+            "relevance cannot be normalised one by one: explain one example at a time"
+        )
 
     def unsupported(self, function: Function, what: str) -> UnsupportedOperationError:
         """The error for a call that cannot be explained."""

@@ -113,6 +113,10 @@ def _note_rearranged(
         twice = (lambda one: again(torch.complex(one, one))) if source.is_complex() else again
         with torch.no_grad():
             found = rearranged_examples(mark.examples, source.shape, twice)
+            if mark.columns is not None:
+                columns = rearranged_examples(mark.columns, source.shape, twice)
+                one = columns if isinstance(columns, Examples) else unknown_examples(mark.columns)
+                mark = mark.but(columns=one if columns != found else None)
     if isinstance(found, Examples):
         found = [found] * len(parts)
     for part, examples in zip(parts, found, strict=False):
