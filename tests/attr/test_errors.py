@@ -231,6 +231,14 @@ def test_a_torchscript_model_is_an_error() -> None:
         TransformerAttribution(model).attribute(IMAGES, 1)
 
 
+@pytest.mark.parametrize("decompose", [False, True])
+def test_an_exported_program_is_an_error(*, decompose: bool) -> None:
+    program = torch.export.export(classifier(), (IMAGES,))
+    program = program.run_decompositions() if decompose else program
+    with pytest.raises(ExplanationError, match=r"is an exported program"):
+        TransformerAttribution(program.module()).attribute(IMAGES, 1)
+
+
 def test_a_model_that_gives_nan_is_an_error() -> None:
     model = classifier()
     nn.init.constant_(model.head.bias, float("nan"))

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
@@ -143,6 +145,12 @@ def check_model(model: nn.Module) -> None:
             raise ExplanationError(
                 f"{where} is a TorchScript module, whose calls cannot be watched: explain the "
                 "Python module that it was made from"
+            )
+        graph = module.graph if isinstance(module, GraphModule) else None
+        if graph is not None and any(isinstance(one.target, OpOverload) for one in graph.nodes):
+            raise ExplanationError(
+                f"{where} is an exported program of PyTorch's own operations, in which layers are "
+                "not what they were: explain the Python module that it was made from"
             )
         if module._backward_hooks and module._is_full_backward_hook is False:
             raise ExplanationError(
