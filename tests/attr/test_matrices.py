@@ -72,6 +72,24 @@ class Prompted(Blocks):
         return answer
 
 
+class Shared(Blocks):
+    """The only attention reads the inputs beside the tokens, as in Zamba2."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(between)
+        self.mixed, self.attention = (
+            nn.Linear(WIDTH, WIDTH),
+            nn.MultiheadAttention(2 * WIDTH, 2, batch_first=True),
+        )
+        self.back = nn.Linear(2 * WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.mixed(x).tanh()
+        both = torch.cat([tokens, x], -1)
+        answer: Tensor = self.head((tokens + self.back(self.attention(both, both, both)[0]))[:, 0])
+        return answer
+
+
 def built(kind: type[Blocks], between: Callable[[Tensor], Tensor] = lambda x: x) -> Any:
     torch.manual_seed(0)
     return kind(between).eval().double()
@@ -93,6 +111,10 @@ def test_tokens_that_move_between_blocks_have_no_matrix(between: str) -> None:
 
 def test_tokens_that_are_written_into_as_many_others_have_no_matrix() -> None:
     assert_no_matrix(built(Prompted))
+
+
+def test_a_single_attention_that_reads_more_than_its_tokens_has_no_matrix() -> None:
+    assert_no_matrix(built(Shared))
 
 
 @pytest.mark.parametrize("between", STAYING)

@@ -75,14 +75,14 @@ def blocks(tape: Tape, steps: Sequence[AttentionStep]) -> list[list[AttentionSte
         follows = [bool(one.event & step.upstream) for one in last]
         if all(follows) and _is_within(tape, step):
             found.append([step])
-        elif not any(follows) and all(_share_tokens(tape, one, step) for one in last):
+        elif last and not any(follows) and all(_share_tokens(tape, one, step) for one in last):
             last.append(step)
         else:
-            before = last[-1].name if last else "no attention"
+            of_what = f"of {last[-1].name} before it" if last else "that skip it"
             raise ExplanationError(
-                f"{step.name} does not attend within the tokens of {before} before it: the "
-                "attentions are not between the tokens of one sequence, so there is no one matrix "
-                'over all tokens: use granularity="input" or "token" without row_normalize'
+                f"{step.name} does not attend within the tokens {of_what} alone: the attentions "
+                "are not between the tokens of one sequence, so there is no one matrix over all "
+                'tokens: use granularity="input" or "token" without row_normalize'
             )
     return found
 
