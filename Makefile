@@ -9,6 +9,8 @@ DEMO ?= demo-output
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PROGRAM := $(BIN)/captum-transformer-lrp
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # One thread per test worker: the models are small, and threads that compete make them slower.
 ONE_THREAD := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
@@ -20,14 +22,23 @@ help: ## list the targets
 
 install: $(INSTALLED) ## the virtual environment with the package and its tools
 
-$(INSTALLED): setup.cfg pyproject.toml
+$(BIN)/python:
 	@test -n "$(PYTHON)" || { echo "No Python >= 3.10 found: run 'make PYTHON=/path/to/python3'." >&2; exit 1; }
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): setup.cfg pyproject.toml | $(BIN)/python
+	@echo "Installing PyTorch, the package and its tools: several gigabytes, a few minutes."
+	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED) ## explain the bundled pictures and a sentence; writes $(DEMO)/report.html
-	$(BIN)/captum-transformer-lrp demo --output $(DEMO)
+# What the README's programs need, without the tools of developers.
+$(PROGRAM): setup.cfg pyproject.toml | $(BIN)/python
+	@echo "Installing PyTorch and the package: several gigabytes, a few minutes."
+	$(PIP_INSTALL) -e '.[cli]' scikit-image
+	@touch $@
+
+demo: $(PROGRAM) ## explain the bundled pictures and a sentence; writes $(DEMO)/report.html
+	$(PROGRAM) demo --output $(DEMO)
 
 test: $(INSTALLED) ## the tests that take seconds
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -151,13 +152,14 @@ def text_figure(explanations: Sequence[TextExplanation], *, width: float = 6.5) 
         position = (_MARGIN_POINTS + x) / (72 * width), 1 - baseline / height
         figure.text(*position, text, fontsize=_SIZE, va="baseline", parse_math=False, **style)
 
-    def colour(x: float, y: float, text: str, color: str) -> None:
+    def colour(x: float, y: float, text: str, color: str, *, touches: bool) -> None:
         # No `bbox` of the text: that of a comma would be drawn over the end of the word before it.
+        before = 0.0 if touches else _PADDING_POINTS
         wide, high = (
-            text_width(text, _SIZE) + 2 * _PADDING_POINTS,
+            before + text_width(text, _SIZE) + _PADDING_POINTS,
             1.2 * _SIZE + 2 * _PADDING_POINTS,
         )
-        left, top = _MARGIN_POINTS + x - _PADDING_POINTS, _MARGIN_POINTS + y - _PADDING_POINTS
+        left, top = _MARGIN_POINTS + x - before, _MARGIN_POINTS + y - _PADDING_POINTS
         corner = left / (72 * width), 1 - (top + high) / height
         box = Rectangle(corner, wide / (72 * width), high / height, facecolor=color, linewidth=0)
         box.set_transform(figure.transFigure)
@@ -169,9 +171,11 @@ def text_figure(explanations: Sequence[TextExplanation], *, width: float = 6.5) 
             write(0, y, title, weight="bold")
             y += _LINE_POINTS
         for line in lines:
+            end = -1.0
             for x, text, attribution in line:
-                colour(x, y, text, scale.text_color(attribution))
+                colour(x, y, text, scale.text_color(attribution), touches=math.isclose(x, end))
                 write(x, y, text, color="#111111")
+                end = x + text_width(text, _SIZE)
             y += _LINE_POINTS
         y += 0.6 * _LINE_POINTS
     return figure

@@ -57,7 +57,7 @@ METHODS = {**OF_TOKENS, **OF_RELEVANCE}
 
 
 def each_once(
-    names: Collection[str], methods: Collection[str] = METHODS, *, times: int = 1
+    names: Collection[str], methods: Collection[Any] = METHODS, *, times: int = 1
 ) -> list[Any]:
     """Pairs of a method and a name, each of them so many times at least; other pairs are slow.
 

@@ -357,7 +357,7 @@ PRESETS = [
 ]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("preset", "case"), each_once(BUILDERS, PRESETS), indirect=["case"])
 @pytest.mark.parametrize("start", ["one_hot", "logit"])
 def test_attributions_and_delta_are_the_relevance_of_the_output(
     case: Any, preset: str, start: str
@@ -441,10 +441,21 @@ def test_partial_relevance_is_that_of_the_block(case: Any) -> None:
 # -- AttentionRollout ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row_normalize", [False, True])
-@pytest.mark.parametrize("fusion", ["mean", "max", "min"])
-@pytest.mark.parametrize("discard_ratio", [0.0, 0.5, 0.9])
-def test_rollout_by_hand(case: Any, fusion: str, discard_ratio: float, row_normalize: bool) -> None:
+ROLLOUTS = {
+    f"{fusion}, {discarded} discarded{', normalised' if normalised else ''}": (
+        fusion,
+        discarded,
+        normalised,
+    )
+    for fusion in ("mean", "max", "min")
+    for discarded in (0.0, 0.5, 0.9)
+    for normalised in (False, True)
+}
+
+
+@pytest.mark.parametrize(("options", "case"), each_once(BUILDERS, ROLLOUTS), indirect=["case"])
+def test_rollout_by_hand(case: Any, options: str) -> None:
+    fusion, discard_ratio, row_normalize = ROLLOUTS[options]
     expected = torch.eye(len(case.readout)).double().expand(3, -1, -1)
     for maps in case.explain(1).attentions:
         A = maps.attention

@@ -30,6 +30,7 @@ from captum_transformer_lrp import (
 )
 from captum_transformer_lrp.attr.comparison import METHODS
 from captum_transformer_lrp.visualization import method_class_grid
+from tests.attr.methods import each_once
 
 FEW: dict[str, dict[str, Any]] = {
     "integrated_gradients": {"n_steps": 5},
@@ -52,8 +53,11 @@ def run(case: Any, methods: Any, targets: Any = (1,), **options: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:captum")
-@pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("case", ["timm ViT", "Hugging Face ViT", "BERT"], indirect=True)
+@pytest.mark.parametrize(
+    ("name", "case"),
+    [*each_once(["timm ViT", "Hugging Face ViT"], METHODS), *each_once(["BERT"], METHODS)],
+    indirect=["case"],
+)
 def test_every_method_gives_a_map_for_every_target(case: Any, name: str) -> None:
     torch.manual_seed(0)
     targets = {"one": 1, "each its own": [0, 1, 2], "predicted": None}

@@ -17,6 +17,7 @@ from captum_transformer_lrp import (
 )
 from captum_transformer_lrp.attr.comparison import METHODS
 from captum_transformer_lrp.errors import ExplanationError
+from tests.attr.methods import each_once
 
 NAMES = list(METHODS)
 OURS = [name for name in NAMES[: NAMES.index("saliency")] if name != "legrad"]
@@ -45,9 +46,12 @@ def close(found: Tensor, expected: Tensor) -> bool:
     return torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.fixture(scope="module", params=[gpt2, llama], ids=["gpt2", "llama"])
+MODELS = {"gpt2": gpt2, "llama": llama}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def model(request: pytest.FixtureRequest) -> Any:
-    return request.param()
+    return MODELS[request.param]()
 
 
 def test_one_logit_at_one_position(model: Any) -> None:
@@ -74,7 +78,7 @@ def test_each_token_is_explained_as_in_the_text_that_ends_before_it(model: Any) 
         assert not found[:, step, 4 + step :].any()
 
 
-@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize(("name", "model"), each_once(MODELS, OURS), indirect=["model"])
 def test_every_method_explains_each_token_by_those_before_it(model: Any, name: str) -> None:
     method: Any = METHODS[name](model)
     found = explain_continuation(method, PROMPT, CONTINUATION)

@@ -28,6 +28,8 @@ from captum_transformer_lrp.rules import LinearRule, PassRule, SignAwareStabiliz
 from captum_transformer_lrp.rules import weighted as weighted_rules
 from captum_transformer_lrp.rules.call import Call
 from captum_transformer_lrp.rules.kernels import LinearKernel
+from tests.attr.conftest import BUILDERS
+from tests.attr.methods import each_once
 from tests.leaks import new_tensors
 
 METHODS = [
@@ -46,7 +48,7 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / other.abs().max().clamp(min=1e-30))
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize(("method", "case"), each_once(BUILDERS, METHODS), indirect=["case"])
 def test_a_batch_in_pieces_is_explained_as_a_whole_one(
     case: Any, method: Callable[..., Any]
 ) -> None:
@@ -73,7 +75,7 @@ def test_targets_together_are_explained_as_one_by_one(case: Any) -> None:
 PRESETS = ["paper", "lrp", "epsilon", "gamma", "alpha_beta", "attnlrp", "cp_lrp", "libra"]
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(("preset", "case"), each_once(BUILDERS, PRESETS), indirect=["case"])
 def test_targets_go_down_to_the_inputs_together(case: Any, preset: str) -> None:
     passes = []
 
@@ -111,9 +113,11 @@ def test_a_rule_that_cannot_take_targets_together_takes_them_one_by_one(vit_case
 
 
 @pytest.mark.parametrize(
-    "method",
-    [AttentionRollout, AttentionGradCam, PartialLRP, RawAttention, TransformerLRP],
-    ids=lambda method: method.__name__,
+    ("method", "case"),
+    each_once(
+        BUILDERS, [AttentionRollout, AttentionGradCam, PartialLRP, RawAttention, TransformerLRP]
+    ),
+    indirect=["case"],
 )
 def test_what_no_phase_needs_is_not_missed(case: Any, method: Callable[..., Any]) -> None:
     spare, full = method(case.model), method(case.model)

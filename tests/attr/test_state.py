@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
 from captum_transformer_lrp.rules import Call, Rule
+from tests.attr.conftest import BUILDERS
+from tests.attr.methods import each_once
 from tests.leaks import new_tensors
 
 PATCHABLE: list[tuple[Any, str]] = [
@@ -197,7 +199,7 @@ def used_case(case: Any) -> Iterator[Any]:
         parameter.requires_grad_(True)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
+@pytest.mark.parametrize(("method", "case"), each_once(BUILDERS, METHODS), indirect=["case"])
 @pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_is_left_behind(used_case: Any, fault: str, method: Callable[..., None]) -> None:
     prepare, error = FAULTS[fault]
@@ -316,8 +318,11 @@ def test_tensors_that_are_kept_by_old_objects_or_cycles_of_new_ones_are_told_apa
         assert [float(one) for one in living()] == [1]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.__name__)
-@pytest.mark.parametrize("case", ["timm ViT", "torchvision ViT", "BERT"], indirect=True)
+@pytest.mark.parametrize(
+    ("method", "case"),
+    each_once(["timm ViT", "torchvision ViT", "BERT"], METHODS),
+    indirect=["case"],
+)
 def test_twenty_explanations_leave_no_tensor_behind(case: Any, method: Callable[..., None]) -> None:
     method(case, 1)  # what is made once, and kept
     with new_tensors() as living:

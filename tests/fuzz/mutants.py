@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-QUICK = 2
-"""Seconds of processor time for each of the kinds of files; `make slow` takes ten minutes each."""
+QUICK = 1
+"""Second of processor time for each of the kinds of files; `make slow` takes ten minutes each."""
 
 DURATIONS = pytest.mark.parametrize(
     "seconds", [QUICK, pytest.param(600, marks=pytest.mark.slow)], ids=["quick", "slow"]

@@ -222,6 +222,19 @@ def test_the_colour_of_a_comma_lies_below_the_word_before_it() -> None:
     assert all(text.get_bbox_patch() is None for text in figure.texts)
 
 
+@pytest.mark.parametrize("end", [",", "!?", "s", "…", "'s"])
+def test_the_box_of_what_touches_a_word_begins_where_the_word_ends(end: str) -> None:
+    figure = text_figure(explanations(Word("gorgeous", 1.0), Word(end, 0.2), Word("x", 0.1, " ")))
+    FigureCanvasAgg(figure).draw()
+    of_word, of_end, of_next = (box.get_window_extent() for box in figure.artists)
+    word = figure.texts[1].get_window_extent()
+    assert of_word.x0 < word.x0
+    # Hinting moves letters by a pixel; the padding of a box is three.
+    assert of_end.x0 >= word.x1 - 2
+    assert of_end.x0 < of_word.x1  # no gap
+    assert of_next.x0 > of_end.x1
+
+
 def test_a_notebook_shows_the_figure() -> None:
     from IPython.core.pylabtools import print_figure
 
