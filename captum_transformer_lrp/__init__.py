@@ -29,6 +29,7 @@ __all__ = [
     "PartialLRP",
     "RawAttention",
     "TextResult",
+    "TokenActivationMap",
     "TransformerAttribution",
     "TransformerLRP",
     "UnsupportedOperationError",

@@ -15,6 +15,9 @@ from captum_transformer_lrp.attr.libra_gradient import LibraGradient as LibraGra
 from captum_transformer_lrp.attr.norm_rollout import NormRollout as NormRollout
 from captum_transformer_lrp.attr.partial_lrp import PartialLRP as PartialLRP
 from captum_transformer_lrp.attr.raw_attention import RawAttention as RawAttention
+from captum_transformer_lrp.attr.token_activation_map import (
+    TokenActivationMap as TokenActivationMap,
+)
 from captum_transformer_lrp.attr.transformer_attribution import (
     TransformerAttribution as TransformerAttribution,
 )

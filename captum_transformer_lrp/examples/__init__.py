@@ -1,10 +1,11 @@
-"""Three small trained models and a few pictures, to try explanations on without a download.
+"""Four small trained models and a few pictures, to try explanations on without a download.
 
 `scene_classifier` is a plain `timm` Vision Transformer that recognises emoji in cluttered
 scenes, and `scenes` are such scenes with the exact mask of every object: the relevance for a class
 belongs inside its mask. `sentiment_classifier` is a Hugging Face BERT for the sentiment of a
-sentence, and `letter_chain` a GPT-2 that thinks before it answers. README.md in this folder says
-how they were trained, how good they are and who drew the emoji.
+sentence, and `letter_chain` a GPT-2 that thinks before it answers. `digit_reader` is a LLaVA that
+names one of the two digits in a picture such as `digit_picture`. README.md in this folder says how
+they were trained, how good they are and who drew the emoji.
 """
 
 from __future__ import annotations
@@ -26,11 +27,15 @@ if TYPE_CHECKING:
     from transformers import (
         BertForSequenceClassification,
         GPT2LMHeadModel,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
         PreTrainedTokenizerFast,
     )
 
 __all__ = [
     "Scene",
+    "digit_picture",
+    "digit_reader",
     "letter_chain",
     "preprocess",
     "scene_classifier",
@@ -190,6 +195,64 @@ def _of_transformers(name: str, kind: Any) -> tuple[Any, PreTrainedTokenizerFast
     del tokens["tokenizer_class"]
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), **tokens)
     return model.eval(), tokenizer
+
+
+def digit_reader() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """Load the model that names the digit on the side that the prompt asks for.
+
+    Returns:
+        a Hugging Face LLaVA in float32 and evaluation mode, whose two layers see pictures of
+        24 × 24 pixels in patches of 4 and whose other two write; and its processor. It answers
+        the prompts "name the digit on the left" and "name the digit on the right" with one word.
+
+    Example:
+        >>> from captum_transformer_lrp import explain_generation
+        >>> model, processor = digit_reader()
+        >>> prompt = "name the digit on the left"
+        >>> story = explain_generation(
+        ...     model, processor, prompt, images=digit_picture(), max_new_tokens=1)
+        >>> story.written[0].text
+        'three'
+        >>> left, right = story.pixels[0][0, :, :12].sum(), story.pixels[0][0, :, 12:].sum()
+        >>> bool(left > right)
+        True
+    """
+    # transformers says which of its image processors needs torchvision, and takes seconds.
+    from transformers import (
+        CLIPImageProcessor,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+        LlavaProcessor,
+        PreTrainedTokenizerFast,
+    )
+
+    folder = _ASSETS / "digit_reader"
+    configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    model = LlavaForConditionalGeneration(LlavaConfig.from_dict(configuration))
+    model.load_state_dict(_load_float32(folder / "model.safetensors"))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]", unk_token="[PAD]"
+    )
+    size, half = {"height": 24, "width": 24}, [0.5] * 3
+    images = CLIPImageProcessor(size=size, crop_size=size, image_mean=half, image_std=half)
+    processor = LlavaProcessor(
+        images, tokenizer, patch_size=4, vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )  # fmt: skip
+    return model.eval(), processor
+
+
+def digit_picture() -> Image.Image:
+    """Load a picture for `digit_reader`: a three on the left and a seven on the right.
+
+    Returns:
+        a PIL image of 24 × 24 pixels in red, green and blue. No training picture shows its digits.
+
+    Example:
+        >>> digit_picture().size
+        (24, 24)
+    """
+    return Image.open(_ASSETS / "digit_reader" / "three-seven.png").convert("RGB")
 
 
 def _load_float32(file: Path) -> dict[str, Tensor]:

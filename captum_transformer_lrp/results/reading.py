@@ -130,7 +130,8 @@ def generated(
     if reader.seen is not None:
         settings |= {**reader.seen.arguments(len(asked)), "pixel_values": reader.seen.pixels}
     with torch.no_grad(), naming_length(model, len(asked) + count):
-        found = cast(Any, model).generate(ids, **settings)
+        # By name: the first argument of BLIP-2's are the pixels.
+        found = cast(Any, model).generate(input_ids=ids, **settings)
     found = getattr(found, "sequences", found)[0, len(asked) :].tolist()
     if not found:
         raise ArgumentError("the model wrote nothing: give what was written as continuation=")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,19 +28,22 @@ class Seen:
         keywords: further arguments of the model.
         of_tokens: those that have a value for each token of the prompt.
         processor: the image processor, which knows patches and normalisation.
+        of_written: by name, the value of each token that is written, where that is not 0.
     """
 
     pixels: Tensor
     keywords: Mapping[str, Any]
     of_tokens: Mapping[str, Tensor]
     processor: Any
+    of_written: Mapping[str, int] = field(default_factory=dict)
 
     def arguments(self, length: int) -> dict[str, Any]:
-        """The arguments for a text of so many tokens, the pixels excepted; written ones get 0."""
+        """The arguments for a text of so many tokens, the pixels excepted."""
         found = dict(self.keywords)
         for name, value in self.of_tokens.items():
             kept = value[:, :length]
-            found[name] = torch.cat([kept, kept.new_zeros(1, length - kept.shape[1])], 1)
+            more = kept.new_full((1, length - kept.shape[1]), self.of_written.get(name, 0))
+            found[name] = torch.cat([kept, more], 1)
         return found
 
     def pictures(self, values: Tensor) -> list[Tensor]:
@@ -95,7 +98,8 @@ def look(processor: Any, model: Any, text: str, images: Any) -> tuple[list[int],
     where = next(model.parameters())
     batch = dict(processor(text=text, images=listed, return_tensors="pt"))
     ids = batch.pop("input_ids")
-    batch.pop("attention_mask", None)
+    for name in ("attention_mask", "labels"):
+        batch.pop(name, None)
     batch = {name: one.to(where.device) for name, one in batch.items() if hasattr(one, "to")}
     pixels = batch.pop(_PIXELS, None)
     flat = _GRID in batch and pixels is not None and pixels.dim() == 2
@@ -107,12 +111,25 @@ def look(processor: Any, model: Any, text: str, images: Any) -> tuple[list[int],
         )
     of_tokens = {name: one for name, one in batch.items() if one.shape == ids.shape}
     keywords = {name: one for name, one in batch.items() if name not in of_tokens}
-    seen = Seen(pixels.to(where.dtype), keywords, of_tokens, processor.image_processor)
+    pixels, written = pixels.to(where.dtype), _of_written(model, of_tokens)
+    seen = Seen(pixels, keywords, of_tokens, processor.image_processor, written)
     return [int(one) for one in ids[0]], seen
 
 
+def _of_written(model: Any, of_tokens: Mapping[str, Tensor]) -> dict[str, int]:
+    """What a model gives to the tokens that it generates: PaliGemma's are of another type."""
+    try:
+        found = model._update_model_kwargs_for_generation({}, dict(of_tokens))
+        return {name: int(found[name][0, -1]) for name in of_tokens}
+    except Exception:  # not every model has the function, which is no public one
+        return {}
+
+
 def with_image_tokens(processor: Any, prompt: str, images: Any) -> str:
-    """A prompt in which each image has a place: its own, the chat template's, or the beginning."""
+    """A prompt in which each image has a place.
+
+    It is the prompt's own, the chat template's, the processor's, or the beginning.
+    """
     mark = str(getattr(processor, "image_token", "<image>"))
     if mark in prompt:
         return prompt
@@ -123,7 +140,16 @@ def with_image_tokens(processor: Any, prompt: str, images: Any) -> str:
         return str(
             processor.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
         )
-    return mark * count + prompt
+    return prompt if _puts_images(processor, mark, prompt, images) else mark * count + prompt
+
+
+def _puts_images(processor: Any, mark: str, prompt: str, images: Any) -> bool:
+    """Whether a processor puts images into a text that does not say where, as BLIP-2's does."""
+    try:
+        found = processor(text=prompt, images=images, return_tensors="pt")["input_ids"]
+        return processor.tokenizer.convert_tokens_to_ids(mark) in found[0].tolist()
+    except Exception:  # some do, some raise errors of their own, and some take the text as it is
+        return False
 
 
 def image_token_ids(config: Any) -> set[int]:

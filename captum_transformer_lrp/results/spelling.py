@@ -74,7 +74,10 @@ def spell(tokenizer: Any, ids: Sequence[int], hidden: Collection[int] = ()) -> S
         ids: of one text.
         hidden: further ids that are special, such as those in whose place an image stands.
     """
-    special_ids = {*tokenizer.all_special_ids, *hidden}
+    # Decoding skips all tokens that were added as special ones, the unnamed ones, too.
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    unnamed = (one for one, token in added.items() if token.special)
+    special_ids = {*tokenizer.all_special_ids, *unnamed, *hidden}
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(list(ids))]
     text = ""
     offsets: list[tuple[int, int]] = []
