@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from captum_transformer_lrp.benchmarks.eraser import AnnotationError, EraserDocuments
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
-from captum_transformer_lrp.benchmarks.images import evenly_spaced
+from captum_transformer_lrp.benchmarks.model_benchmark import evenly_spaced
 from captum_transformer_lrp.models import ModelLoadError
 
 CHECKPOINT: Final = "checkpoint.pt"

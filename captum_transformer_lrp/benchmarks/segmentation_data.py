@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
+from captum_transformer_lrp.benchmarks.errors import (
+    BenchmarkError,
+    UnreadableExampleError,
+    optional,
+)
 from captum_transformer_lrp.benchmarks.images import read_rgb
 from captum_transformer_lrp.photos import opened
 
@@ -60,6 +65,15 @@ class SegmentationData(ABC):
         """The largest class index that an example has; −1 if the data do not say."""
         return -1
 
+    def sha256(self, index: int) -> str:
+        """Of an example's pixels, mask and classes; of the reason for one that is damaged."""
+        try:
+            one = self[index]
+        except UnreadableExampleError as error:
+            return hashlib.sha256(str(error).encode()).hexdigest()
+        parts = (one.photo.size, one.photo.tobytes(), one.mask.tobytes(), one.classes)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
 
 def segmentation_data(path: str | Path) -> SegmentationData:
     """Find out what kind of data is there.
@@ -104,12 +118,7 @@ class ImageNetSegmentation(SegmentationData):
     """
 
     def __init__(self, file: Path) -> None:
-        try:
-            import h5py
-        except ImportError as error:
-            raise BenchmarkError(
-                f"{file} needs h5py: pip install 'captum-transformer-lrp[benchmarks]'"
-            ) from error
+        h5py = optional("h5py", "h5py", str(file))
         try:
             self._file: Any = h5py.File(file, "r")
             self._images, self._masks = self._file["value/img"], self._file["value/gt"]
@@ -158,12 +167,8 @@ class IndexedMasks(SegmentationData):
         try:
             entries = json.loads(file.read_text(encoding="utf-8"))
             self._entries = [
-                (
-                    str(entry["image"]),
-                    str(entry["mask"]),
-                    tuple(int(one) for one in entry["imagenet_classes"]),
-                )
-                for entry in entries
+                (str(one["image"]), str(one["mask"]), tuple(map(int, one["imagenet_classes"])))
+                for one in entries
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise BenchmarkError(

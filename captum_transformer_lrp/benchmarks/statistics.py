@@ -68,7 +68,7 @@ class ExactMean:
         scale = self.count * self.count * (self.count - 1) * _UNIT * _UNIT
         return math.sqrt(Fraction(deviations, scale))
 
-    def figure(self, method: str, metric: str, condition: str = "", unit: str = "") -> Figure:
+    def figure(self, method: str, metric: str, condition: str = "", unit: str = "%") -> Figure:
         """The mean as a figure of a result."""
         return Figure(
             method, metric, condition, self.value, self.standard_error, self.count, unit=unit
@@ -80,7 +80,7 @@ class MethodMeans:
 
     Args:
         methods: the methods in the order of the result.
-        reference: the method that the others are compared with.
+        reference: the method that the others are compared with; the first one if it is not there.
         unit: what the values are in, such as ``"%"``.
 
     Example:
@@ -93,7 +93,7 @@ class MethodMeans:
 
     def __init__(self, methods: Sequence[str], reference: str | None, unit: str = "") -> None:
         self._methods = tuple(methods)
-        self._reference = reference if reference is not None else self._methods[0]
+        self._reference = reference if reference in self._methods else self._methods[0]
         self._unit = unit
         self._means: dict[tuple[str, str, str], ExactMean] = {}
         self._differences: dict[tuple[str, str, str], ExactMean] = {}

@@ -55,7 +55,7 @@ def half_lit() -> Perturbation:
 
 def curve(benchmark: Perturbation, relevance: Tensor, test: str) -> list[int]:
     white = torch.full((1, 3, SIDE, SIDE), 2.0)
-    removed = removed_pixels(white, benchmark._model, "black")
+    removed = removed_pixels(white, benchmark.model, "black")
     photo = Photo(white, removed, label=1, predicted=1)
     return benchmark._right(photo, removal_order(relevance, test))
 
@@ -100,9 +100,9 @@ def test_curves_of_random_maps_coincide(half_lit: Perturbation) -> None:
 
 def test_black_is_zero_before_normalisation_and_mean_is_zero_after(half_lit: Perturbation) -> None:
     pixels = torch.rand(1, 3, 40, 40)
-    assert removed_pixels(pixels, half_lit._model, "black").unique().tolist() == [-2.0]
-    assert removed_pixels(pixels, half_lit._model, "mean").unique().tolist() == [0.0]
-    blurred = removed_pixels(pixels, half_lit._model, "blur")
+    assert removed_pixels(pixels, half_lit.model, "black").unique().tolist() == [-2.0]
+    assert removed_pixels(pixels, half_lit.model, "mean").unique().tolist() == [0.0]
+    blurred = removed_pixels(pixels, half_lit.model, "blur")
     assert blurred.shape == pixels.shape
     assert 0 < blurred.std() < 0.5 * pixels.std()
 

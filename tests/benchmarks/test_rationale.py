@@ -240,8 +240,8 @@ def test_fusions_give_other_orders(classifier: TextModel, corpus: Path, tmp_path
     [
         ({"top_k": []}, "top_k must be"),
         ({"top_k": [0]}, "top_k must be"),
-        ({"fusion": "median"}, "sum, max, mean"),
-        ({"explain": ["other"]}, "target or predicted"),
+        ({"fusion": "median"}, "found fusion 'median', expected 'sum' or 'max' or 'mean'"),
+        ({"explain": ["other"]}, "'predicted' or 'target'"),
         ({"max_length": 2}, "at least 3"),
         ({"methods": ["partial_lpr"]}, "did you mean 'partial_lrp'"),
         ({"limit": 0}, "at least 1"),
