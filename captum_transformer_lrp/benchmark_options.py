@@ -86,6 +86,18 @@ class PerturbationOptions(PhotoOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MetricOptions(PhotoOptions):
+    """Those of single metrics."""
+
+    metrics: Sequence[str] = option(
+        ("deletion:blur", "insertion:blur", "saco", "mprt", "random_logit", "sparseness"),
+        "What is measured; may be given several times, or with commas. A wrong name lists all.",
+        flag="--metric",
+    )
+    explain: Explained = option("predicted", "The predicted or the true class.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentationOptions(Options):
     """Those of the segmentation test."""
 
@@ -232,6 +244,12 @@ COMMANDS: Final[Mapping[str, Command]] = {
         ("perturbation", "perturbation"),
         _PHOTOS,
         "Remove pixels in the order of each map and measure the accuracy (tables 1 and 3).",
+    ),
+    "metrics": Command(
+        MetricOptions,
+        ("metrics", "map_metrics"),
+        _PHOTOS,
+        "Measure maps: deletion, insertion, sanity checks, sparseness, any metric of Quantus.",
     ),
     "segmentation": Command(
         SegmentationOptions,

@@ -11,7 +11,9 @@ from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableE
 from captum_transformer_lrp.benchmarks.grid_pointing import GridPointing, grid_pointing
 from captum_transformer_lrp.benchmarks.images import LabelledImage, labelled_images
 from captum_transformer_lrp.benchmarks.methods import NAMES
+from captum_transformer_lrp.benchmarks.metrics import METRICS, MapMetrics, map_metrics
 from captum_transformer_lrp.benchmarks.perturbation import Perturbation, perturbation
+from captum_transformer_lrp.benchmarks.quantus import quantus_explainer
 from captum_transformer_lrp.benchmarks.rationale import rationale
 from captum_transformer_lrp.benchmarks.results import Curve, Figure, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import Benchmark, run
@@ -20,6 +22,7 @@ from captum_transformer_lrp.benchmarks.text_perturbation import text_perturbatio
 
 __all__ = [
     "ABLATIONS",
+    "METRICS",
     "NAMES",
     "PAPER",
     "Benchmark",
@@ -28,6 +31,7 @@ __all__ = [
     "Figure",
     "GridPointing",
     "LabelledImage",
+    "MapMetrics",
     "Perturbation",
     "Result",
     "Segmentation",
@@ -35,7 +39,9 @@ __all__ = [
     "UnreadableExampleError",
     "grid_pointing",
     "labelled_images",
+    "map_metrics",
     "perturbation",
+    "quantus_explainer",
     "rationale",
     "run",
     "segmentation",

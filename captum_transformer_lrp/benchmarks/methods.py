@@ -194,7 +194,7 @@ def _method(label: str) -> Method:
             f"{' and '.join(GROUPS)} stand for several"
         )
     factory = NAMES[name]
-    options = dict(_option(part, label) for part in parts)
+    options = dict(option_of(part, label) for part in parts)
     cells = options.pop("cells", None)
     if cells is not None and (not isinstance(cells, int) or cells < 1):
         raise BenchmarkError(f"found cells={cells} in {label!r}, expected a number of at least 1")
@@ -207,7 +207,8 @@ def _method(label: str) -> Method:
     )
 
 
-def _option(text: str, label: str) -> tuple[str, Any]:
+def option_of(text: str, label: str) -> tuple[str, Any]:
+    """What ``option=value`` in a name stands for."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise BenchmarkError(f"cannot read {text!r} in {label!r}, expected name:option=value")

@@ -35,7 +35,13 @@ _POOLED: Final = {
     "pixel accuracy": (("right", "scored"),),
     "mIoU": (("tp", "object_union"), ("tn", "background_union")),
 }
-_AVERAGED: Final = {"mAP": "ap", "pooled AP": "pooled_ap", "pointing game": "pointing"}
+_AVERAGED: Final = {
+    "mAP": "ap",
+    "pooled AP": "pooled_ap",
+    "pointing game": "pointing",
+    "relevance mass": "mass",
+    "relevance rank": "rank",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +73,9 @@ class Segmentation(SegmentationOptions, ImageBenchmark[Segmented]):
     over the photos of the average precision of the map for the object and of one minus the map for
     the background; ``"pooled AP"``, the same with the pixels of both ranked together, as the
     paper's published evaluation has it; ``"pointing game"``, how often the map's largest pixel is
-    on the object (of several largest ones, their share).
+    on the object (of several largest ones, their share); ``"relevance mass"`` and ``"relevance
+    rank"``, the shares on the object of the positive relevance and of as many largest pixels as it
+    has.
 
     Example:
         >>> import tempfile
@@ -181,13 +189,14 @@ def agreement(relevance: npt.NDArray[np.float64], mask: IntegerArray) -> dict[st
 
     Returns:
         ``tp``, ``fp``, ``fn`` and ``tn``, the numbers of pixels of the object and the background
-        that are and are not above the map's mean; ``ap``, ``pooled_ap`` and ``pointing``, between
-        0 and 1.
+        that are and are not above the map's mean; ``ap``, ``pooled_ap``, ``pointing``, ``mass`` and
+        ``rank``, between 0 and 1.
 
     Example:
         >>> mask = np.array([[1, 0], [0, 0]], dtype=np.uint8)
         >>> agreement(mask.astype(np.float64), mask)  # doctest: +NORMALIZE_WHITESPACE
-        {'tp': 1, 'fp': 0, 'fn': 0, 'tn': 3, 'ap': 1.0, 'pooled_ap': 1.0, 'pointing': 1.0}
+        {'tp': 1, 'fp': 0, 'fn': 0, 'tn': 3, 'ap': 1.0, 'pooled_ap': 1.0, 'pointing': 1.0,
+         'mass': 1.0, 'rank': 1.0}
     """
     metrics = optional("sklearn.metrics", "scikit-learn", "the segmentation benchmark")
     low, high = relevance.min(), relevance.max()
@@ -212,7 +221,36 @@ def agreement(relevance: npt.NDArray[np.float64], mask: IntegerArray) -> dict[st
         "ap": sum(precisions) / len(precisions),
         "pooled_ap": float(pooled),
         "pointing": float(truth[scores == scores.max()].mean()),
+        "mass": relevance_mass(relevance[scored], truth),
+        "rank": relevance_rank(relevance[scored], truth),
     }
+
+
+def relevance_mass(values: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_]) -> float:
+    """The share of the positive relevance that is on the object; 0 if there is none.
+
+    Arras, Osman, Samek, *CLEVR-XAI*, Information Fusion 2022, as is the next.
+
+    >>> relevance_mass(np.array([3.0, -5.0, 1.0]), np.array([True, False, False]))
+    0.75
+    """
+    positive = values.clip(min=0)
+    total = positive.sum()
+    return float(positive[truth].sum() / total) if total else 0.0
+
+
+def relevance_rank(values: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_]) -> float:
+    """The share on the object of the k largest values, k being the object's size.
+
+    Of several equal ones at the end, the share that a random choice is expected to hit.
+
+    >>> relevance_rank(np.array([3.0, 2.0, 1.0, 1.0]), np.array([True, False, True, True]))
+    0.666...
+    """
+    size = int(truth.sum())
+    last = np.sort(values)[-size]
+    above, equal = values > last, values == last
+    return float(truth[above].sum() + (size - above.sum()) * truth[equal].mean()) / size
 
 
 def example_counts(found: Mapping[str, Any]) -> dict[str, int]:
@@ -248,5 +286,6 @@ def example_values(
             parts.append(ratio + (counts[over] - ratio * counts[under]) / mean)
         values[metric, ""] = float(100 * sum(parts, Fraction(0)) / len(parts))
     for metric, name in _AVERAGED.items():
-        values[metric, ""] = 100.0 * found[name]
+        if name in found:
+            values[metric, ""] = 100.0 * found[name]
     return values
