@@ -22,8 +22,6 @@ from captum_transformer_lrp.benchmarks.images import PhotoBenchmark, read_rgb
 from captum_transformer_lrp.benchmarks.methods import Method
 from captum_transformer_lrp.benchmarks.perturbation import area, removal_order, removed_pixels
 from captum_transformer_lrp.benchmarks.quantus import quantus_score
-from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import Summary
 from captum_transformer_lrp.benchmarks.runner import as_function
 
 STEPS: Final = 20
@@ -330,22 +328,6 @@ class MapMetrics(MetricOptions, PhotoBenchmark[Map]):
             name: METRICS[name](found) if name in METRICS else {"": quantus_score(name, found)}
             for name in self.metrics
         }
-
-    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
-        """The means over the photos."""
-        means = self.means(unit="")
-        for record in records():
-            means.add(
-                {
-                    method: {
-                        (name, condition): value
-                        for name, values in found.items()
-                        for condition, value in values.items()
-                    }
-                    for method, found in record.methods.items()
-                }
-            )
-        return Summary(tuple(means.figures()))
 
 
 map_metrics = as_function(MapMetrics)

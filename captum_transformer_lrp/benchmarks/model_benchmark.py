@@ -20,9 +20,6 @@ from captum_transformer_lrp.benchmarks.methods import Method, methods_by_name
 from captum_transformer_lrp.benchmarks.runner import Benchmark, Example, weights_digest
 from captum_transformer_lrp.benchmarks.statistics import MethodMeans
 
-REFERENCE = "transformer_attribution"
-"""The method that the others are compared with, where it takes part."""
-
 Item = TypeVar("Item")
 
 
@@ -84,7 +81,7 @@ class ModelBenchmark(Options, Benchmark[Example]):
 
     def means(self, unit: str = "%", more: Sequence[str] = ()) -> MethodMeans:
         """Means of all methods, and of further rows."""
-        return MethodMeans([*self.methods, *more], REFERENCE, unit)
+        return MethodMeans([*self.methods, *more], unit=unit)
 
 
 def evenly_spaced(items: Sequence[Item], limit: int | None) -> list[Item]:

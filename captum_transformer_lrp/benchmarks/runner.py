@@ -28,7 +28,7 @@ from captum_transformer_lrp.benchmarks.distributed import Processes, joined_proc
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
 from captum_transformer_lrp.benchmarks.records import Record, RecordFolder
 from captum_transformer_lrp.benchmarks.results import Result, Summary
-from captum_transformer_lrp.benchmarks.statistics import ExactMean
+from captum_transformer_lrp.benchmarks.statistics import ExactMean, MethodMeans
 from captum_transformer_lrp.printing import printable
 
 Example = TypeVar("Example")
@@ -51,9 +51,9 @@ class Benchmark(ABC, Generic[Example]):
     device: Any = "cpu"
     """Where it computes."""
 
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Everything that the records depend on, besides the examples and versions."""
+        return {}
 
     @abstractmethod
     def identifiers(self) -> Sequence[str]:
@@ -77,15 +77,18 @@ class Benchmark(ABC, Generic[Example]):
 
     @abstractmethod
     def evaluate(self, example: Example, method: str) -> dict[str, Any]:
-        """What to note of a method on an example, as JSON."""
+        """What to note of a method on an example, as JSON: numbers, or numbers by condition."""
 
-    @abstractmethod
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
-        """Figures and curves of all records that are not skipped.
+        """Figures and curves of all records that are not skipped; here the means of each number.
 
         They come in no particular order, each time that ``records()`` is called: sum them up with
         :class:`~captum_transformer_lrp.benchmarks.statistics.ExactMean` or in whole numbers.
         """
+        means = MethodMeans(self.methods)
+        for record in records():
+            means.add({name: _flat(found) for name, found in record.methods.items()})
+        return Summary(tuple(means.figures()))
 
 
 def run(
@@ -248,6 +251,14 @@ def progress_bar(shown: bool) -> Progress:
         console=Console(stderr=True),
         disable=not shown,
     )
+
+
+def _flat(found: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    return {
+        (name, condition): value
+        for name, values in found.items()
+        for condition, value in (values if isinstance(values, dict) else {"": values}).items()
+    }
 
 
 def _acquire(lock: filelock.BaseFileLock) -> None:

@@ -10,6 +10,9 @@ from typing import Final
 
 from captum_transformer_lrp.benchmarks.results import Figure
 
+REFERENCE: Final = "transformer_attribution"
+"""The method that the others are compared with, where it takes part."""
+
 # Every finite float64 is a whole multiple of 2 ** -1074.
 _UNIT: Final = 1 << 1074
 
@@ -91,7 +94,9 @@ class MethodMeans:
         [('ours', 15.0, None), ('random', 35.0, 20.0)]
     """
 
-    def __init__(self, methods: Sequence[str], reference: str | None, unit: str = "") -> None:
+    def __init__(
+        self, methods: Sequence[str], reference: str | None = REFERENCE, unit: str = ""
+    ) -> None:
         self._methods = tuple(methods)
         self._reference = reference if reference in self._methods else self._methods[0]
         self._unit = unit
