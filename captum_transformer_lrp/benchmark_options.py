@@ -308,6 +308,8 @@ def wrong_option(options: Any) -> str | None:
     for one, kind in options_of(type(options)):
         value, limits = getattr(options, one.name), one.metadata
         several = get_origin(kind) is Sequence
+        if several and isinstance(value, str):
+            return f"found {one.name} {value!r}, expected a list: [{value!r}]"
         found = list(value) if several else [] if value is None else [value]
         if several and (not found or len(set(found)) < len(found)):
             return f"{one.name} must be different ones, found {found or 'nothing'}"

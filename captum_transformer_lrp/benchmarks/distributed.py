@@ -17,12 +17,7 @@ _PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Processes:
-    """One of the processes of a run.
-
-    Args:
-        rank: which one; 0 writes the result.
-        world: how many there are.
-    """
+    """Which of how many processes this is; the first, 0, writes the result."""
 
     rank: int = 0
     world: int = 1

@@ -63,12 +63,12 @@ def grid_pointing(
         data: a folder of photos (see
             :func:`~captum_transformer_lrp.benchmarks.images.labelled_images`) or the photos.
         methods: names as in :func:`~captum_transformer_lrp.benchmarks.methods.methods_by_name`.
-        output: the folder for records and results; an unfinished run there goes on.
+        output: as those that follow, of :func:`~captum_transformer_lrp.benchmarks.run`.
         labels: a file of labels, if the names of files and folders do not tell the classes.
         device: where to compute.
-        seed: of the grids, and of methods that draw random numbers.
-        show_progress: whether to show a bar with the remaining time.
-        so_far: only sum up what there is of an unfinished run.
+        seed: of the grids, too.
+        show_progress: as there.
+        so_far: as there.
         options: ``grid``, photos along each side (2); ``confidence``, the least probability of the
             true class (0.9); ``limit``, at most so many grids.
 
@@ -251,23 +251,16 @@ class GridPointing(GridOptions, ImageBenchmark[Grid]):
     def evaluate(self, example: Grid, method: str) -> dict[str, Any]:
         """For each photo the share of its class's positive attribution that is in its cell."""
         maps = self.by_label[method].maps(self.classifier, example.pixels, example.classes)
-        return {
-            "shares": [
-                localisation(one, *cell) for one, cell in zip(maps, example.cells, strict=True)
-            ]
-        }
+        cells = zip(maps, example.cells, strict=True)
+        return {"shares": [localisation(one, *cell) for one, cell in cells]}
 
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
         """The mean share, in per cent."""
         means = self.means()
         for record in records():
-            shares = {method: found["shares"] for method, found in record.methods.items()}
-            means.add(
-                {
-                    method: {("localisation", ""): 100 * sum(one) / len(one)}
-                    for method, one in shares.items()
-                }
-            )
+            for_all = {name: found["shares"] for name, found in record.methods.items()}
+            percent = {name: 100 * sum(one) / len(one) for name, one in for_all.items()}
+            means.add({name: {("localisation", ""): one} for name, one in percent.items()})
         return Summary(tuple(means.figures()))
 
 

@@ -28,13 +28,7 @@ _SYNSET = re.compile(r"n\d{8}")
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A photo's file with its true class.
-
-    Args:
-        identifier: its name in results.
-        file: where it is.
-        label: the index of its class.
-    """
+    """A photo's name in results, its file, and the index of its true class."""
 
     identifier: str
     file: Path
@@ -175,20 +169,16 @@ def _from_file(labels: Path, names: Sequence[str]) -> list[int]:
     if not labels.is_file():
         raise BenchmarkError(f"found no file of labels at {labels}")
     found: dict[str, int] = {}
-    with labels.open(encoding="utf-8", newline="") as stream:
-        text = stream.read()
+    text = labels.read_bytes().decode("utf-8")
     delimiter = "\t" if "\t" in text else "," if "," in text else " "
     for number, row in enumerate(csv.reader(text.splitlines(), delimiter=delimiter), start=1):
-        if not row:
-            continue
-        if len(row) < 2 or not row[-1].strip().isdecimal():
-            if number == 1:
-                continue  # a heading
+        if len(row) > 1 and row[-1].strip().isdecimal():
+            found[row[0].strip()] = int(row[-1])
+        elif row and number > 1:  # the first may be a heading
             raise BenchmarkError(
                 f"{labels}, line {number}: found {delimiter.join(row)!r}, expected a file name and "
                 "a class index"
             )
-        found[row[0].strip()] = int(row[-1])
     missing = [name for name in names if name not in found]
     if missing:
         raise BenchmarkError(

@@ -20,7 +20,12 @@ from captum_transformer_lrp.benchmark_options import MetricOptions
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.images import PhotoBenchmark, read_rgb
 from captum_transformer_lrp.benchmarks.methods import Method
-from captum_transformer_lrp.benchmarks.perturbation import area, removal_order, removed_pixels
+from captum_transformer_lrp.benchmarks.perturbation import (
+    area,
+    changed,
+    removal_order,
+    removed_pixels,
+)
 from captum_transformer_lrp.benchmarks.quantus import quantus_score
 from captum_transformer_lrp.benchmarks.runner import as_function
 
@@ -88,11 +93,8 @@ def probability_curve(found: Map, start: Tensor, end: Tensor) -> list[float]:
         end: the pixels after.
     """
     order = removal_order(found.relevance, "positive")
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    counts = torch.tensor([len(order) * step // STEPS for step in range(STEPS + 1)])
-    changed = (rank < counts[:, None]).view(-1, 1, *found.relevance.shape).to(start.device)
-    return found.probability(torch.where(changed, end, start)).tolist()
+    counts = [len(order) * step // STEPS for step in range(STEPS + 1)]
+    return found.probability(changed(start, end, order, counts)).tolist()
 
 
 def salience_faithfulness(found: Map, groups: int = 10) -> dict[str, float]:

@@ -109,11 +109,8 @@ class Perturbation(PerturbationOptions, PhotoBenchmark[Photo]):
 
     def _right(self, example: Photo, order: Tensor) -> list[int]:
         """Whether the model is right about one photo at each step; all steps are one batch."""
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(len(order))
-        counts = torch.tensor([len(order) * step // 100 for step in STEPS])
-        gone = (rank < counts[:, None]).view(-1, 1, *example.pixels.shape[2:]).to(self.device)
-        batch = torch.where(gone, example.removed, example.pixels)
+        counts = [len(order) * step // 100 for step in STEPS]
+        batch = changed(example.pixels, example.removed, order, counts)
         return [int(one) for one in self.logits(batch).argmax(-1) == example.label]
 
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
@@ -168,6 +165,14 @@ def removal_order(relevance: Tensor, test: str) -> Tensor:
         [3, 0, 1, 2]
     """
     return relevance.flatten().sort(stable=True, descending=test == "positive").indices
+
+
+def changed(start: Tensor, end: Tensor, order: Tensor, counts: Sequence[int]) -> Tensor:
+    """A batch of the image ``start`` with so many of its pixels, in their order, from ``end``."""
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    gone = (rank < torch.tensor(counts)[:, None]).view(-1, 1, *start.shape[2:]).to(start.device)
+    return torch.where(gone, end, start)
 
 
 def removed_pixels(pixels: Tensor, model: ImageModel, removal: str) -> Tensor:

@@ -94,6 +94,7 @@ class RecordFolder:
         selected: Sequence[int] | None = None,
     ) -> None:
         self.folder = folder
+        self.settings_file = folder / "settings.json"
         self.selected = range(len(identifiers)) if selected is None else selected
         self._identifiers = identifiers
         names = b"".join(name.encode("utf-8", "surrogatepass") + b"\0" for name in identifiers)
@@ -102,17 +103,7 @@ class RecordFolder:
             "examples_sha256": hashlib.sha256(names).hexdigest(),
         }
         # As JSON gives it back: tuples are lists.
-        self._settings: dict[str, Any] = json.loads(json.dumps({**settings, **about}))
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings with a fingerprint of the examples' names."""
-        return dict(self._settings)
-
-    @property
-    def settings_file(self) -> Path:
-        """Where the settings are."""
-        return self.folder / "settings.json"
+        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, **about}))
 
     def prepare(self) -> None:
         """Make the folder, or check that it is of the same settings.
@@ -133,7 +124,7 @@ class RecordFolder:
     def write_settings(self) -> None:
         """Write them, with the number of examples of this run."""
         temporary = self.folder / "settings.json.new"
-        temporary.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.settings_file)
 
     def check(self) -> None:
@@ -145,15 +136,15 @@ class RecordFolder:
             )
         try:
             found = json.loads(self.settings_file.read_text(encoding="utf-8"))
-            names = sorted({*found.keys(), *self._settings})
+            names = sorted({*found.keys(), *self.settings})
         except (ValueError, RecursionError, AttributeError) as error:
             raise BenchmarkError(
                 f"{self.settings_file} is damaged ({error}): choose another output folder"
             ) from error
-        differing = [name for name in names if found.get(name) != self._settings.get(name)]
+        differing = [name for name in names if found.get(name) != self.settings.get(name)]
         if differing not in ([], ["examples"]):
             shown = "; ".join(
-                f"{name} {_short(found.get(name))} instead of {_short(self._settings.get(name))}"
+                f"{name} {_short(found.get(name))} instead of {_short(self.settings.get(name))}"
                 for name in differing
             )
             raise BenchmarkError(

@@ -13,15 +13,12 @@ from captum_transformer_lrp.benchmarks.results import Figure
 REFERENCE: Final = "transformer_attribution"
 """The method that the others are compared with, where it takes part."""
 
-# Every finite float64 is a whole multiple of 2 ** -1074.
-_UNIT: Final = 1 << 1074
-
 
 class ExactMean:
     """The mean of float64 values, and its standard error, in exact arithmetic.
 
     Sums of floats depend on their order in the last digits, so one process and two would differ.
-    Here the sum and the sum of squares are whole numbers, however many values there are.
+    Here the sum and the sum of squares are fractions of whole numbers.
 
     Example:
         >>> mean = ExactMean()
@@ -33,8 +30,7 @@ class ExactMean:
 
     def __init__(self) -> None:
         self.count = 0
-        self._sum = 0
-        self._squares = 0
+        self._sum = self._squares = Fraction(0)
 
     def add(self, value: float) -> None:
         """Take one value.
@@ -44,16 +40,15 @@ class ExactMean:
         """
         if not math.isfinite(value):
             raise ValueError(f"found {value}, expected a finite number")
-        numerator, denominator = float(value).as_integer_ratio()
-        whole = numerator * (_UNIT // denominator)
+        exact = Fraction(value)
         self.count += 1
-        self._sum += whole
-        self._squares += whole * whole
+        self._sum += exact
+        self._squares += exact * exact
 
     @property
     def value(self) -> float:
         """The mean; NaN of no values."""
-        return float(Fraction(self._sum, _UNIT * self.count)) if self.count else math.nan
+        return float(self._sum / self.count) if self.count else math.nan
 
     @property
     def standard_error(self) -> float:
@@ -67,9 +62,8 @@ class ExactMean:
         """
         if self.count < 2:
             return math.nan
-        deviations = self.count * self._squares - self._sum * self._sum
-        scale = self.count * self.count * (self.count - 1) * _UNIT * _UNIT
-        return math.sqrt(Fraction(deviations, scale))
+        deviations = self._squares - self._sum * self._sum / self.count
+        return math.sqrt(deviations / (self.count * (self.count - 1)))
 
     def figure(self, method: str, metric: str, condition: str = "", unit: str = "%") -> Figure:
         """The mean as a figure of a result."""
@@ -118,14 +112,11 @@ class MethodMeans:
         """One figure for each method, metric and condition, methods in their order."""
         found = []
         for key in sorted(self._means, key=lambda key: self._methods.index(key[0])):
-            method, metric, condition = key
-            figure = self._means[key].figure(method, metric, condition, self._unit)
-            if key in self._differences:
-                difference = self._differences[key]
+            figure = self._means[key].figure(*key, self._unit)
+            if (difference := self._differences.get(key)) is not None:
+                error = difference.standard_error
                 figure = replace(
-                    figure,
-                    difference=difference.value,
-                    difference_standard_error=difference.standard_error,
+                    figure, difference=difference.value, difference_standard_error=error
                 )
             found.append(figure)
         return found

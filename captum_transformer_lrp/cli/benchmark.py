@@ -138,9 +138,8 @@ def of_benchmark(name: str, command: Command) -> None:
         folder = output_folder(given["output"], name)
         check_data(data, command)
         from captum_transformer_lrp import models
-        from captum_transformer_lrp.benchmarks.distributed import own_device
 
-        options["device"] = where = to_device(own_device(options["device"]))
+        options["device"] = where = to_device(options["device"])
         if training:
             settings = TrainingOptions(**{one.name: given[one.name] for one, _ in training})
             length, quiet = options["max_length"], given["quiet"]
@@ -204,13 +203,8 @@ def speed_command(**given: Any) -> None:
     ):
         device = str(to_device(chosen.device))
         work = speed.Workload(name, batch, length, depth, device, chosen.dtype)
-        costs = speed.measure(
-            work,
-            chosen.method or None,
-            repeats=chosen.repeats,
-            cpu_time=chosen.cpu_time,
-            memory=chosen.memory,
-        )
+        how = {name: getattr(chosen, name) for name in ("repeats", "cpu_time", "memory")}
+        costs = speed.measure(work, chosen.method or None, **how)
         typer.echo(speed.table(work, costs))
         results.append((work, costs))
         if chosen.output is not None:  # after each: a run that is stopped has left something
@@ -315,14 +309,9 @@ def train(
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UsageError("--train runs in one process: train first, then use torchrun")
     assert given.train is not None
+    how = {name: getattr(given, name) for name in ("epochs", "batch_size", "learning_rate")}
     settings = TrainingSettings(
-        model=model,
-        max_length=max_length,
-        epochs=given.epochs,
-        batch_size=given.batch_size,
-        learning_rate=given.learning_rate,
-        seed=seed,
-        limit=given.train_limit,
+        model, max_length=max_length, seed=seed, limit=given.train_limit, **how
     )
     with progress_bar(not quiet) as progress:
         task = progress.add_task("training", total=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -174,5 +175,26 @@ def test_options_that_there_are_none_of_are_refused(tiny: ImageModel, photos: Pa
     data = labelled_images(photos, tiny.class_names)
     with pytest.raises(BenchmarkError, match="found explain 'both', expected 'predicted' or"):
         Perturbation(tiny, data, ["random"], explain=["both"])  # type: ignore[list-item]
+    with pytest.raises(BenchmarkError, match=r"explain 'target', expected a list: \['target'\]"):
+        Perturbation(tiny, data, ["random"], explain="target")  # type: ignore[arg-type]
+    with pytest.raises(BenchmarkError, match="explain must be different ones"):
+        Perturbation(tiny, data, ["random"], explain=["target", "target"])
+    with pytest.raises(BenchmarkError, match="limit must be at least 1, found 0"):
+        Perturbation(tiny, data, ["random"], limit=0)
     with pytest.raises(BenchmarkError, match="found removal 'white'"):
         Perturbation(tiny, data, ["random"], removal="white")  # type: ignore[arg-type]
+
+
+def test_a_photo_that_has_changed_is_named_and_measured_again(
+    tiny: ImageModel, photos: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    methods = ["raw_attention", "random"]
+    perturbation(tiny, data, methods, output=tmp_path / "out")
+    write_photo(data / "0001_4.png", seed=99)
+    with pytest.warns(UserWarning, match=r"the contents of '0001_4.png \(1\)' have changed"):
+        again = perturbation(tiny, data, methods, output=tmp_path / "out")
+    assert again.as_json() == perturbation(tiny, data, methods, output=tmp_path / "new").as_json()
+    lines = (tmp_path / "out/records-0-of-1.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["id"] == "0001_4.png (1)"

@@ -225,6 +225,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
         assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_document_that_has_changed_is_named_and_measured_again(
+    classifier: TextModel, corpus: Path, tmp_path: Path
+) -> None:
+    def measured(output: Path) -> Result:
+        return rationale(classifier, corpus, ["raw_attention"], top_k=[2], output=output)
+
+    measured(tmp_path / "out")
+    file = corpus / "docs" / REVIEWS[3][0]
+    file.write_text(file.read_text() + " and more")
+    with pytest.warns(UserWarning, match=f"the contents of '{REVIEWS[3][0]}' have changed") as told:
+        again = measured(tmp_path / "out")
+    assert len(told) == 1
+    assert again.as_json() == measured(tmp_path / "new").as_json()
+
+
 def test_fusions_give_other_orders(classifier: TextModel, corpus: Path, tmp_path: Path) -> None:
     found = {
         fusion: rationale(
