@@ -14,11 +14,14 @@ from captum_transformer_lrp.benchmarks.methods import NAMES
 from captum_transformer_lrp.benchmarks.metrics import METRICS, MapMetrics, map_metrics
 from captum_transformer_lrp.benchmarks.perturbation import Perturbation, perturbation
 from captum_transformer_lrp.benchmarks.quantus import quantus_explainer
-from captum_transformer_lrp.benchmarks.rationale import rationale
+from captum_transformer_lrp.benchmarks.rationale import RationaleBenchmark, rationale
 from captum_transformer_lrp.benchmarks.results import Curve, Figure, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import Benchmark, run
 from captum_transformer_lrp.benchmarks.segmentation import Segmentation, segmentation
-from captum_transformer_lrp.benchmarks.text_perturbation import text_perturbation
+from captum_transformer_lrp.benchmarks.text_perturbation import (
+    TextPerturbationBenchmark,
+    text_perturbation,
+)
 
 __all__ = [
     "ABLATIONS",
@@ -33,9 +36,11 @@ __all__ = [
     "LabelledImage",
     "MapMetrics",
     "Perturbation",
+    "RationaleBenchmark",
     "Result",
     "Segmentation",
     "Summary",
+    "TextPerturbationBenchmark",
     "UnreadableExampleError",
     "grid_pointing",
     "labelled_images",
