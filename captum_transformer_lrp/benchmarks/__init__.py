@@ -6,20 +6,26 @@ Each function runs on a stream of examples, writes what it finds as it goes, goe
 earlier run of the same settings stopped, and shares the work among the processes of ``torchrun``.
 """
 
-from captum_transformer_lrp.benchmarks.curves import Curve
+from captum_transformer_lrp.benchmark_options import ABLATIONS, PAPER
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
 from captum_transformer_lrp.benchmarks.grid_pointing import GridPointing, grid_pointing
 from captum_transformer_lrp.benchmarks.images import LabelledImage, labelled_images
-from captum_transformer_lrp.benchmarks.methods import ABLATIONS, NAMES, PAPER
+from captum_transformer_lrp.benchmarks.methods import NAMES
+from captum_transformer_lrp.benchmarks.metrics import METRICS, MapMetrics, map_metrics
 from captum_transformer_lrp.benchmarks.perturbation import Perturbation, perturbation
-from captum_transformer_lrp.benchmarks.rationale import rationale
-from captum_transformer_lrp.benchmarks.results import Figure, Result, Summary
+from captum_transformer_lrp.benchmarks.quantus import quantus_explainer
+from captum_transformer_lrp.benchmarks.rationale import RationaleBenchmark, rationale
+from captum_transformer_lrp.benchmarks.results import Curve, Figure, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import Benchmark, run
 from captum_transformer_lrp.benchmarks.segmentation import Segmentation, segmentation
-from captum_transformer_lrp.benchmarks.text_perturbation import text_perturbation
+from captum_transformer_lrp.benchmarks.text_perturbation import (
+    TextPerturbationBenchmark,
+    text_perturbation,
+)
 
 __all__ = [
     "ABLATIONS",
+    "METRICS",
     "NAMES",
     "PAPER",
     "Benchmark",
@@ -28,14 +34,19 @@ __all__ = [
     "Figure",
     "GridPointing",
     "LabelledImage",
+    "MapMetrics",
     "Perturbation",
+    "RationaleBenchmark",
     "Result",
     "Segmentation",
     "Summary",
+    "TextPerturbationBenchmark",
     "UnreadableExampleError",
     "grid_pointing",
     "labelled_images",
+    "map_metrics",
     "perturbation",
+    "quantus_explainer",
     "rationale",
     "run",
     "segmentation",

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.benchmark_options import TextOptions
 from captum_transformer_lrp.benchmarks.corpus_tokens import (
-    FUSIONS,
     EncodedTokens,
     encode_tokens,
     ranking,
     token_scores,
 )
-from captum_transformer_lrp.benchmarks.distributed import own_device
 from captum_transformer_lrp.benchmarks.eraser import (
     AnnotatedDocument,
     AnnotationError,
     EraserDocuments,
 )
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
-from captum_transformer_lrp.benchmarks.images import evenly_spaced
-from captum_transformer_lrp.benchmarks.methods import methods_by_name
-from captum_transformer_lrp.benchmarks.runner import Benchmark, weights_digest
+from captum_transformer_lrp.benchmarks.model_benchmark import ModelBenchmark
+from captum_transformer_lrp.benchmarks.records import Record
+from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Figure, Summary
+from captum_transformer_lrp.benchmarks.statistics import ExactMean
 from captum_transformer_lrp.models import TextModel
-
-MAX_LENGTH: Final = 512
-"""The most pieces of a document that the paper's classifier reads, special tokens included."""
-
-EXPLAINED: Final = ("target", "predicted")
-"""Which class is explained: the document's own, or the one that the classifier predicts."""
 
 
 @dataclass(frozen=True)
@@ -58,81 +53,55 @@ class ReadDocument:
         return int(self.logits.argmax())
 
     def explained(self, which: str) -> int:
-        """The class to explain, for a name in :data:`EXPLAINED`."""
+        """The class to explain, ``"target"`` or ``"predicted"``."""
         return self.target if which == "target" else self.predicted
 
 
-class TextBenchmark(Benchmark[ReadDocument]):
+@dataclass(frozen=True, eq=False)
+class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
     """A benchmark of methods that rank the tokens of annotated documents.
 
-    Args:
-        classifier: what is explained.
-        documents: the annotated documents.
-        methods: as in :func:`~captum_transformer_lrp.benchmarks.methods.methods_by_name`.
-        explain: names in :data:`EXPLAINED`.
-        fusion: how a token's pieces become one score: ``"sum"``, ``"max"`` or ``"mean"``.
-        labels: for a class of the corpus, the name that the classifier has for it; classes that
-            are not named must be called the same, in upper or lower case.
-        max_length: the most pieces that the classifier is given; fewer if it reads fewer.
-        limit: how many documents are used, spread over all; None for all.
-        device: where to compute.
-
-    Raises:
-        BenchmarkError: for settings that do not fit, and where classifier and corpus have different
-            classes.
+    ``data`` is a folder in the format of ERASER (see
+    :mod:`~captum_transformer_lrp.benchmarks.eraser`), or its documents.
     """
 
-    def __init__(
-        self,
-        classifier: TextModel,
-        documents: EraserDocuments,
-        methods: Sequence[str],
-        *,
-        explain: Sequence[str],
-        fusion: str = "sum",
-        labels: Mapping[str, str] | None = None,
-        max_length: int = MAX_LENGTH,
-        limit: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self._methods = {method.label: method for method in methods_by_name(methods)}
-        self.methods = list(self._methods)
-        self.explained = _check_explain(explain)
-        if fusion not in FUSIONS:
-            raise BenchmarkError(f"fusion must be one of {', '.join(FUSIONS)}, found {fusion!r}")
-        if max_length < 3:
-            raise BenchmarkError(f"max_length must be at least 3, found {max_length}")
-        self.fusion = fusion
-        self.documents = documents
-        self.max_length = min(max_length, _longest(classifier))
-        self._classes = corpus_classes(documents.labels(), classifier.class_names, labels)
-        self._device = torch.device(own_device(str(device)))
-        self.classifier = classifier
-        self.model = classifier.model.to(self._device)
-        self.selected = evenly_spaced(range(len(documents)), limit)
+    classes: Mapping[str, int] = field(init=False, repr=False)
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self._device
+    def prepare(self) -> None:
+        """Find the documents, and which classes they have."""
+        given = isinstance(self.data, EraserDocuments)
+        documents = self.data if given else EraserDocuments(self.data, self.split)
+        self.put(
+            data=documents,
+            max_length=min(self.max_length, _longest(self.model)),
+            classes=corpus_classes(documents.labels(), self.model.class_names, self.labels),
+        )
 
     def settings(self) -> dict[str, Any]:
         """Everything that the records depend on, besides the examples' names and versions."""
+        own = super().settings()
         return {
-            "model": self.classifier.name,
-            "weights_sha256": weights_digest(self.model),
-            "classes": self._classes,
-            "split": self.documents.split,
-            "annotations_sha256": self.documents.sha256(),
-            "explained": list(self.explained),
-            "fusion": self.fusion,
-            "max_length": self.max_length,
-            "device": self._device.type,
+            "model": own.pop("model"),
+            "weights_sha256": own.pop("checkpoint_sha256"),
+            "explained": own.pop("explain"),
+            "classes": self.classes,
+            "split": self.data.split,
+            "annotations_sha256": self.data.sha256(),
+            **own,
         }
 
     def identifiers(self) -> Sequence[str]:
         """The annotations' names."""
-        return self.documents.identifiers()
+        names: list[str] = self.data.identifiers()
+        return names
+
+    def contents(self, index: int) -> str:
+        """Of the document with its annotation; of what is wrong with one that is damaged."""
+        try:
+            found = repr(self.data[index])
+        except AnnotationError as error:
+            found = str(error)
+        return hashlib.sha256(found.encode("utf-8", "surrogatepass")).hexdigest()
 
     def load(self, index: int) -> ReadDocument:
         """Read a document, and let the classifier read it.
@@ -140,19 +109,15 @@ class TextBenchmark(Benchmark[ReadDocument]):
         Raises:
             AnnotationError: for one that cannot be used.
         """
-        document = self.documents[index]
+        document = self.data[index]
         self.check(document)
-        if document.label not in self._classes:
-            raise AnnotationError(
-                f"{document.name} in {self.documents.file.name}: found the class "
-                f"{document.label!r}, expected one of {', '.join(self._classes)}"
-            )
-        encoded = encode_tokens(self.classifier.tokenizer, document.tokens, self.max_length)
+        label = document.index_of(list(self.classes), self.data.file)
+        encoded = encode_tokens(self.model.tokenizer, document.tokens, self.max_length)
         if not encoded.read:
             raise AnnotationError(f"{document.name}: the tokenizer makes no piece of its text")
-        encoded = encoded.to(self._device)
+        encoded = encoded.to(torch.device(self.device))
         logits = self.logits(encoded.input_ids, encoded.keywords)
-        return ReadDocument(document, encoded, logits, self._classes[document.label])
+        return ReadDocument(document, encoded, logits, list(self.classes.values())[label])
 
     def check(self, document: AnnotatedDocument) -> None:
         """Raise an :class:`AnnotationError` for a document that this benchmark cannot use."""
@@ -168,9 +133,9 @@ class TextBenchmark(Benchmark[ReadDocument]):
 
     def evaluate(self, example: ReadDocument, method: str) -> dict[str, Any]:
         """For each explained class what :meth:`measure` finds."""
-        targets = [example.explained(which) for which in self.explained]
-        maps = self._methods[method].maps(
-            self.model, example.encoded.input_ids, targets, dict(example.encoded.keywords)
+        targets = [example.explained(which) for which in self.explain]
+        maps = self.by_label[method].maps(
+            self.classifier, example.encoded.input_ids, targets, dict(example.encoded.keywords)
         )
         found: dict[int, dict[str, Any]] = {}
         for target, attribution in zip(targets, maps, strict=True):
@@ -178,7 +143,7 @@ class TextBenchmark(Benchmark[ReadDocument]):
                 scores = token_scores(example.encoded, attribution, self.fusion)
                 order = ranking(example.encoded, scores)
                 found[target] = self.measure(example, order, target)
-        return {which: found[target] for which, target in zip(self.explained, targets, strict=True)}
+        return {which: found[target] for which, target in zip(self.explain, targets, strict=True)}
 
     @abstractmethod
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
@@ -187,8 +152,53 @@ class TextBenchmark(Benchmark[ReadDocument]):
     def logits(self, input_ids: Tensor, keywords: Mapping[str, Tensor]) -> Tensor:
         """The classifier's logits of one text, float32 (C,), on the CPU."""
         with torch.no_grad():
-            output: Any = self.model(input_ids, **keywords)
+            output: Any = self.classifier(input_ids, **keywords)
         return output.logits[0].float().cpu()
+
+    def figures(
+        self,
+        records: Callable[[], Iterator[Record]],
+        values: Callable[[Record], Mapping[str, Mapping[tuple[str, str], float]]],
+        unit: str = "%",
+        more: Sequence[str] = (),
+    ) -> list[Figure]:
+        """The accuracy, and the means over the documents of each method's values."""
+        means, accuracy = self.means(unit, more), ExactMean()
+        for record in records():
+            accuracy.add(100.0 * (record.values["target"] == record.values["predicted"]))
+            means.add(values(record))
+        return [accuracy.figure(MODEL, "accuracy"), *means.figures()]
+
+
+def text_summary(
+    figures: Sequence[Figure],
+    columns: Sequence[str],
+    steps: Mapping[str, float],
+    panels: Mapping[Any, str],
+    *labels: str,
+) -> Summary:
+    """Figures with one curve for each panel and method.
+
+    Args:
+        figures: all of them.
+        columns: of the table.
+        steps: x by the end of a figure's condition.
+        panels: the panels' titles, by metric and explained class.
+        labels: of x, and of y where it is not the metric.
+    """
+    at = {(one.method, one.metric, one.condition): one for one in figures}
+    methods = list(dict.fromkeys(one.method for one in figures if one.method != MODEL))
+    curves = [
+        Curve.of(
+            [at[method, metric, f"{which}, {step}"] for step in steps],
+            title,
+            list(steps.values()),
+            *(labels if len(labels) == 2 else (*labels, metric)),
+        )
+        for (metric, which), title in panels.items()
+        for method in methods
+    ]
+    return Summary(tuple(figures), tuple(curves), tuple(columns))
 
 
 def corpus_classes(
@@ -238,14 +248,6 @@ def corpus_classes(
     if len(set(classes.values())) < len(classes):
         raise BenchmarkError(f"two classes of the corpus are one of the classifier: {classes}")
     return dict(sorted(classes.items()))
-
-
-def _check_explain(explain: Sequence[str]) -> tuple[str, ...]:
-    if not explain or any(which not in EXPLAINED for which in explain):
-        raise BenchmarkError(
-            f"explain must be {' or '.join(EXPLAINED)}, or both, found {list(explain)}"
-        )
-    return tuple(dict.fromkeys(explain))
 
 
 def _longest(classifier: TextModel) -> int:

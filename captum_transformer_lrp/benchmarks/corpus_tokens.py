@@ -120,13 +120,11 @@ def token_scores(
     values = attribution.detach().double().flatten().tolist()
     if any(value != value for value in values):
         raise ValueError("the attribution contains NaN")
-    fuse = FUSIONS[fusion]
-    return np.array(
-        [
-            fuse([values[piece] for piece in pieces]) if pieces else -np.inf
-            for pieces in encoded.pieces
-        ]
-    )
+    scores = [
+        FUSIONS[fusion]([values[piece] for piece in pieces]) if pieces else -np.inf
+        for pieces in encoded.pieces
+    ]
+    return np.array(scores)
 
 
 def ranking(encoded: EncodedTokens, scores: NDArray[np.float64]) -> list[int]:

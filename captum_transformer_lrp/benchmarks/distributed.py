@@ -17,12 +17,7 @@ _PATIENCE = timedelta(days=7)
 
 @dataclass(frozen=True)
 class Processes:
-    """One of the processes of a run.
-
-    Args:
-        rank: which one; 0 writes the result.
-        world: how many there are.
-    """
+    """Which of how many processes this is; the first, 0, writes the result."""
 
     rank: int = 0
     world: int = 1
@@ -38,10 +33,9 @@ class Processes:
         >>> Processes().from_first(3)
         3
         """
-        if self.world == 1:
-            return value
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        if self.world > 1:
+            dist.broadcast_object_list(box, src=0)
         return box[0]
 
 
@@ -55,15 +49,14 @@ def joined_processes() -> Iterator[Processes]:
     """
     if dist.is_initialized():
         yield Processes(dist.get_rank(), dist.get_world_size())
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    elif int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
-        return
-    dist.init_process_group("gloo", timeout=_PATIENCE)
-    try:
-        yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
-        dist.destroy_process_group()
+    else:
+        dist.init_process_group("gloo", timeout=_PATIENCE)
+        try:
+            yield Processes(dist.get_rank(), dist.get_world_size())
+        finally:
+            dist.destroy_process_group()
 
 
 def own_device(name: str) -> str:
@@ -75,8 +68,3 @@ def own_device(name: str) -> str:
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         return f"cuda:{os.environ['LOCAL_RANK']}"
     return name
-
-
-def environment_rank() -> int:
-    """The rank that ``torchrun`` gave to this process; 0 without it."""
-    return int(os.environ.get("RANK", "0"))

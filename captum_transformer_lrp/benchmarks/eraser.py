@@ -16,8 +16,6 @@ from typing import Any
 
 from captum_transformer_lrp.benchmarks.errors import UnreadableExampleError
 
-SPLITS = ("train", "val", "test")
-
 
 class AnnotationError(UnreadableExampleError):
     """An annotation, or the document that it is about, that cannot be used as it is."""
@@ -47,6 +45,15 @@ class AnnotatedDocument:
     def marked(self) -> tuple[str, ...]:
         """The tokens of the rationale."""
         return tuple(self.tokens[position] for position in self.rationale)
+
+    def index_of(self, classes: Sequence[str], file: Path) -> int:
+        """The place of its class among the known ones; raises where it is none of them."""
+        if self.label not in classes:
+            raise AnnotationError(
+                f"{self.name} in {file.name}: found the class {self.label!r}, expected one of "
+                f"{', '.join(classes)}"
+            )
+        return list(classes).index(self.label)
 
 
 class EraserDocuments:
@@ -82,8 +89,22 @@ class EraserDocuments:
         self.folder = Path(folder)
         self.split = split
         self.file = self.folder / f"{split}.jsonl"
-        _check_folder(self.folder, self.file)
-        self._starts = _line_starts(self.file)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(f"there is no folder {folder}")
+        if not (self.folder / "docs").is_dir():
+            raise FileNotFoundError(
+                f"{folder} has no folder docs, expected a corpus in the format of ERASER: docs/ "
+                "and train.jsonl, val.jsonl, test.jsonl"
+            )
+        if not self.file.is_file():
+            found = ", ".join(sorted(each.stem for each in self.folder.glob("*.jsonl"))) or "none"
+            raise FileNotFoundError(f"there is no {self.file}; the splits there are: {found}")
+        self._starts, position = [], 0
+        with self.file.open("rb") as lines:
+            for line in lines:
+                if line.strip():
+                    self._starts.append(position)
+                position += len(line)
         if not self._starts:
             raise ValueError(f"{self.file} is empty, expected one annotation a line")
 
@@ -99,20 +120,33 @@ class EraserDocuments:
                 missing, empty, not UTF-8 or shorter than its evidence.
             IndexError: for an index that there is none of.
         """
-        start = self._starts[index]
-        with self.file.open("rb") as lines:
-            lines.seek(start)
-            line = lines.readline()
         where = f"{self.file.name}, annotation {range(len(self))[index] + 1}"
-        annotation = _parsed(line, where)
+        try:
+            annotation = json.loads(self._line(index))
+        except ValueError as error:  # UnicodeDecodeError is one, too
+            raise AnnotationError(f"{where}: the line is not valid JSON ({error})") from error
+        found = type(annotation).__name__
+        _expect(isinstance(annotation, dict), f"{where}: found a {found}, expected an object")
         name = _text(annotation, "annotation_id", where)
         where = f"{name} in {self.file.name}"
-        spans = list(_evidences(annotation, where))
-        document = _document_name(annotation, spans, name, where)
-        tokens = self._tokens(document, where)
-        marked: set[int] = set()
+        groups = annotation.get("evidences")
+        _expect(
+            isinstance(groups, list) and all(isinstance(group, list) for group in groups),
+            f"{where}: expected evidences to be a list of lists of spans",
+        )
+        # ERASER groups those that only together are evidence.
+        spans = [span for group in groups for span in group]
         for span in spans:
-            marked.update(_span(span, tokens, where))
+            found = f"{where}: found the evidence {span!r}, expected an object"
+            _expect(isinstance(span, dict), found)
+        names = list(dict.fromkeys(span.get("docid") for span in spans))
+        names = names or list(annotation.get("docids") or []) or [name]
+        _expect(
+            len(names) == 1 and isinstance(names[0], str),
+            f"{where}: the evidence is in {names}, expected the name of one document",
+        )
+        tokens = self._tokens(names[0], where)
+        marked = {position for span in spans for position in _span(span, tokens, where)}
         label = _text(annotation, "classification", where)
         return AnnotatedDocument(name, label, tokens, tuple(sorted(marked)))
 
@@ -128,124 +162,60 @@ class EraserDocuments:
         """A fingerprint of the split's file, as hexadecimal digits."""
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
+    def _line(self, index: int) -> bytes:
+        with self.file.open("rb") as lines:
+            lines.seek(self._starts[index])
+            return lines.readline()
+
     def _overview(self) -> Iterator[tuple[str, str]]:
         """Name and class of each annotation, as far as they can be read."""
-        with self.file.open("rb") as lines:
-            for number, start in enumerate(self._starts, start=1):
-                lines.seek(start)
-                try:
-                    annotation = json.loads(lines.readline())
-                    name, label = annotation["annotation_id"], annotation["classification"]
-                except (ValueError, KeyError, TypeError):
-                    name = label = ""
-                yield str(name or f"line {number}"), str(label or "")
+        for index in range(len(self)):
+            try:
+                annotation = json.loads(self._line(index))
+                name, label = annotation["annotation_id"], annotation["classification"]
+            except (ValueError, KeyError, TypeError):
+                name = label = ""
+            yield str(name or f"line {index + 1}"), str(label or "")
 
     def _tokens(self, document: str, where: str) -> tuple[str, ...]:
-        docs = self.folder / "docs"
         # What a data file names is read from its own folder only.
-        if Path(document).name != document or document in (".", ".."):
-            raise AnnotationError(f"{where}: found document {document!r}, expected a file's name")
+        alone = Path(document).name == document and document not in (".", "..")
+        _expect(alone, f"{where}: found document {document!r}, expected a file's name")
+        place = f"the document docs/{document}"
         try:
-            text = (docs / document).read_text(encoding="utf-8")
+            tokens = tuple((self.folder / "docs" / document).read_text(encoding="utf-8").split())
         except UnicodeDecodeError as error:
-            raise AnnotationError(
-                f"{where}: the document docs/{document} is not UTF-8 (byte {error.start})"
-            ) from error
+            raise AnnotationError(f"{where}: {place} is not UTF-8 (byte {error.start})") from error
         except OSError as error:
-            raise AnnotationError(
-                f"{where}: cannot read the document docs/{document} ({error.strerror})"
-            ) from error
-        tokens = tuple(text.split())
-        if not tokens:
-            raise AnnotationError(f"{where}: the document docs/{document} is empty")
+            raise AnnotationError(f"{where}: cannot read {place} ({error.strerror})") from error
+        _expect(tokens, f"{where}: {place} is empty")
         return tokens
 
 
-def _check_folder(folder: Path, file: Path) -> None:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    if not (folder / "docs").is_dir():
-        raise FileNotFoundError(
-            f"{folder} has no folder docs, expected a corpus in the format of ERASER: docs/ and "
-            "train.jsonl, val.jsonl, test.jsonl"
-        )
-    if not file.is_file():
-        found = ", ".join(sorted(each.stem for each in folder.glob("*.jsonl"))) or "none"
-        raise FileNotFoundError(f"there is no {file}; the splits there are: {found}")
-
-
-def _line_starts(file: Path) -> list[int]:
-    """Where each line that is not blank starts, in bytes."""
-    starts, position = [], 0
-    with file.open("rb") as lines:
-        for line in lines:
-            if line.strip():
-                starts.append(position)
-            position += len(line)
-    return starts
-
-
-def _parsed(line: bytes, where: str) -> Mapping[str, Any]:
-    try:
-        annotation = json.loads(line)
-    except ValueError as error:  # UnicodeDecodeError is one, too
-        raise AnnotationError(f"{where}: the line is not valid JSON ({error})") from error
-    if not isinstance(annotation, dict):
-        raise AnnotationError(f"{where}: found a {type(annotation).__name__}, expected an object")
-    return annotation
+def _expect(holds: object, otherwise: str) -> None:
+    if not holds:
+        raise AnnotationError(otherwise)
 
 
 def _text(annotation: Mapping[str, Any], key: str, where: str) -> str:
     value = annotation.get(key)
-    if not isinstance(value, str) or not value:
-        raise AnnotationError(f"{where}: found {key} {value!r}, expected a text")
-    return value
-
-
-def _evidences(annotation: Mapping[str, Any], where: str) -> Iterator[Mapping[str, Any]]:
-    """All spans; ERASER groups those that only together are evidence."""
-    groups = annotation.get("evidences")
-    if not isinstance(groups, list) or not all(isinstance(group, list) for group in groups):
-        raise AnnotationError(f"{where}: expected evidences to be a list of lists of spans")
-    for group in groups:
-        for span in group:
-            if not isinstance(span, dict):
-                raise AnnotationError(f"{where}: found the evidence {span!r}, expected an object")
-            yield span
-
-
-def _document_name(
-    annotation: Mapping[str, Any], spans: Sequence[Mapping[str, Any]], name: str, where: str
-) -> str:
-    """The one document that an annotation is about."""
-    names = list(dict.fromkeys(span.get("docid") for span in spans))
-    names = names or list(annotation.get("docids") or []) or [name]
-    if len(names) > 1 or not isinstance(names[0], str):
-        raise AnnotationError(
-            f"{where}: the evidence is in {names}, expected the name of one document"
-        )
-    return names[0]
+    _expect(value and isinstance(value, str), f"{where}: found {key} {value!r}, expected a text")
+    return str(value)
 
 
 def _span(span: Mapping[str, Any], tokens: Sequence[str], where: str) -> range:
     """The tokens of one piece of evidence; the end is exclusive, and a span may be empty."""
-    start, end = span.get("start_token"), span.get("end_token")
+    start, end, text = span.get("start_token"), span.get("end_token"), span.get("text")
+    where = f"{where}: evidence from token {start!r} to {end!r}"
     if type(start) is not int or type(end) is not int:
-        raise AnnotationError(
-            f"{where}: evidence from token {start!r} to {end!r}, expected two integers"
-        )
-    if not 0 <= start <= end <= len(tokens):
-        raise AnnotationError(
-            f"{where}: evidence from token {start} to {end}, outside of the document's "
-            f"{len(tokens)} tokens"
-        )
-    text = span.get("text")
+        raise AnnotationError(f"{where}, expected two integers")
+    inside = 0 <= start <= end <= len(tokens)
+    _expect(inside, f"{where}, outside of the document's {len(tokens)} tokens")
     found = " ".join(tokens[start:end])
-    if isinstance(text, str) and text.split() != found.split():
-        raise AnnotationError(
-            f"{where}: evidence from token {start} to {end} is {_short(text)!r}, but these tokens "
-            f"of the document are {_short(found)!r}"
-        )
+    _expect(
+        not isinstance(text, str) or text.split() == found.split(),
+        f"{where} is {_short(str(text))!r}, but these tokens of the document are {_short(found)!r}",
+    )
     return range(start, end)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from captum_transformer_lrp.errors import ExplanationError
 
 
@@ -11,3 +14,24 @@ class BenchmarkError(ExplanationError):
 
 class UnreadableExampleError(BenchmarkError):
     """One damaged example.  It is reported, counted and left out; the benchmark goes on."""
+
+
+def optional(module: str, package: str, what: str) -> Any:
+    """A module that only some benchmarks need.
+
+    Args:
+        module: its name, such as ``"sklearn.metrics"``.
+        package: what to install for it.
+        what: who needs it.
+
+    Raises:
+        BenchmarkError: where it is not installed.
+
+    Example:
+        >>> optional("sklearn.metrics", "scikit-learn", "rationale").f1_score([1, 0], [1, 1])
+        0.666...
+    """
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise BenchmarkError(f"{what} needs {package}: pip install {package}") from error

@@ -17,22 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.benchmark_options import PAPER, GridOptions
 from captum_transformer_lrp.benchmarks.distributed import joined_processes
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.images import (
+    ImageBenchmark,
     LabelledImage,
-    evenly_spaced,
-    input_size,
-    model_logits,
+    PhotoBenchmark,
+    file_digest,
     photos,
     read_rgb,
     whole_image,
 )
-from captum_transformer_lrp.benchmarks.methods import PAPER, methods_by_name
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import MODEL, Result, Summary
-from captum_transformer_lrp.benchmarks.runner import Benchmark, record_folder, run, weights_digest
-from captum_transformer_lrp.benchmarks.statistics import ExactMean, MethodMeans
+from captum_transformer_lrp.benchmarks.runner import record_folder, run
+from captum_transformer_lrp.benchmarks.statistics import ExactMean
 from captum_transformer_lrp.models import ImageModel
 
 
@@ -42,13 +42,12 @@ def grid_pointing(
     methods: Sequence[str] = PAPER,
     *,
     output: str | Path,
-    grid: int = 2,
-    confidence: float = 0.9,
     labels: str | Path | None = None,
-    limit: int | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
     show_progress: bool = False,
+    so_far: bool = False,
+    **options: Any,
 ) -> Result:
     """Put photos of different classes into a grid, and see which of them each class's map lights.
 
@@ -64,14 +63,14 @@ def grid_pointing(
         data: a folder of photos (see
             :func:`~captum_transformer_lrp.benchmarks.images.labelled_images`) or the photos.
         methods: names as in :func:`~captum_transformer_lrp.benchmarks.methods.methods_by_name`.
-        output: the folder for records and results; an unfinished run there goes on.
-        grid: photos along each side.
-        confidence: the least probability of the true class.
+        output: as those that follow, of :func:`~captum_transformer_lrp.benchmarks.run`.
         labels: a file of labels, if the names of files and folders do not tell the classes.
-        limit: at most so many grids.
         device: where to compute.
-        seed: of the grids, and of methods that draw random numbers.
-        show_progress: whether to show a bar with the remaining time.
+        seed: of the grids, too.
+        show_progress: as there.
+        so_far: as there.
+        options: ``grid``, photos along each side (2); ``confidence``, the least probability of the
+            true class (0.9); ``limit``, at most so many grids.
 
     Returns:
         ``"localisation"`` in per cent: the mean over the grids of the mean over a grid's classes;
@@ -83,18 +82,12 @@ def grid_pointing(
 
     Example:
         >>> import tempfile
-        >>> import numpy as np
         >>> from captum_transformer_lrp import examples
         >>> from captum_transformer_lrp.benchmarks import LabelledImage, grid_pointing
-        >>> from captum_transformer_lrp.models import ImageModel
-        >>> classifier = examples.scene_classifier()
-        >>> names = tuple(classifier.class_names)
-        >>> model = ImageModel(
-        ...     "scenes", classifier,
-        ...     lambda photo: examples.preprocess(np.array(photo.resize((96, 96)))),
-        ...     names, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+        >>> from captum_transformer_lrp.models import load_image_model
+        >>> model = load_image_model("bundled/scenes")
         >>> folder = Path(examples.__file__).parent / "assets" / "scenes"
-        >>> data = [LabelledImage(name, folder / f"{name}.png", names.index(name))
+        >>> data = [LabelledImage(name, folder / f"{name}.png", model.class_names.index(name))
         ...     for name in ("butterfly", "horse", "tractor", "crocodile")]
         >>> with tempfile.TemporaryDirectory() as output:
         ...     result = grid_pointing(model, data, ["transformer_attribution", "random"],
@@ -102,42 +95,42 @@ def grid_pointing(
         >>> result.figure("transformer_attribution", "localisation").value > 50
         True
     """
-    if grid < 2:
-        raise BenchmarkError(f"found a grid of {grid}x{grid}, expected at least 2x2")
-    where = torch.device(device)
+    empty = GridPointing(model, [], methods, device=device, **options)  # which checks the options
     found = photos(data, model, labels)
+    how: dict[str, Any] = {"seed": seed, "show_progress": show_progress, "so_far": so_far}
     with joined_processes() as processes:
-        classification = Classification(model, found, device=where)
+        classification = Classification(model, found, ["random"], device=device)
         folder = Path(output) / "classification"
-        classified = run(classification, folder, seed=seed, show_progress=show_progress, save=False)
+        classified = run(classification, folder, save=False, **how)
+        if classified.pending:
+            raise BenchmarkError(f"{classified.pending} photos are not classified yet")
         confident = [
             record.index
             for record in record_folder(classification, folder, seed).records()
-            if record.skipped is None and record.values["probability"] >= confidence
+            if record.skipped is None and record.values["probability"] >= empty.confidence
         ]
-        grids = make_grids([found[index] for index in sorted(confident)], grid * grid, seed)
+        cells = empty.grid**2
+        grids = make_grids([found[index] for index in sorted(confident)], cells, seed)
         if not grids:
             raise BenchmarkError(
-                f"the model gives its true class a probability of at least {confidence} for "
-                f"{len(confident)} of {len(found)} photos, expected {grid * grid} of different "
+                f"the model gives its true class a probability of at least {empty.confidence} for "
+                f"{len(confident)} of {len(found)} photos, expected {cells} of different "
                 "classes: lower the confidence or give more photos"
             )
-        benchmark = GridPointing(model, grids, methods, grid, confidence, limit=limit, device=where)
-        result = run(benchmark, output, seed=seed, show_progress=show_progress, save=False)
+        result = run(replace(empty, data=grids), output, save=False, **how)
         share = replace(
             classified.figures[0],
             metric="confident",
             value=100 * len(confident) / classified.figures[0].count,
             standard_error=float("nan"),
         )
+        figures = (*classified.figures, share, *result.figures)
         result = replace(
             result,
             skipped=classified.skipped + result.skipped,
-            summary=replace(
-                result.summary, figures=(*classified.figures, share, *result.summary.figures)
-            ),
+            summary=replace(result.summary, figures=figures),
         )
-        if processes.rank == 0:
+        if processes.rank == 0 and not so_far:
             result.save(Path(output))
         return result
 
@@ -179,41 +172,21 @@ def make_grids(
         grids.append(tuple(members.values()))
 
 
-class Classification(Benchmark[Tensor]):
-    """The model's probability of the true class of every photo; no method takes part.
-
-    Args:
-        model: the model.
-        data: the photos.
-        device: where to compute.
-    """
+@dataclass(frozen=True, eq=False)
+class Classification(PhotoBenchmark[Tensor]):
+    """The model's probability of the true class of every photo; no method takes part."""
 
     name = "classification"
-    methods = ()
 
-    def __init__(
-        self, model: ImageModel, data: Sequence[LabelledImage], *, device: torch.device
-    ) -> None:
-        self._model = model
-        self._data = data
-        self._device = device
-        self._classifier = model.model.to(device)
-        self._size = input_size(model)
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that the records depend on."""
-        return _model_settings(self._model, self._size, self._device)
-
-    def identifiers(self) -> list[str]:
-        """The names of the photos, with their classes."""
-        return [f"{one.identifier} ({one.label})" for one in self._data]
+    def prepare(self) -> None:
+        """Find the photos."""
+        super().prepare()
+        self.put(methods=())
 
     def load(self, index: int) -> Tensor:
-        """The model's probabilities, the true class's first."""
-        entry = self._data[index]
-        pixels = whole_image(read_rgb(entry.file), self._model, self._size)
-        logits = model_logits(self._classifier, pixels[None].to(self._device))[0]
-        probabilities = logits.double().softmax(-1).cpu()
+        """The model's probabilities: the true class's, and the largest."""
+        entry = self.data[index]
+        probabilities = self.logits(self.seen(read_rgb(entry.file)))[0].double().softmax(-1).cpu()
         return torch.stack([probabilities[entry.label], probabilities.max()])
 
     def describe(self, example: Tensor) -> dict[str, Any]:
@@ -230,7 +203,7 @@ class Classification(Benchmark[Tensor]):
         accuracy = ExactMean()
         for record in records():
             accuracy.add(100.0 * record.values["right"])
-        return Summary(figures=(accuracy.figure(MODEL, "top-1 accuracy", unit="%"),))
+        return Summary((accuracy.figure(MODEL, "top-1 accuracy"),))
 
 
 @dataclass(frozen=True)
@@ -248,89 +221,47 @@ class Grid:
     classes: tuple[int, ...]
 
 
-class GridPointing(Benchmark[Grid]):
-    """The grid pointing game as a benchmark; see :func:`grid_pointing` for the arguments."""
+@dataclass(frozen=True, eq=False)
+class GridPointing(GridOptions, ImageBenchmark[Grid]):
+    """The grid pointing game on grids of photos, as :func:`grid_pointing` makes them."""
 
     name = "grid-pointing"
 
-    def __init__(
-        self,
-        model: ImageModel,
-        grids: Sequence[Sequence[LabelledImage]],
-        methods: Sequence[str] = PAPER,
-        grid: int = 2,
-        confidence: float = 0.9,
-        *,
-        limit: int | None = None,
-        device: torch.device,
-    ) -> None:
-        self._methods = {one.label: one for one in methods_by_name(methods)}
-        self.methods = tuple(self._methods)
-        self._model = model
-        self._grids = grids
-        self.selected = evenly_spaced(range(len(grids)), limit)
-        self._side = grid
-        self._confidence = confidence
-        self._device = device
-        self._classifier = model.model.to(device)
-        self._size = input_size(model)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self._device
-
-    def settings(self) -> dict[str, Any]:
-        """Everything that the records depend on."""
-        return {
-            **_model_settings(self._model, self._size, self._device),
-            "grid": self._side,
-            "confidence": self._confidence,
-        }
-
     def identifiers(self) -> list[str]:
         """The names of each grid's photos."""
-        return [
-            " + ".join(f"{one.identifier} ({one.label})" for one in grid) for grid in self._grids
-        ]
+        return [" + ".join(map(str, grid)) for grid in self.data]
+
+    def contents(self, index: int) -> str:
+        """Of the photos, as they are on disk."""
+        return file_digest(*(photo.file for photo in self.data[index]))
 
     def load(self, index: int) -> Grid:
         """Read a grid's photos and put them into one image, row by row."""
-        rows = list(pairwise(_edges(self._size[0], self._side)))
-        columns = list(pairwise(_edges(self._size[1], self._side)))
-        pixels = torch.zeros(1, 3, *self._size)
+        edges = [[length * part // self.grid for part in range(self.grid + 1)]
+                 for length in self.size]  # fmt: skip
+        rows, columns = (list(pairwise(of_axis)) for of_axis in edges)
+        pixels = torch.zeros(1, 3, *self.size)
         places = [(slice(*row), slice(*column)) for row in rows for column in columns]
-        for (row, column), photo in zip(places, self._grids[index], strict=True):
+        for (row, column), photo in zip(places, self.data[index], strict=True):
             size = (row.stop - row.start, column.stop - column.start)
-            pixels[0, :, row, column] = whole_image(read_rgb(photo.file), self._model, size)
-        classes = tuple(photo.label for photo in self._grids[index])
-        return Grid(pixels.to(self._device), tuple(places), classes)
+            pixels[0, :, row, column] = whole_image(read_rgb(photo.file), self.model, size)
+        classes = tuple(photo.label for photo in self.data[index])
+        return Grid(pixels.to(self.device), tuple(places), classes)
 
     def evaluate(self, example: Grid, method: str) -> dict[str, Any]:
         """For each photo the share of its class's positive attribution that is in its cell."""
-        maps = self._methods[method].maps(self._classifier, example.pixels, example.classes)
-        return {
-            "shares": [
-                localisation(one, *cell) for one, cell in zip(maps, example.cells, strict=True)
-            ]
-        }
+        maps = self.by_label[method].maps(self.classifier, example.pixels, example.classes)
+        cells = zip(maps, example.cells, strict=True)
+        return {"shares": [localisation(one, *cell) for one, cell in cells]}
 
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
         """The mean share, in per cent."""
-        reference = "transformer_attribution"
-        means = MethodMeans(
-            self.methods, reference if reference in self.methods else None, unit="%"
-        )
+        means = self.means()
         for record in records():
-            means.add(
-                {
-                    method: {
-                        ("localisation", ""): 100 * sum(found["shares"]) / len(found["shares"])
-                    }
-                    for method, found in record.methods.items()
-                }
-            )
-        return Summary(figures=tuple(means.figures()))
+            for_all = {name: found["shares"] for name, found in record.methods.items()}
+            percent = {name: 100 * sum(one) / len(one) for name, one in for_all.items()}
+            means.add({name: {("localisation", ""): one} for name, one in percent.items()})
+        return Summary(tuple(means.figures()))
 
 
 def localisation(relevance: Tensor, rows: slice, columns: slice) -> float:
@@ -342,20 +273,3 @@ def localisation(relevance: Tensor, rows: slice, columns: slice) -> float:
     positive = relevance.clamp(min=0)
     total = float(positive.sum())
     return float(positive[rows, columns].sum()) / total if total else 0.0
-
-
-def _edges(length: int, parts: int) -> list[int]:
-    return [length * part // parts for part in range(parts + 1)]
-
-
-def _model_settings(
-    model: ImageModel, size: tuple[int, int], device: torch.device
-) -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "checkpoint_sha256": weights_digest(model.model),
-        "mean": model.mean,
-        "std": model.std,
-        "input_size": size,
-        "device": device.type,
-    }

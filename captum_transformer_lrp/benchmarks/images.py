@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from captum_transformer_lrp.benchmark_options import PhotoOptions
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
+from captum_transformer_lrp.benchmarks.model_benchmark import ModelBenchmark
+from captum_transformer_lrp.benchmarks.runner import Example
 from captum_transformer_lrp.models import ImageModel
 from captum_transformer_lrp.photos import opened, upright
 
@@ -21,22 +25,17 @@ SUFFIXES: Final = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", "
 _INDEX_FIRST = re.compile(r"(\d+)[_\-. ]")
 _SYNSET = re.compile(r"n\d{8}")
 
-Item = TypeVar("Item")
-
 
 @dataclass(frozen=True)
 class LabelledImage:
-    """A photo's file with its true class.
-
-    Args:
-        identifier: its name in results.
-        file: where it is.
-        label: the index of its class.
-    """
+    """A photo's name in results, its file, and the index of its true class."""
 
     identifier: str
     file: Path
     label: int
+
+    def __str__(self) -> str:
+        return f"{self.identifier} ({self.label})"
 
 
 def labelled_images(
@@ -98,6 +97,64 @@ def _check_classes(data: Sequence[LabelledImage], count: int) -> None:
             )
 
 
+@dataclass(frozen=True, eq=False)
+class ImageBenchmark(ModelBenchmark[Example]):
+    """A benchmark of methods that explain an image classifier."""
+
+    size: tuple[int, int] = field(init=False, repr=False)
+
+    def prepare(self) -> None:
+        """Find the size of what the model takes."""
+        height, width = self.model.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
+        self.put(size=(int(height), int(width)))
+
+    def settings(self) -> dict[str, Any]:
+        """Everything that the records depend on."""
+        about = {"mean": self.model.mean, "std": self.model.std, "input_size": self.size}
+        return {**super().settings(), **about}
+
+    def seen(self, photo: Image.Image) -> Tensor:
+        """All of a photo as the model sees it, (1, 3, H, W)."""
+        return whole_image(photo, self.model, self.size)[None].to(self.device)
+
+    def logits(self, batch: Tensor) -> Tensor:
+        """The model's logits (N, C) of a batch, without gradients."""
+        with torch.no_grad():
+            output = self.classifier(batch)
+        logits = getattr(output, "logits", output)
+        found: Tensor = logits if isinstance(logits, Tensor) else logits[0]
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoBenchmark(PhotoOptions, ImageBenchmark[Example]):
+    """One of labelled photos: ``data`` is a folder as in :func:`labelled_images`, or the photos."""
+
+    def prepare(self) -> None:
+        """Find the photos and their classes."""
+        super().prepare()
+        self.put(data=photos(self.data, self.model, self.labels))
+
+    def identifiers(self) -> list[str]:
+        """The names of the photos, with their classes."""
+        return [str(one) for one in self.data]
+
+    def contents(self, index: int) -> str:
+        """The photo's, as it is on disk."""
+        return file_digest(self.data[index].file)
+
+
+def file_digest(*files: Path) -> str:
+    """SHA-256 of the contents of files; a file that cannot be read counts as empty."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        except OSError:
+            digest.update(b"missing")
+    return digest.hexdigest()
+
+
 def photos(
     data: str | Path | Sequence[LabelledImage], model: ImageModel, labels: str | Path | None = None
 ) -> Sequence[LabelledImage]:
@@ -112,20 +169,16 @@ def _from_file(labels: Path, names: Sequence[str]) -> list[int]:
     if not labels.is_file():
         raise BenchmarkError(f"found no file of labels at {labels}")
     found: dict[str, int] = {}
-    with labels.open(encoding="utf-8", newline="") as stream:
-        text = stream.read()
+    text = labels.read_bytes().decode("utf-8")
     delimiter = "\t" if "\t" in text else "," if "," in text else " "
     for number, row in enumerate(csv.reader(text.splitlines(), delimiter=delimiter), start=1):
-        if not row:
-            continue
-        if len(row) < 2 or not row[-1].strip().isdecimal():
-            if number == 1:
-                continue  # a heading
+        if len(row) > 1 and row[-1].strip().isdecimal():
+            found[row[0].strip()] = int(row[-1])
+        elif row and number > 1:  # the first may be a heading
             raise BenchmarkError(
                 f"{labels}, line {number}: found {delimiter.join(row)!r}, expected a file name and "
                 "a class index"
             )
-        found[row[0].strip()] = int(row[-1])
     missing = [name for name in names if name not in found]
     if missing:
         raise BenchmarkError(
@@ -170,19 +223,6 @@ def _from_name(name: str) -> int:
     return int(match[1])
 
 
-def evenly_spaced(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most ``limit`` of the items, spread over all of them, for photos are sorted by class.
-
-    >>> evenly_spaced("abcdefgh", 3)
-    ['a', 'c', 'f']
-    """
-    if limit is None or limit >= len(items):
-        return list(items)
-    if limit < 1:
-        raise BenchmarkError(f"found a limit of {limit} examples, expected at least 1")
-    return [items[number * len(items) // limit] for number in range(limit)]
-
-
 def read_rgb(file: str | Path) -> Image.Image:
     """A photo as RGB, upright.
 
@@ -197,12 +237,6 @@ def read_rgb(file: str | Path) -> Image.Image:
         raise UnreadableExampleError(reason.replace(", or raise --max-pixels", "")) from error
 
 
-def input_size(model: ImageModel) -> tuple[int, int]:
-    """Height and width of what the model takes."""
-    height, width = model.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
-    return int(height), int(width)
-
-
 def whole_image(photo: Image.Image, model: ImageModel, size: tuple[int, int]) -> Tensor:
     """All of a photo at the model's input size, nothing cropped, normalised: (3, H, W)."""
     resized = photo.resize((size[1], size[0]), Image.Resampling.BILINEAR)
@@ -215,12 +249,3 @@ def normalised(pixels: Tensor, model: ImageModel) -> Tensor:
     mean = pixels.new_tensor(model.mean)[:, None, None]
     std = pixels.new_tensor(model.std)[:, None, None]
     return (pixels - mean) / std
-
-
-def model_logits(model: Any, batch: Tensor) -> Tensor:
-    """The model's logits (N, C) of a batch, without gradients."""
-    with torch.no_grad():
-        output = model(batch)
-    logits = getattr(output, "logits", output)
-    found: Tensor = logits if isinstance(logits, Tensor) else logits[0]
-    return found

@@ -19,6 +19,7 @@ from captum_transformer_lrp.attr.comparison import METHODS as COMPARED
 from captum_transformer_lrp.attr.comparison import compare
 from captum_transformer_lrp.attr.norm_rollout import NormRollout
 from captum_transformer_lrp.attr.raw_attention import RawAttention
+from captum_transformer_lrp.benchmark_options import ABLATIONS, PAPER
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 
 
@@ -144,26 +145,6 @@ NAMES: Final[Mapping[str, Callable[[Any], Attribution]]] = {
 """All methods: those of :func:`~captum_transformer_lrp.compare`, with the same settings where the
 user gives none, and a few more."""
 
-PAPER: Final = (
-    "transformer_attribution",
-    "attention_rollout",
-    "raw_attention",
-    "attention_gradcam",
-    "transformer_lrp:preset=lrp:epsilon=0",
-    "partial_lrp:epsilon=0",
-)
-"""The six methods of the paper's tables 1 and 2.
-
-The baselines are as published: LRP by eq. 4 without normalisation, and eq. 2 as printed."""
-
-ABLATIONS: Final = (
-    "transformer_attribution:head_weighting=attention",
-    "transformer_attribution:layers=[-1]",
-    "transformer_attribution:layers=[1]",
-)
-"""The variants of the paper's table 3: A in the place of ∇A, only the block nearest the output, and
-only block B − 1, the second from the input."""
-
 GROUPS: Final[Mapping[str, Sequence[str]]] = {"paper": PAPER, "ablations": ABLATIONS}
 """Names that stand for several methods."""
 
@@ -213,7 +194,7 @@ def _method(label: str) -> Method:
             f"{' and '.join(GROUPS)} stand for several"
         )
     factory = NAMES[name]
-    options = dict(_option(part, label) for part in parts)
+    options = dict(option_of(part, label) for part in parts)
     cells = options.pop("cells", None)
     if cells is not None and (not isinstance(cells, int) or cells < 1):
         raise BenchmarkError(f"found cells={cells} in {label!r}, expected a number of at least 1")
@@ -226,7 +207,8 @@ def _method(label: str) -> Method:
     )
 
 
-def _option(text: str, label: str) -> tuple[str, Any]:
+def option_of(text: str, label: str) -> tuple[str, Any]:
+    """What ``option=value`` in a name stands for."""
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise BenchmarkError(f"cannot read {text!r} in {label!r}, expected name:option=value")

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from captum_transformer_lrp.benchmark_options import option, wrong_option
 from captum_transformer_lrp.benchmarks.eraser import AnnotationError, EraserDocuments
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
-from captum_transformer_lrp.benchmarks.images import evenly_spaced
+from captum_transformer_lrp.benchmarks.model_benchmark import evenly_spaced
 from captum_transformer_lrp.models import ModelLoadError
 
 CHECKPOINT: Final = "checkpoint.pt"
@@ -28,39 +29,26 @@ SUMMARY: Final = "training.json"
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to fine-tune.
+    """How to fine-tune: AdamW, whose rate rises over a tenth of the steps and falls linearly to 0.
 
     Args:
         model: a Hugging Face name or folder of an encoder, with or without a classifier.
         labels: the corpus' classes, in the order of the classifier's outputs.
-        max_length: the most pieces of a document, special tokens included.
-        epochs: passes over the training split.
-        batch_size: documents a step.
-        learning_rate: the highest of AdamW's; it rises over the first tenth of the steps and falls
-            linearly to 0.
-        weight_decay: AdamW's.
-        seed: of the new classifier's weights, the order of the documents and dropout.
-        limit: how many documents of each split are used, spread over all; None for all.
     """
 
     model: str
     labels: tuple[str, ...] = ("NEG", "POS")
-    max_length: int = 512
-    epochs: int = 3
-    batch_size: int = 8
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    seed: int = 0
-    limit: int | None = None
+    max_length: int = option(512, "The most pieces of a document.", least=1)
+    epochs: int = option(3, "Passes over the training split.", least=1)
+    batch_size: int = option(8, "Documents a step.", least=1)
+    learning_rate: float = option(5e-5, "The highest.", above=0)
+    weight_decay: float = option(0.01, "AdamW's.", least=0)
+    seed: int = option(0, "Of the classifier's weights, the documents' order and dropout.")
+    limit: int | None = option(None, "How many documents of each split are used.", least=1)
 
     def __post_init__(self) -> None:
-        for name in ("max_length", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1, found {self.limit}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be above 0, found {self.learning_rate}")
+        if wrong := wrong_option(self):
+            raise ValueError(wrong)
 
 
 @dataclass(frozen=True)
@@ -84,14 +72,7 @@ class TrainingResult:
 
 @dataclass(frozen=True)
 class TrainingStep:
-    """Where a fine-tuning is.
-
-    Args:
-        step: steps done.
-        steps: steps in all.
-        epoch: the epoch, counted from 1.
-        loss: of the step's batch.
-    """
+    """Where a fine-tuning is: the step of all steps, its epoch from 1, and its batch's loss."""
 
     step: int
     steps: int
@@ -106,8 +87,8 @@ def fine_tune(
     *,
     device: torch.device | str = "cpu",
     checkpoint_every: int = 50,
-    on_step: Callable[[TrainingStep], None] | None = None,
-    on_skipped: Callable[[str], None] | None = None,
+    on_step: Callable[[TrainingStep], None] = lambda done: None,
+    on_skipped: Callable[[str], None] = lambda sentence: None,
 ) -> TrainingResult:
     """Fine-tune a classifier on the training split, and measure it on the others.
 
@@ -135,40 +116,48 @@ def fine_tune(
         raise ValueError(f"checkpoint_every must be at least 1, found {checkpoint_every}")
     folder = Path(folder)
     corpus = EraserDocuments(data, "train")
-    described = _described(settings, corpus.file)
-    summary = _summary_of(folder, described)
-    if summary is not None:
-        return summary
+    digest = hashlib.sha256(corpus.file.read_bytes()).hexdigest()
+    about = {**asdict(settings), "labels": list(settings.labels), "train_sha256": digest}
+    if (finished := _finished(folder, about)) is not None:
+        return finished
     folder.mkdir(parents=True, exist_ok=True)
     device = torch.device(device)
-    report = on_skipped or (lambda sentence: None)
+    skipped: list[str] = []
+
+    def usable(documents: EraserDocuments) -> list[int]:
+        found, told = _usable(documents, settings)
+        skipped.extend(told)
+        for sentence in told:
+            on_skipped(sentence)
+        return found
+
     with _seeded(settings.seed, device):
         model, tokenizer = _untrained(settings)
         model.to(device).train()
-        usable, skipped = _usable(corpus, settings, report)
-        run = _Run(model, tokenizer, corpus, usable, settings, device)
-        run.restore(folder / CHECKPOINT, described)
+        run = _Run(model, tokenizer, corpus, usable(corpus), settings, device)
+        run.restore(folder / CHECKPOINT, about)
         for done in run.steps():
-            if on_step is not None:
-                on_step(done)
+            on_step(done)
             if done.step % checkpoint_every == 0 and done.step < done.steps:
-                run.save(folder / CHECKPOINT, described)
+                run.save(folder / CHECKPOINT, about)
     model.eval()
     accuracies = {}
     for split in ("val", "test"):
         if (Path(data) / f"{split}.jsonl").is_file():
             documents = EraserDocuments(data, split)
-            of_split, more = _usable(documents, settings, report)
-            skipped += more
-            if of_split:
-                accuracies[split] = _accuracy(
-                    model, tokenizer, documents, of_split, settings, device
-                )
-    losses = tuple(run.epoch_losses())
+            if chosen := usable(documents):
+                accuracies[split] = run.accuracy(documents, chosen)
+    epochs = [run.losses[at : at + run.per_epoch] for at in range(0, run.total, run.per_epoch)]
+    losses = tuple(sum(of_epoch) / len(of_epoch) for of_epoch in epochs)
     result = TrainingResult(folder, run.step, losses, accuracies, tuple(skipped))
     model.cpu().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    _write_summary(result, described)
+    summary = {"settings": about, **asdict(result), "torch": torch.__version__}
+    del summary["folder"]
+    # Last of all, and whole: it says that the folder is complete.
+    unfinished = folder / f"{SUMMARY}.unfinished"
+    unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, folder / SUMMARY)
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
@@ -191,90 +180,97 @@ class _Run:
         self.total = settings.epochs * self.per_epoch
         self.step = 0
         self.losses: list[float] = []
-        self.optimizer = AdamW(
+        optimizer = AdamW(
             model.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.schedule = LambdaLR(self.optimizer, _rise_and_fall(self.total))
+        rise, total = max(1, self.total // 10), self.total
+        schedule = LambdaLR(
+            optimizer,
+            lambda step: min((step + 1) / rise, max(0.0, (total - step) / max(1, total - rise))),
+        )
+        self.kept: dict[str, Any] = {"model": model, "optimizer": optimizer, "schedule": schedule}
 
     def steps(self) -> Iterator[TrainingStep]:
         """Train to the end, step by step."""
+        size = self.settings.batch_size
         for epoch in range(self.step // self.per_epoch, self.settings.epochs):
-            order = self._order(epoch)
+            # Shuffled by the epoch's number, so that it can be entered anywhere.
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            shuffled = torch.randperm(len(self.usable), generator=generator).tolist()
+            order = [self.usable[index] for index in shuffled]
             for batch in range(self.step % self.per_epoch, self.per_epoch):
-                size = self.settings.batch_size
                 loss = self._learn(order[batch * size : (batch + 1) * size])
                 self.losses.append(loss)
                 self.step += 1
                 yield TrainingStep(self.step, self.total, epoch + 1, loss)
 
-    def epoch_losses(self) -> Iterator[float]:
-        """The mean loss of each epoch."""
-        for start in range(0, self.total, self.per_epoch):
-            of_epoch = self.losses[start : start + self.per_epoch]
-            yield sum(of_epoch) / len(of_epoch)
-
-    def _order(self, epoch: int) -> list[int]:
-        """The documents of an epoch, shuffled by its number so that it can be entered anywhere."""
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-        shuffled = torch.randperm(len(self.usable), generator=generator).tolist()
-        return [self.usable[index] for index in shuffled]
-
     def _learn(self, indices: Sequence[int]) -> float:
-        inputs, targets = _batch(self.tokenizer, self.corpus, indices, self.settings, self.device)
+        inputs, targets = self._batch(self.corpus, indices)
         loss = F.cross_entropy(self.model(**inputs).logits.float(), targets)
         if not bool(loss.isfinite()):
             raise BenchmarkError(
                 f"the loss is {loss.item()} at step {self.step + 1}: try a lower learning rate"
             )
-        self.optimizer.zero_grad()
+        self.kept["optimizer"].zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
+        self.kept["optimizer"].step()
+        self.kept["schedule"].step()
         return loss.item()
 
-    def save(self, file: Path, described: Mapping[str, Any]) -> None:
+    def _batch(
+        self, documents: EraserDocuments, indices: Sequence[int]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        chosen = [documents[index] for index in indices]
+        encoding = self.tokenizer(
+            [" ".join(document.tokens) for document in chosen],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+            max_length=self.settings.max_length,
+        )
+        targets = torch.tensor([self.settings.labels.index(one.label) for one in chosen])
+        return {n: x.to(self.device) for n, x in encoding.items()}, targets.to(self.device)
+
+    def accuracy(self, documents: EraserDocuments, indices: Sequence[int]) -> float:
+        """The share of documents whose class the model predicts."""
+        right, size = 0, self.settings.batch_size
+        for start in range(0, len(indices), size):
+            inputs, targets = self._batch(documents, indices[start : start + size])
+            with torch.no_grad():
+                right += int((self.model(**inputs).logits.argmax(-1) == targets).sum())
+        return right / len(indices)
+
+    def save(self, file: Path, about: Mapping[str, Any]) -> None:
         """Write everything that the remaining steps depend on; the file is whole at any time."""
-        state = {
-            "settings": json.dumps(described),
-            "step": self.step,
-            "losses": self.losses,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "random": torch.get_rng_state(),
-        }
+        state = {name: one.state_dict() for name, one in self.kept.items()}
+        state |= {"settings": json.dumps(about), "step": self.step, "losses": self.losses}
+        state["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             state["random_cuda"] = torch.cuda.get_rng_state(self.device)
         unfinished = file.with_suffix(".unfinished")
         torch.save(state, unfinished)
         os.replace(unfinished, file)
 
-    def restore(self, file: Path, described: Mapping[str, Any]) -> None:
+    def restore(self, file: Path, about: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was written, if there is one."""
         if not file.is_file():
             return
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
-            _same_settings(json.loads(state["settings"]), described, file.parent)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.schedule.load_state_dict(state["schedule"])
-            self.step, self.losses = int(state["step"]), list(state["losses"])
-        except DifferentSettingsError:
-            raise
+            found = json.loads(state["settings"])
         except Exception as error:  # a damaged file raises whatever its bytes happen to mean
             raise BenchmarkError(
                 f"cannot read the checkpoint {file} ({type(error).__name__}): delete it to start "
                 "again"
             ) from error
+        _same_settings(found, about, file.parent)
+        for name, one in self.kept.items():
+            one.load_state_dict(state[name])
+        self.step, self.losses = int(state["step"]), list(state["losses"])
         torch.set_rng_state(state["random"])
         if "random_cuda" in state and self.device.type == "cuda":
             torch.cuda.set_rng_state(state["random_cuda"], self.device)
-
-
-class DifferentSettingsError(BenchmarkError):
-    """A folder that belongs to a run with other settings."""
 
 
 @contextmanager
@@ -284,7 +280,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         torch.manual_seed(seed)
-        if device.type == "cuda":
+        if devices:
             # cuBLAS is deterministic only with a workspace of fixed size.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
@@ -320,22 +316,14 @@ def _untrained(settings: TrainingSettings) -> tuple[Any, Any]:
     return model.float(), tokenizer
 
 
-def _usable(
-    documents: EraserDocuments, settings: TrainingSettings, report: Callable[[str], None]
-) -> tuple[list[int], list[str]]:
+def _usable(documents: EraserDocuments, settings: TrainingSettings) -> tuple[list[int], list[str]]:
     """The indices of the documents that can be used, and a sentence about each other one."""
     usable, skipped = [], []
     for index in evenly_spaced(range(len(documents)), settings.limit):
         try:
-            document = documents[index]
-            if document.label not in settings.labels:
-                raise AnnotationError(
-                    f"{document.name} in {documents.file.name}: found the class "
-                    f"{document.label!r}, expected one of {', '.join(settings.labels)}"
-                )
+            documents[index].index_of(settings.labels, documents.file)
         except AnnotationError as error:
             skipped.append(str(error))
-            report(str(error))
         else:
             usable.append(index)
     if not usable and documents.split == "train":
@@ -343,105 +331,30 @@ def _usable(
     return usable, skipped
 
 
-def _batch(
-    tokenizer: Any,
-    documents: EraserDocuments,
-    indices: Sequence[int],
-    settings: TrainingSettings,
-    device: torch.device,
-) -> tuple[dict[str, Tensor], Tensor]:
-    chosen = [documents[index] for index in indices]
-    encoding = tokenizer(
-        [" ".join(document.tokens) for document in chosen],
-        return_tensors="pt",
-        padding=True,
-        truncation=True,
-        max_length=settings.max_length,
-    )
-    targets = torch.tensor([settings.labels.index(document.label) for document in chosen])
-    return {name: value.to(device) for name, value in encoding.items()}, targets.to(device)
-
-
-def _accuracy(
-    model: Any,
-    tokenizer: Any,
-    documents: EraserDocuments,
-    indices: Sequence[int],
-    settings: TrainingSettings,
-    device: torch.device,
-) -> float:
-    right = 0
-    for start in range(0, len(indices), settings.batch_size):
-        inputs, targets = _batch(
-            tokenizer, documents, indices[start : start + settings.batch_size], settings, device
-        )
-        with torch.no_grad():
-            logits: Tensor = model(**inputs).logits
-        right += int((logits.argmax(-1) == targets).sum())
-    return right / len(indices)
-
-
-def _rise_and_fall(steps: int) -> Callable[[int], float]:
-    """The learning rate's factor: up over a tenth of the steps, then linearly down to 0."""
-    rise = max(1, steps // 10)
-
-    def factor(step: int) -> float:
-        return min((step + 1) / rise, max(0.0, (steps - step) / max(1, steps - rise)))
-
-    return factor
-
-
-def _described(settings: TrainingSettings, file: Path) -> dict[str, Any]:
-    """What the final weights depend on."""
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    return {**asdict(settings), "labels": list(settings.labels), "train_sha256": digest}
-
-
 def _same_settings(found: Mapping[str, Any], expected: Mapping[str, Any], folder: Path) -> None:
     for name, value in expected.items():
         if found.get(name) != value:
-            raise DifferentSettingsError(
+            raise BenchmarkError(
                 f"{folder} holds a run with {name} {found.get(name)!r}, this one has {value!r}: "
                 "repeat its settings to go on with it, or choose another folder"
             )
 
 
-def _summary_of(folder: Path, described: Mapping[str, Any]) -> TrainingResult | None:
+def _finished(folder: Path, about: Mapping[str, Any]) -> TrainingResult | None:
     """The result of the same call, if it is finished."""
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
         raise BenchmarkError(f"{folder} is a file, expected a folder to write the model to")
     if not (folder / SUMMARY).is_file():
         if (folder / "config.json").exists() and not (folder / CHECKPOINT).exists():
             raise BenchmarkError(f"{folder} holds another model already: choose another folder")
         return None
     try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        _same_settings(summary["settings"], described, folder)
-        return TrainingResult(
-            folder,
-            summary["steps"],
-            tuple(summary["losses"]),
-            summary["accuracies"],
-            tuple(summary["skipped"]),
+        found = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        settings, losses, skipped = found["settings"], found["losses"], found["skipped"]
+        result = TrainingResult(
+            folder, found["steps"], tuple(losses), found["accuracies"], tuple(skipped)
         )
-    except DifferentSettingsError:
-        raise
     except (ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{folder / SUMMARY} is damaged: choose another folder") from error
-
-
-def _write_summary(result: TrainingResult, described: Mapping[str, Any]) -> None:
-    summary = {
-        "settings": dict(described),
-        "steps": result.steps,
-        "losses": list(result.losses),
-        "accuracies": dict(result.accuracies),
-        "skipped": list(result.skipped),
-        "torch": torch.__version__,
-    }
-    # Last of all, and whole: it says that the folder is complete.
-    unfinished = result.folder / f"{SUMMARY}.unfinished"
-    unfinished.write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, result.folder / SUMMARY)
+    _same_settings(settings, about, folder)
+    return result

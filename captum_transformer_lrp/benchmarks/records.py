@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -24,6 +25,7 @@ class Record:
         methods: for each method, what the benchmark notes of it.
         seconds: for each method, the time that the example took.
         skipped: why the example could not be read; None if it could.
+        sha256: of the example's contents; empty where only its name is known.
     """
 
     index: int
@@ -32,6 +34,7 @@ class Record:
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     skipped: str | None = None
+    sha256: str = ""
 
     def as_line(self) -> str:
         r"""The record as a line of JSON.
@@ -47,34 +50,28 @@ class Record:
             line["skipped"] = self.skipped
         else:
             line |= {"values": self.values, "methods": self.methods, "seconds": self.seconds}
+        if self.sha256:
+            line["sha256"] = self.sha256
         return json.dumps(line, allow_nan=False) + "\n"
 
     @classmethod
     def from_line(cls, line: str) -> Record:
-        """The inverse of :meth:`as_line`.
-
-        Raises:
-            TypeError: for a member of another type.
-            KeyError: for one that is missing.
-            ValueError: for what is no JSON.
-        """
+        """The inverse of :meth:`as_line`; raises whatever a damaged line happens to mean."""
         found = json.loads(line)
-        record = cls(
-            index=found["index"],
-            identifier=found["id"],
-            values=found.get("values", {}),
-            methods=found.get("methods", {}),
-            seconds=found.get("seconds", {}),
-            skipped=found.get("skipped"),
-        )
+        names = ("values", "methods", "seconds", "skipped", "sha256")
+        given = {name: found[name] for name in names if name in found}
+        record = cls(found["index"], found["id"], **given)
+        mappings = (record.values, record.methods, record.seconds, *record.methods.values())
         if not (
             type(record.index) is int  # True is an integer, too
+            and record.index >= 0
             and isinstance(record.identifier, str)
             and isinstance(record.skipped, str | None)
-            and all(isinstance(one, dict) for one in (record.values, record.methods))
-            and all(isinstance(one, dict) for one in (record.seconds, *record.methods.values()))
+            and isinstance(record.sha256, str)
+            and all(isinstance(one, dict) for one in mappings)
         ):
             raise TypeError("its members have other types than a record's")
+        record.as_line()  # which no NaN survives
         return record
 
 
@@ -97,28 +94,16 @@ class RecordFolder:
         selected: Sequence[int] | None = None,
     ) -> None:
         self.folder = folder
+        self.settings_file = folder / "settings.json"
         self.selected = range(len(identifiers)) if selected is None else selected
         self._identifiers = identifiers
+        names = b"".join(name.encode("utf-8", "surrogatepass") + b"\0" for name in identifiers)
+        about = {
+            "examples": len(self.selected),
+            "examples_sha256": hashlib.sha256(names).hexdigest(),
+        }
         # As JSON gives it back: tuples are lists.
-        self._settings: dict[str, Any] = json.loads(
-            json.dumps(
-                {
-                    **settings,
-                    "examples": len(self.selected),
-                    "examples_sha256": _digest(identifiers),
-                }
-            )
-        )
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings with a fingerprint of the examples' names."""
-        return dict(self._settings)
-
-    @property
-    def settings_file(self) -> Path:
-        """Where the settings are."""
-        return self.folder / "settings.json"
+        self.settings: dict[str, Any] = json.loads(json.dumps({**settings, **about}))
 
     def prepare(self) -> None:
         """Make the folder, or check that it is of the same settings.
@@ -131,17 +116,15 @@ class RecordFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.settings_file.exists():
             self.check()
-            return
-        if any(self.folder.glob("records-*.jsonl")):
+        elif self._files():
             raise BenchmarkError(
                 f"{self.folder} holds records without their settings.json: choose another folder"
             )
-        self.write_settings()
 
     def write_settings(self) -> None:
         """Write them, with the number of examples of this run."""
         temporary = self.folder / "settings.json.new"
-        temporary.write_text(json.dumps(self._settings, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(self.settings, indent=1) + "\n", encoding="utf-8")
         os.replace(temporary, self.settings_file)
 
     def check(self) -> None:
@@ -153,25 +136,21 @@ class RecordFolder:
             )
         try:
             found = json.loads(self.settings_file.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise BenchmarkError(f"{self.settings_file} is not valid JSON ({error})") from error
-        if not isinstance(found, dict):
+            names = sorted({*found.keys(), *self.settings})
+        except (ValueError, RecursionError, AttributeError) as error:
             raise BenchmarkError(
-                f"{self.settings_file} holds a {type(found).__name__}, expected an object: choose "
-                "another output folder"
+                f"{self.settings_file} is damaged ({error}): choose another output folder"
+            ) from error
+        differing = [name for name in names if found.get(name) != self.settings.get(name)]
+        if differing not in ([], ["examples"]):
+            shown = "; ".join(
+                f"{name} {_short(found.get(name))} instead of {_short(self.settings.get(name))}"
+                for name in differing
             )
-        names = sorted({*found, *self._settings})
-        differing = [name for name in names if found.get(name) != self._settings.get(name)]
-        if differing in ([], ["examples"]):
-            return
-        differing = [
-            f"{name} {_short(found.get(name))} instead of {_short(self._settings.get(name))}"
-            for name in differing
-        ]
-        raise BenchmarkError(
-            f"{self.folder} holds records made with other settings ({'; '.join(differing)}): "
-            "choose another output folder, or remove that one"
-        )
+            raise BenchmarkError(
+                f"{self.folder} holds records made with other settings ({shown}): choose another "
+                "output folder, or remove that one"
+            )
 
     def done(self) -> bytearray:
         """For each example, 1 if there is a record of it."""
@@ -181,72 +160,73 @@ class RecordFolder:
         return found
 
     def records(self) -> Iterator[Record]:
-        """All records, one at a time, in no particular order.
+        """All sound records, one at a time, in no particular order."""
+        used = frozenset(self.selected)
+        seen = bytearray(len(self._identifiers))
+        for file in self._files():
+            for _, found in self._lines(file, seen, lambda index: None):
+                if isinstance(found, Record) and found.index in used:
+                    yield found
 
-        The beginning of a line at a file's end is what a killed process left; it is passed over.
+    def repair(self, contents: Callable[[int], str]) -> None:
+        """Take out what is no record of an example as it is, so that the example is run again.
 
-        Raises:
-            BenchmarkError: for a damaged line, and for two records of the same example.
+        Such are damaged lines, unfinished ones, those in another encoding, second records of an
+        example, and records of contents that have changed since.  Each is named by a warning.
+
+        Args:
+            contents: the SHA-256 of an example's contents, by its index.
         """
         seen = bytearray(len(self._identifiers))
-        used = frozenset(self.selected)
-        for file in sorted(self.folder.glob("records-*.jsonl")):
-            # As bytes, so that a line that is no UTF-8 is a damaged line.
-            with file.open("rb") as lines:
-                for number, line in enumerate(lines, start=1):
-                    if not line.endswith(b"\n"):
-                        break
-                    record = self._parsed(line, file, number)
-                    if seen[record.index]:
-                        raise BenchmarkError(
-                            f"{file}, line {number}: a second record of {record.identifier!r}: "
-                            "remove the line"
-                        )
-                    seen[record.index] = 1
-                    if record.index in used:
-                        yield record
-
-    def _parsed(self, line: bytes, file: Path, number: int) -> Record:
-        try:
-            record = Record.from_line(line.decode("utf-8"))
-            if self._identifiers[record.index] != record.identifier or record.index < 0:
-                raise ValueError(f"example {record.index} is not {record.identifier!r}")
-            record.as_line()  # which no NaN survives
-        except Exception as error:  # a damaged line raises whatever its bytes happen to mean
-            raise BenchmarkError(
-                f"{file}, line {number}, is damaged ({error}): remove the line, and the example "
-                "will be run again"
-            ) from error
-        return record
+        for file in self._files():
+            bad = set()
+            for number, found in self._lines(file, seen, contents):
+                if isinstance(found, str):
+                    warnings.warn(f"{file}, line {number}: {found}: run again", stacklevel=3)
+                    bad.add(number)
+            if bad:
+                temporary = file.with_suffix(".new")
+                with file.open("rb") as old, temporary.open("wb") as new:
+                    new.writelines(
+                        line for number, line in enumerate(old, start=1) if number not in bad
+                    )
+                os.replace(temporary, file)
 
     def shard(self, rank: int, world: int) -> IO[str]:
-        """The file that a process appends its records to, without a broken line at its end."""
+        """The file that a process appends its records to."""
         file = self.folder / f"records-{rank}-of-{world}.jsonl"
-        if file.exists():
-            _drop_broken_line(file)
         return file.open("a", encoding="utf-8", newline="\n")
 
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("records-*.jsonl"))
 
-def _drop_broken_line(file: Path) -> None:
-    with file.open("rb+") as stream:
-        size = stream.seek(0, os.SEEK_END)
-        end = size
-        while end:
-            start = max(0, end - 65536)
-            stream.seek(start)
-            found = stream.read(end - start).rfind(b"\n")
-            if found >= 0:
-                stream.truncate(start + found + 1)
-                return
-            end = start
-        stream.truncate(0)
+    def _lines(
+        self, file: Path, seen: bytearray, contents: Callable[[int], str | None]
+    ) -> Iterator[tuple[int, Record | str]]:
+        """Each line's number with its record, or what is wrong with the line."""
+        with file.open("rb") as lines:  # as bytes: what is no UTF-8 is a damaged line
+            for number, line in enumerate(lines, start=1):
+                found = self._parsed(line)
+                if isinstance(found, Record):
+                    now = contents(found.index)
+                    if seen[found.index]:
+                        found = f"a second record of {found.identifier!r}"
+                    elif now is not None and now != found.sha256:
+                        found = f"the contents of {found.identifier!r} have changed"
+                    else:
+                        seen[found.index] = 1
+                yield number, found
 
-
-def _digest(identifiers: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for identifier in identifiers:
-        digest.update(identifier.encode("utf-8", "surrogatepass") + b"\0")
-    return digest.hexdigest()
+    def _parsed(self, line: bytes) -> Record | str:
+        if not line.endswith(b"\n"):
+            return "the line is not finished"
+        try:
+            record = Record.from_line(line.decode("utf-8"))
+            if self._identifiers[record.index] != record.identifier:
+                raise ValueError(f"example {record.index} is not {record.identifier!r}")
+        except Exception as error:  # a damaged line raises whatever its bytes happen to mean
+            return f"the line is damaged ({error})"
+        return record
 
 
 def _short(value: Any, most: int = 80) -> str:

@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from captum_transformer_lrp.benchmarks.curves import Curve
 from captum_transformer_lrp.printing import printable
 
 MODEL = "model"
@@ -55,6 +56,41 @@ class Figure:
         'positive AUC, predicted'
         """
         return ", ".join(part for part in (self.metric, self.condition) if part)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A metric over steps, such as accuracy over the share of pixels removed.
+
+    Args:
+        method: the method that it is of.
+        panel: curves of the same panel are drawn into the same axes.
+        x: the steps.
+        y: the values.
+        standard_errors: of the values.
+        x_label: what the steps are, with their unit.
+        y_label: what the values are, with their unit.
+    """
+
+    method: str
+    panel: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    standard_errors: tuple[float, ...]
+    x_label: str
+    y_label: str
+
+    @classmethod
+    def of(cls, figures: Sequence[Figure], panel: str, x: Sequence[float], *labels: str) -> Curve:
+        """The curve through figures of one method, with the labels of x and y."""
+        return cls(
+            figures[0].method,
+            panel,
+            tuple(map(float, x)),
+            tuple(one.value for one in figures),
+            tuple(one.standard_error for one in figures),
+            *labels,
+        )
 
 
 @dataclass(frozen=True)
@@ -181,35 +217,30 @@ class Result:
             "results.json": json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n",
             "results.md": self.markdown(),
             "seconds.json": json.dumps(dict(self.seconds), indent=1) + "\n",
+            "results.csv": self._csv(),
         }
         for name, text in files.items():
-            (folder / name).write_text(text, encoding="utf-8")
-        self._save_csv(folder / "results.csv")
-        written = [folder / name for name in (*files, "results.csv")]
+            (folder / name).write_text(text, encoding="utf-8", newline="")
         if self.summary.curves:
-            from captum_transformer_lrp.benchmarks.plots import curves_figure
-
             curves_figure(self.summary.curves).savefig(folder / "curves.png", dpi=150)
-            written.append(folder / "curves.png")
-        return written
+        return [folder / name for name in (*files, *["curves.png"] * bool(self.summary.curves))]
 
-    def _save_csv(self, file: Path) -> None:
+    def _csv(self) -> str:
         """One row for each figure; every setting is a column, so that files can be joined."""
-        settings = {f"setting: {name}": _text(value) for name, value in self.settings.items()}
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            names = [*Figure.__dataclass_fields__, "benchmark", "examples", "skipped", *settings]
-            writer = csv.DictWriter(stream, names)
-            writer.writeheader()
-            for one in self.figures:
-                writer.writerow(
-                    {
-                        **_without_nan(asdict(one)),
-                        "benchmark": self.benchmark,
-                        "examples": self.examples,
-                        "skipped": len(self.skipped),
-                        **settings,
-                    }
-                )
+        about = {
+            "benchmark": self.benchmark,
+            "examples": self.examples,
+            "skipped": len(self.skipped),
+            **{
+                f"setting: {name}": value if isinstance(value, str) else json.dumps(value)
+                for name, value in self.settings.items()
+            },
+        }
+        stream = StringIO(newline="")
+        writer = csv.DictWriter(stream, [*Figure.__dataclass_fields__, *about])
+        writer.writeheader()
+        writer.writerows(_without_nan(asdict(one)) | about for one in self.figures)
+        return stream.getvalue()
 
     def _counted(self) -> str:
         used = self.examples - len(self.skipped)
@@ -218,25 +249,14 @@ class Result:
         return f"{used} examples{without}{pending}"
 
     def _cells(self) -> tuple[list[str], list[tuple[str, list[str]]]]:
-        shown = [one for one in self.figures if one.method != MODEL]
-        titles = list(self.summary.columns or dict.fromkeys(one.title for one in shown))
-        by_place = {(one.method, one.title): one for one in shown}
-        units = {one.title: one.unit for one in shown}
-        rows = [
-            (
-                method,
-                [
-                    _number(by_place[method, title], unit=False)
-                    if (method, title) in by_place
-                    else ""
-                    for title in titles
-                ],
-            )
-            for method in dict.fromkeys(one.method for one in shown)
-        ]
-        return [
-            f"{title} [{units[title]}]" if units.get(title) else title for title in titles
-        ], rows
+        shown = {(one.method, one.title): one for one in self.figures if one.method != MODEL}
+        titles = list(self.summary.columns or dict.fromkeys(title for _, title in shown))
+        units = {title: one.unit for (_, title), one in shown.items()}
+        rows = []
+        for method in dict.fromkeys(method for method, _ in shown):
+            found = [shown.get((method, title)) for title in titles]
+            rows.append((method, [_number(one, unit=False) if one else "" for one in found]))
+        return [f"{one} [{units[one]}]" if units.get(one) else one for one in titles], rows
 
 
 def _side_by_side(widths: Sequence[int], room: int) -> list[list[int]]:
@@ -268,18 +288,59 @@ def _number(figure: Figure, *, unit: bool = True) -> str:
     return f"{text} {figure.unit}" if unit and figure.unit else text
 
 
-def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nan(value: Any) -> Any:
     """JSON has no NaN: an unknown standard error is null."""
-    return {name: _finite(value) for name, value in values.items()}
-
-
-def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(one) for one in value]
+    if isinstance(value, Mapping):
+        return {name: _without_nan(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(one) for one in value]
     return value
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+def curves_figure(curves: Sequence[Curve]) -> Any:
+    """Draw each panel's curves into axes of their own, ± one standard error shaded.
+
+    Of more than seven methods the errors are not shaded: shades one over the other hide the curves.
+
+    Args:
+        curves: at least one.
+
+    Returns:
+        Matplotlib's figure.
+
+    Example:
+        >>> figure = curves_figure([Curve("ours", "positive", (10, 20), (9, 5), (1, 1), "x", "y")])
+        >>> [axes.get_title() for axes in figure.axes]
+        ['positive']
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure as Drawing
+
+    panels = list(dict.fromkeys(curve.panel for curve in curves))
+    methods = list(dict.fromkeys(curve.method for curve in curves))
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = Drawing(figsize=(columns * 4.2 + 2.6, rows * 3.6), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    palette = colormaps["tab10" if len(methods) <= 10 else "tab20"]
+    for axes, panel in zip(grid, panels, strict=False):
+        for curve in (one for one in curves if one.panel == panel):
+            number = methods.index(curve.method)
+            color = palette(number % palette.N)
+            # Twenty colours are hard to tell apart; the first method is the thickest line.
+            width = 1.2 if number else 2.2
+            axes.plot(curve.x, curve.y, color=color, linewidth=width, label=curve.method)
+            if len(methods) <= 7:
+                y, error = np.array(curve.y), np.array(curve.standard_errors)
+                axes.fill_between(curve.x, y - error, y + error, color=color, alpha=0.12, lw=0)
+            axes.set_xlabel(curve.x_label)
+            axes.set_ylabel(curve.y_label)
+        axes.set_title(panel, parse_math=False)
+        axes.grid(alpha=0.25)
+    for unused in grid[len(panels) :]:
+        unused.set_visible(False)
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    return figure

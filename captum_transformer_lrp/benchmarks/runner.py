@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import platform
 import random
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,11 +23,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
+from captum_transformer_lrp.benchmark_options import options_of
 from captum_transformer_lrp.benchmarks.distributed import Processes, joined_processes
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
 from captum_transformer_lrp.benchmarks.records import Record, RecordFolder
 from captum_transformer_lrp.benchmarks.results import Result, Summary
-from captum_transformer_lrp.benchmarks.statistics import ExactMean
+from captum_transformer_lrp.benchmarks.statistics import ExactMean, MethodMeans
 from captum_transformer_lrp.printing import printable
 
 Example = TypeVar("Example")
@@ -43,19 +48,20 @@ class Benchmark(ABC, Generic[Example]):
     methods: Sequence[str]
     selected: Sequence[int] | None = None
     """The places of the examples that are used, where a limit leaves others out."""
+    device: Any = "cpu"
+    """Where it computes."""
 
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return torch.device("cpu")
-
-    @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """Everything that the records depend on, besides the examples' names and versions."""
+        """Everything that the records depend on, besides the examples and versions."""
+        return {}
 
     @abstractmethod
     def identifiers(self) -> Sequence[str]:
         """The names of all examples, in a fixed order."""
+
+    def contents(self, index: int) -> str:
+        """The SHA-256 of what an example is made of; empty where only its name counts."""
+        return ""
 
     @abstractmethod
     def load(self, index: int) -> Example:
@@ -71,15 +77,18 @@ class Benchmark(ABC, Generic[Example]):
 
     @abstractmethod
     def evaluate(self, example: Example, method: str) -> dict[str, Any]:
-        """What to note of a method on an example, as JSON."""
+        """What to note of a method on an example, as JSON: numbers, or numbers by condition."""
 
-    @abstractmethod
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
-        """Figures and curves of all records that are not skipped.
+        """Figures and curves of all records that are not skipped; here the means of each number.
 
         They come in no particular order, each time that ``records()`` is called: sum them up with
         :class:`~captum_transformer_lrp.benchmarks.statistics.ExactMean` or in whole numbers.
         """
+        means = MethodMeans(self.methods)
+        for record in records():
+            means.add({name: _flat(found) for name, found in record.methods.items()})
+        return Summary(tuple(means.figures()))
 
 
 def run(
@@ -94,6 +103,8 @@ def run(
     """Run a benchmark, or what an earlier run of the same settings left to do.
 
     The earlier run may have had another limit of examples: those that are in both are not run
+    again.  Where another run is writing to the folder, this one waits for it.  Records that are
+    damaged, and those of examples whose contents have changed, are named by a warning and made
     again.
 
     Under ``torchrun`` the examples are shared among its processes, which may be more or fewer than
@@ -113,11 +124,9 @@ def run(
         The result, in every process.
 
     Raises:
-        BenchmarkError: if there are no readable examples, or the folder is in use or of other
-            settings.
+        BenchmarkError: if there are no readable examples, or the folder is of other settings.
         KeyboardInterrupt: where it is stopped; says how much is done.
     """
-    identifiers = benchmark.identifiers()
     folder = record_folder(benchmark, output, seed)
     if so_far:
         if not folder.settings_file.exists():
@@ -125,12 +134,14 @@ def run(
         folder.check()
         return summary_of(benchmark, folder)
     with joined_processes() as processes:
-        lock = filelock.FileLock(folder.folder / "run.lock", timeout=0)
-        if processes.rank == 0:
-            folder.prepare()
-            _acquire(lock)
-            folder.write_settings()
+        lock = filelock.FileLock(folder.folder / "run.lock")
         try:
+            if processes.rank == 0:
+                folder.prepare()
+                _acquire(lock)
+                folder.prepare()  # what another run may have made of it meanwhile
+                folder.write_settings()
+                folder.repair(benchmark.contents)
             processes.wait()
             folder.check()
             done = folder.done()
@@ -139,15 +150,8 @@ def run(
             # Photos are sorted by class, and documents may be by length.  In another order every
             # process has the like to do, and the remaining time is right from the beginning.
             random.Random(seed).shuffle(pending)
-            _run_shard(
-                benchmark,
-                folder,
-                identifiers,
-                pending[processes.rank :: processes.world],
-                processes,
-                seed,
-                show_progress and processes.rank == 0,
-            )
+            share = pending[processes.rank :: processes.world]
+            _run_shard(benchmark, folder, share, processes, seed, show_progress)
             processes.wait()
             result = summary_of(benchmark, folder) if processes.rank == 0 else None
             result = processes.from_first(result)
@@ -162,6 +166,32 @@ def run(
         finally:
             lock.release()
     return result
+
+
+def as_function(kind: type[Benchmark[Any]]) -> Callable[..., Result]:
+    """A benchmark as one call: its arguments, and those of :func:`run`."""
+
+    def function(
+        *arguments: Any,
+        output: str | Path,
+        seed: int = 0,
+        show_progress: bool = False,
+        so_far: bool = False,
+        **options: Any,
+    ) -> Result:
+        benchmark = kind(*arguments, **options)
+        return run(benchmark, output, seed=seed, show_progress=show_progress, so_far=so_far)
+
+    own = list(inspect.signature(kind).parameters.values())
+    more = list(inspect.signature(function).parameters.values())[1:-1]
+    setattr(function, "__signature__", inspect.Signature([*own, *more], return_annotation=Result))  # noqa: B010
+    about = [f"    {one.name}: {one.metadata['about']}" for one, _ in options_of(kind)]
+    function.__name__ = function.__qualname__ = kind.name.replace("-", "_")
+    function.__module__ = kind.__module__
+    function.__doc__ = "\n".join(
+        [f"Run :class:`{kind.__name__}`; see there, and :func:`run`.", "", "Args:", *about]
+    )
+    return function
 
 
 def record_folder(benchmark: Benchmark[Any], output: str | Path, seed: int = 0) -> RecordFolder:
@@ -210,20 +240,39 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def progress_bar(shown: bool) -> Progress:
+    """A bar with the remaining time, on stderr."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
+
+
+def _flat(found: Mapping[str, Any]) -> dict[tuple[str, str], float]:
+    return {
+        (name, condition): value
+        for name, values in found.items()
+        for condition, value in (values if isinstance(values, dict) else {"": values}).items()
+    }
+
+
 def _acquire(lock: filelock.BaseFileLock) -> None:
     try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise BenchmarkError(
-            f"another run is writing to {Path(lock.lock_file).parent}: wait for it, or choose "
-            "another output folder"
-        ) from error
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        folder = Path(lock.lock_file).parent
+        warnings.warn(f"another run is writing to {folder}: waiting for it", stacklevel=3)
+        lock.acquire(timeout=-1)
 
 
 def _run_shard(
     benchmark: Benchmark[Any],
     folder: RecordFolder,
-    identifiers: Sequence[str],
     indices: Sequence[int],
     processes: Processes,
     seed: int,
@@ -231,48 +280,45 @@ def _run_shard(
 ) -> None:
     if not indices:
         return
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not show_progress,
-    )
+    shown = show_progress and processes.rank == 0
+    progress = progress_bar(shown)
     share = f" (process 1 of {processes.world})" if processes.world > 1 else ""
+    identifiers = benchmark.identifiers()
     with progress, folder.shard(processes.rank, processes.world) as shard:
         task = progress.add_task(f"{benchmark.name}{share}", total=len(indices))
         for index in indices:
             record = _record(benchmark, index, identifiers[index], seed)
             shard.write(record.as_line())
             shard.flush()
-            if record.skipped is not None and show_progress:
+            if record.skipped is not None and shown:
                 reason = printable(f"skipped {record.identifier}: {record.skipped}")
                 progress.console.print(reason, markup=False)
             progress.advance(task)
 
 
 def _record(benchmark: Benchmark[Any], index: int, identifier: str, seed: int) -> Record:
+    record = Record(index, identifier, sha256=benchmark.contents(index))
     try:
         example = benchmark.load(index)
     except UnreadableExampleError as error:
-        return Record(index, identifier, skipped=str(error))
+        return replace(record, skipped=str(error))
     values = benchmark.describe(example)
     methods: dict[str, Mapping[str, Any]] = {}
     seconds: dict[str, float] = {}
+    device = torch.device(benchmark.device)
     for method in benchmark.methods:
-        began = _clock(benchmark.device)
+        began = _clock(device)
         try:
-            with seeded(seed, identifier, method, benchmark.device):
+            with seeded(seed, identifier, method, device):
                 methods[method] = benchmark.evaluate(example, method)
         except Exception as error:
             raise BenchmarkError(f"{method} on {identifier}: {error}") from error
-        seconds[method] = round(_clock(benchmark.device) - began, 4)
-    return Record(index, identifier, values, methods, seconds)
+        seconds[method] = round(_clock(device) - began, 4)
+    return replace(record, values=values, methods=methods, seconds=seconds)
 
 
-class seeded:  # noqa: N801 - used like a function, as torch.no_grad is
+@contextmanager
+def seeded(*parts: Any) -> Iterator[None]:
     """Seed random numbers by what they are for, and give back the user's state.
 
     Those of torch, of NumPy (Captum's ``GradientShap`` draws from it) and of Python.
@@ -280,26 +326,19 @@ class seeded:  # noqa: N801 - used like a function, as torch.no_grad is
     Args:
         parts: a seed, an example's name, a method: anything with a ``str``; a device comes last.
     """
-
-    def __init__(self, *parts: Any) -> None:
-        *named, device = parts
-        text = "\0".join(str(part) for part in named)
-        self._seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-        devices = [device] if device.type == "cuda" else []
-        self._fork = torch.random.fork_rng(devices=devices)
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        self._before = np.random.get_state(), random.getstate()
-        torch.manual_seed(self._seed)
-        np.random.seed(self._seed % 2**32)
-        random.seed(self._seed)
-
-    def __exit__(self, *exception: Any) -> None:
-        of_numpy, of_python = self._before
-        np.random.set_state(of_numpy)
-        random.setstate(of_python)
-        self._fork.__exit__(*exception)
+    *named, device = parts
+    text = "\0".join(str(part) for part in named)
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(of_numpy)
+            random.setstate(of_python)
 
 
 def _clock(device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
+from captum_transformer_lrp.benchmarks.errors import (
+    BenchmarkError,
+    UnreadableExampleError,
+    optional,
+)
 from captum_transformer_lrp.benchmarks.images import read_rgb
 from captum_transformer_lrp.photos import opened
 
@@ -60,6 +65,15 @@ class SegmentationData(ABC):
         """The largest class index that an example has; −1 if the data do not say."""
         return -1
 
+    def sha256(self, index: int) -> str:
+        """Of an example's pixels, mask and classes; of the reason for one that is damaged."""
+        try:
+            one = self[index]
+        except UnreadableExampleError as error:
+            return hashlib.sha256(str(error).encode()).hexdigest()
+        parts = (one.photo.size, one.photo.tobytes(), one.mask.tobytes(), one.classes)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
 
 def segmentation_data(path: str | Path) -> SegmentationData:
     """Find out what kind of data is there.
@@ -98,18 +112,10 @@ class ImageNetSegmentation(SegmentationData):
     A MATLAB 7.3 file, which is HDF5.  ``value/img[i, 0]`` refers to photo i as (channel, width,
     height), ``value/gt[i, 0]`` to a reference to its mask as (width, height).  It tells synsets,
     but the paper explains the predicted class, and so does the benchmark.
-
-    Args:
-        file: the file.
     """
 
     def __init__(self, file: Path) -> None:
-        try:
-            import h5py
-        except ImportError as error:
-            raise BenchmarkError(
-                f"{file} needs h5py: pip install 'captum-transformer-lrp[benchmarks]'"
-            ) from error
+        h5py = optional("h5py", "h5py", str(file))
         try:
             self._file: Any = h5py.File(file, "r")
             self._images, self._masks = self._file["value/img"], self._file["value/gt"]
@@ -125,7 +131,7 @@ class ImageNetSegmentation(SegmentationData):
             )
 
     def identifiers(self) -> list[str]:
-        """Their places in the file: ``img[0]``, ``img[1]`` and so on."""
+        """Their places in the file."""
         return [f"img[{index}]" for index in range(len(self._images))]
 
     def __getitem__(self, index: int) -> SegmentedImage:
@@ -145,25 +151,16 @@ class IndexedMasks(SegmentationData):
 
     It is a list of objects with ``image`` and ``mask``, files in the folder; ``label``; and
     ``imagenet_classes``, the model's classes that mean the label.
-
-    Args:
-        folder: the folder.
     """
 
     tells_classes = True
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        file = folder / "index.json"
+        self._folder, file = folder, folder / "index.json"
         try:
-            entries = json.loads(file.read_text(encoding="utf-8"))
             self._entries = [
-                (
-                    str(entry["image"]),
-                    str(entry["mask"]),
-                    tuple(int(one) for one in entry["imagenet_classes"]),
-                )
-                for entry in entries
+                (str(one["image"]), str(one["mask"]), tuple(map(int, one["imagenet_classes"])))
+                for one in json.loads(file.read_text(encoding="utf-8"))
             ]
         except (ValueError, KeyError, TypeError) as error:
             raise BenchmarkError(
@@ -172,8 +169,7 @@ class IndexedMasks(SegmentationData):
             ) from error
         if not self._entries:
             raise BenchmarkError(f"{file} lists no photos")
-        without = [mask for _, mask, classes in self._entries if not classes]
-        if without:
+        if without := [mask for _, mask, classes in self._entries if not classes]:
             raise BenchmarkError(f"{file} has no imagenet_classes for {without[0]}")
 
     def identifiers(self) -> list[str]:
@@ -188,8 +184,8 @@ class IndexedMasks(SegmentationData):
         """Read one."""
         image, mask, classes = self._entries[index]
         photo = read_rgb(self._folder / image)
-        values = _read_mask(self._folder / mask)
-        return SegmentedImage(photo, _checked(values > 127, None, photo), classes)
+        inside = _read_mask(self._folder / mask) > 127
+        return SegmentedImage(photo, _checked(inside, None, photo), classes)
 
 
 class VOCMasks(SegmentationData):
@@ -197,26 +193,21 @@ class VOCMasks(SegmentationData):
 
     Everything that is not background is the object, as in ImageNet-Segmentation: VOC's twenty
     classes are not the model's.  The border, 255, is not scored.
-
-    Args:
-        folder: the folder.  ``ImageSets/Segmentation/val.txt`` chooses the photos if it is there.
+    ``ImageSets/Segmentation/val.txt`` chooses the photos if it is there.
     """
 
     def __init__(self, folder: Path) -> None:
         self._photos = folder / "JPEGImages"
-        found = [folder / name for name in ("SegmentationClass", "SegmentationObject")]
-        existing = [one for one in found if one.is_dir()]
-        if not existing:
+        masks = (folder / name for name in ("SegmentationClass", "SegmentationObject"))
+        found = next((one for one in masks if one.is_dir()), None)
+        if found is None:
             raise BenchmarkError(f"found no SegmentationClass or SegmentationObject in {folder}")
-        self._masks = existing[0]
+        self._masks = found
         chosen = folder / "ImageSets" / "Segmentation" / "val.txt"
-        if chosen.is_file():
-            names = chosen.read_text(encoding="utf-8").split()
-        else:
-            names = [file.stem for file in sorted(self._masks.glob("*.png"))]
-        if not names:
+        files = [file.stem for file in sorted(self._masks.glob("*.png"))]
+        self._names = chosen.read_text(encoding="utf-8").split() if chosen.is_file() else files
+        if not self._names:
             raise BenchmarkError(f"found no masks (*.png) in {self._masks}")
-        self._names = names
 
     def identifiers(self) -> list[str]:
         """The photos' names."""

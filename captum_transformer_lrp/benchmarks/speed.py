@@ -10,7 +10,6 @@ with::
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
@@ -18,15 +17,18 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
+
+from captum_transformer_lrp.benchmarks.runner import versions
 
 REFERENCE = "Saliency"
 TARGET = 1
@@ -105,22 +107,9 @@ Run = Callable[[], Any]
 
 def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
     """Every method by its name, to be called without arguments."""
-    from captum.attr import InputXGradient, IntegratedGradients, Saliency
+    from captum import attr as stock
 
-    from captum_transformer_lrp import (
-        AttCat,
-        AttentionGradCam,
-        AttentionRollout,
-        BiAttention,
-        GenericAttention,
-        LeGrad,
-        LibraGradient,
-        NormRollout,
-        PartialLRP,
-        RawAttention,
-        TransformerAttribution,
-        TransformerLRP,
-    )
+    import captum_transformer_lrp as ours
 
     def forward() -> None:
         with torch.no_grad():
@@ -129,45 +118,38 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
     def of(method: Any, **options: Any) -> Run:
         return lambda: method.attribute(inputs, target=TARGET, **options)
 
-    several = TransformerAttribution(model)
-    propagated = TransformerLRP(model, preset="epsilon")
+    def plain(*names: str) -> dict[str, Run]:
+        return {name: of(getattr(ours, name)(model)) for name in names}
+
+    ta, lrp = ours.TransformerAttribution, ours.TransformerLRP
+    several, propagated = ta(model), lrp(model, preset="epsilon")
     targets = [0, 1] * 5  # every model has two classes
     return {
         "no-grad forward pass": forward,
-        REFERENCE: of(Saliency(model)),
-        "InputXGradient": of(InputXGradient(model)),
+        REFERENCE: of(stock.Saliency(model)),
+        "InputXGradient": of(stock.InputXGradient(model)),
         "IntegratedGradients (50 steps)": of(
-            IntegratedGradients(model), n_steps=50, internal_batch_size=max(8, len(inputs))
+            stock.IntegratedGradients(model), n_steps=50, internal_batch_size=max(8, len(inputs))
         ),
-        "TransformerAttribution": of(TransformerAttribution(model)),
-        "TransformerAttribution, epsilon=0": of(TransformerAttribution(model, epsilon=0)),
+        "TransformerAttribution": of(ta(model)),
+        "TransformerAttribution, epsilon=0": of(ta(model, epsilon=0)),
         "TransformerAttribution, ten targets": lambda: several.attribute_targets(inputs, targets),
-        "TransformerAttribution, internal_batch_size=1": of(
-            TransformerAttribution(model), internal_batch_size=1
-        ),
-        "TransformerAttribution, checkpointing": of(
-            TransformerAttribution(model, checkpointing=True)
-        ),
-        "TransformerLRP, epsilon": of(TransformerLRP(model, preset="epsilon")),
+        "TransformerAttribution, internal_batch_size=1": of(ta(model), internal_batch_size=1),
+        "TransformerAttribution, checkpointing": of(ta(model, checkpointing=True)),
+        "TransformerLRP, epsilon": of(lrp(model, preset="epsilon")),
         "TransformerLRP, epsilon, ten targets": lambda: propagated.attribute_targets(
             inputs, targets
         ),
-        "PartialLRP": of(PartialLRP(model)),
-        "AttentionRollout": of(AttentionRollout(model)),
-        "RawAttention": of(RawAttention(model)),
-        "AttentionGradCam": of(AttentionGradCam(model)),
-        "GenericAttention": of(GenericAttention(model)),
+        **plain("PartialLRP", "AttentionRollout", "RawAttention", "AttentionGradCam"),
+        **plain("GenericAttention"),
         **{
-            f"TransformerLRP, {preset}": of(TransformerLRP(model, preset=preset))
+            f"TransformerLRP, {preset}": of(lrp(model, preset=preset))
             for preset in ("lrp", "attnlrp", "attnlrp_gamma", "cp_lrp")
         },
-        "LibraGradient": of(LibraGradient(model)),
-        "LibraGradient, layers": of(LibraGradient(model, aggregation="layers")),
-        "LeGrad": of(LeGrad(model)),
-        "AttCat": of(AttCat(model)),
-        "BiAttention": of(BiAttention(model)),
-        "NormRollout": of(NormRollout(model)),
-        "NormRollout, alti": of(NormRollout(model, contribution="alti")),
+        **plain("LibraGradient"),
+        "LibraGradient, layers": of(ours.LibraGradient(model, aggregation="layers")),
+        **plain("LeGrad", "AttCat", "BiAttention", "NormRollout"),
+        "NormRollout, alti": of(ours.NormRollout(model, contribution="alti")),
     }
 
 
@@ -221,7 +203,11 @@ def measure(
         raise ValueError(f"repeats must be at least 1, found {repeats}")
     model, inputs = workload.build()
     runs = methods(model, inputs)
-    chosen = _chosen(list(runs), names)
+    for name in names or ():
+        if name not in runs:
+            raise ValueError(f"there is no method {name!r}; there are {', '.join(runs)}")
+    always = {next(iter(runs)), REFERENCE}
+    chosen = [name for name in runs if names is None or name in {*always, *names}]
     times: dict[str, list[float]] = {name: [] for name in chosen}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Captum's, of inputs that need no gradient
@@ -243,15 +229,6 @@ def measure(
     ]
 
 
-def _chosen(known: Sequence[str], names: Sequence[str] | None) -> list[str]:
-    if names is None:
-        return list(known)
-    for name in names:
-        if name not in known:
-            raise ValueError(f"there is no method {name!r}; there are {', '.join(known)}")
-    return [name for name in known if name in {*known[:1], REFERENCE, *names}]
-
-
 def _seconds(run: Run, cpu_time: bool) -> float:
     options: dict[str, Any] = {"timer": time.process_time} if cpu_time else {}
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads(), **options)
@@ -265,22 +242,10 @@ def peak_memory(workload: Workload, method: str) -> float:
     PyTorch's allocator.
     """
     # Without the profiler's remarks on GPUs that are not there.
-    with _environment("KINETO_LOG_LEVEL", "99"):
+    with mock.patch.dict(os.environ, KINETO_LOG_LEVEL="99"):
         context = multiprocessing.get_context("spawn")
         with context.Pool(1) as pool:
             return pool.apply(_peak_here, (workload, method, torch.get_num_threads()))
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        del os.environ[name]
-        if before is not None:
-            os.environ[name] = before
 
 
 def _peak_here(workload: Workload, method: str, threads: int) -> float:
@@ -321,19 +286,7 @@ def peak_of_call(run: Run) -> float:
 
 def machine() -> dict[str, str]:
     """What the figures depend on: processor, threads and versions."""
-    import captum
-    import timm
-    import transformers
-
-    return {
-        "processor": _processor(),
-        "threads": str(torch.get_num_threads()),
-        "Python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "captum": captum.__version__,
-        "timm": timm.__version__,
-        "transformers": transformers.__version__,
-    }
+    return {"processor": _processor(), "threads": str(torch.get_num_threads()), **versions()}
 
 
 def _processor() -> str:
@@ -358,21 +311,13 @@ def table(workload: Workload, costs: Sequence[Cost]) -> str:
         |---|---:|---:|---:|---:|
         | Saliency | 2 | 1.00 | 2.00 | |
     """
+    head = ["", f"### {workload}", "", "| method | ms | × Saliency | × forward | peak MB |"]
     rows = [
         f"| {cost.method} | {cost.seconds * 1e3:.0f} | {cost.ratio:.2f} | {cost.to_forward:.2f} | "
         + ("|" if cost.megabytes is None else f"{cost.megabytes:.0f} |")
         for cost in costs
     ]
-    return "\n".join(
-        [
-            "",
-            f"### {workload}",
-            "",
-            "| method | ms | × Saliency | × forward | peak MB |",
-            "|---|---:|---:|---:|---:|",
-            *rows,
-        ]
-    )
+    return "\n".join([*head, "|---|---:|---:|---:|---:|", *rows])
 
 
 def write(

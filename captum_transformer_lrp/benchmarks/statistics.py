@@ -10,15 +10,15 @@ from typing import Final
 
 from captum_transformer_lrp.benchmarks.results import Figure
 
-# Every finite float64 is a whole multiple of 2 ** -1074.
-_UNIT: Final = 1 << 1074
+REFERENCE: Final = "transformer_attribution"
+"""The method that the others are compared with, where it takes part."""
 
 
 class ExactMean:
     """The mean of float64 values, and its standard error, in exact arithmetic.
 
     Sums of floats depend on their order in the last digits, so one process and two would differ.
-    Here the sum and the sum of squares are whole numbers, however many values there are.
+    Here the sum and the sum of squares are fractions of whole numbers.
 
     Example:
         >>> mean = ExactMean()
@@ -30,8 +30,7 @@ class ExactMean:
 
     def __init__(self) -> None:
         self.count = 0
-        self._sum = 0
-        self._squares = 0
+        self._sum = self._squares = Fraction(0)
 
     def add(self, value: float) -> None:
         """Take one value.
@@ -41,16 +40,15 @@ class ExactMean:
         """
         if not math.isfinite(value):
             raise ValueError(f"found {value}, expected a finite number")
-        numerator, denominator = float(value).as_integer_ratio()
-        whole = numerator * (_UNIT // denominator)
+        exact = Fraction(value)
         self.count += 1
-        self._sum += whole
-        self._squares += whole * whole
+        self._sum += exact
+        self._squares += exact * exact
 
     @property
     def value(self) -> float:
         """The mean; NaN of no values."""
-        return float(Fraction(self._sum, _UNIT * self.count)) if self.count else math.nan
+        return float(self._sum / self.count) if self.count else math.nan
 
     @property
     def standard_error(self) -> float:
@@ -64,11 +62,10 @@ class ExactMean:
         """
         if self.count < 2:
             return math.nan
-        deviations = self.count * self._squares - self._sum * self._sum
-        scale = self.count * self.count * (self.count - 1) * _UNIT * _UNIT
-        return math.sqrt(Fraction(deviations, scale))
+        deviations = self._squares - self._sum * self._sum / self.count
+        return math.sqrt(deviations / (self.count * (self.count - 1)))
 
-    def figure(self, method: str, metric: str, condition: str = "", unit: str = "") -> Figure:
+    def figure(self, method: str, metric: str, condition: str = "", unit: str = "%") -> Figure:
         """The mean as a figure of a result."""
         return Figure(
             method, metric, condition, self.value, self.standard_error, self.count, unit=unit
@@ -80,7 +77,7 @@ class MethodMeans:
 
     Args:
         methods: the methods in the order of the result.
-        reference: the method that the others are compared with.
+        reference: the method that the others are compared with; the first one if it is not there.
         unit: what the values are in, such as ``"%"``.
 
     Example:
@@ -91,9 +88,11 @@ class MethodMeans:
         [('ours', 15.0, None), ('random', 35.0, 20.0)]
     """
 
-    def __init__(self, methods: Sequence[str], reference: str | None, unit: str = "") -> None:
+    def __init__(
+        self, methods: Sequence[str], reference: str | None = REFERENCE, unit: str = ""
+    ) -> None:
         self._methods = tuple(methods)
-        self._reference = reference if reference is not None else self._methods[0]
+        self._reference = reference if reference in self._methods else self._methods[0]
         self._unit = unit
         self._means: dict[tuple[str, str, str], ExactMean] = {}
         self._differences: dict[tuple[str, str, str], ExactMean] = {}
@@ -113,14 +112,11 @@ class MethodMeans:
         """One figure for each method, metric and condition, methods in their order."""
         found = []
         for key in sorted(self._means, key=lambda key: self._methods.index(key[0])):
-            method, metric, condition = key
-            figure = self._means[key].figure(method, metric, condition, self._unit)
-            if key in self._differences:
-                difference = self._differences[key]
+            figure = self._means[key].figure(*key, self._unit)
+            if (difference := self._differences.get(key)) is not None:
+                error = difference.standard_error
                 figure = replace(
-                    figure,
-                    difference=difference.value,
-                    difference_standard_error=difference.standard_error,
+                    figure, difference=difference.value, difference_standard_error=error
                 )
             found.append(figure)
         return found

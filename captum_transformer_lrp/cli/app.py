@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from captum_transformer_lrp.cli import benchmark_texts  # noqa: F401 - adds its commands
 from captum_transformer_lrp.cli.benchmark import benchmark
 from captum_transformer_lrp.cli.compare import compare_image, compare_text
 from captum_transformer_lrp.cli.demo import demo

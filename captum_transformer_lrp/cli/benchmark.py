@@ -1,33 +1,43 @@
-"""`captum-transformer-lrp benchmark`: measure methods as the paper does."""
+"""`captum-transformer-lrp benchmark`: one command for each benchmark, made from its options."""
 
 from __future__ import annotations
 
+import inspect
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field
 from enum import Enum
+from importlib import import_module
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args, get_origin
 
 import typer
 
-from captum_transformer_lrp.cli.benchmark_options import (
-    Ablations,
-    Explain,
-    LabelsFile,
-    Limit,
-    Methods,
-    Output,
-    Quiet,
-    Seed,
-    SoFar,
-    method_names,
-    output_folder,
-    report,
+from captum_transformer_lrp.benchmark_options import (
+    COMMANDS,
+    Command,
+    SpeedOptions,
+    TrainingOptions,
+    choices_of,
+    options_of,
 )
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.options import Checkpoint, Device, ImageModelName, to_device
+from captum_transformer_lrp.cli.options import (
+    Checkpoint,
+    ImageModelName,
+    TextModelName,
+    to_device,
+)
 from captum_transformer_lrp.hub import as_address
+from captum_transformer_lrp.names import ALIASES
+from captum_transformer_lrp.printing import printable
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.models import ImageModel
+    from captum_transformer_lrp.benchmarks.results import Result
 
 benchmark = typer.Typer(
     help=(
@@ -38,244 +48,302 @@ benchmark = typer.Typer(
     no_args_is_help=True,
 )
 
-
-class RemovalOption(str, Enum):
-    """What comes in the place of removed pixels."""
-
-    BLACK = "black"
-    MEAN = "mean"
-    BLUR = "blur"
-
-
-class ResizeOption(str, Enum):
-    """How a photo becomes the model's input."""
-
-    WHOLE = "whole"
-    MODEL = "model"
-
-
-@benchmark.callback()
-def _commands() -> None:
-    """Let there be subcommands, also where there is one only."""
-
-
-@benchmark.command("perturbation")
-def perturbation_command(
-    model: ImageModelName,
-    data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
-    checkpoint: Checkpoint = None,
-    methods: Methods = ["paper"],  # noqa: B006 - typer copies it
-    ablations: Ablations = False,
-    explain: Annotated[
-        list[Explain] | None,
-        typer.Option(help="The predicted or the true class; may be given twice. Default: both."),
-    ] = None,
-    removal: Annotated[
-        RemovalOption, typer.Option(help="What comes in the place of pixels.")
-    ] = RemovalOption.BLACK,
-    resize: Annotated[
-        ResizeOption,
-        typer.Option(help="All of the photo, as the paper, or cropped as the model has it."),
-    ] = ResizeOption.WHOLE,
-    labels: LabelsFile = None,
-    output: Output = None,
-    limit: Limit = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    so_far: SoFar = False,
-) -> None:
-    """Remove pixels in the order of each map and measure the accuracy (tables 1 and 3)."""
-    with clear_errors():
-        folder = output_folder(output, "perturbation")
-        check_photos(data)
-        loaded, where = image_model(model, checkpoint, device)
-        from captum_transformer_lrp.benchmarks.perturbation import perturbation
-
-        result = perturbation(
-            loaded,
-            data,
-            method_names(methods, ablations),
-            output=folder,
-            explain=[one.value for one in explain or Explain],
-            removal=removal.value,
-            resize=resize.value,
-            labels=labels,
-            limit=limit,
-            device=where,
-            seed=seed,
-            show_progress=not quiet,
-            so_far=so_far,
-        )
-        report(result, folder, quiet)
-
-
-@benchmark.command("segmentation")
-def segmentation_command(
-    model: ImageModelName,
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="gtsegs_ijcv.mat, a folder with an index.json, or one with JPEGImages and "
-            "SegmentationClass."
-        ),
-    ],
-    checkpoint: Checkpoint = None,
-    methods: Methods = ["paper"],  # noqa: B006 - typer copies it
-    ablations: Ablations = False,
-    explain: Annotated[
-        Explain | None,
-        typer.Option(help="The predicted class, or the object's. Default: the object's if known."),
-    ] = None,
-    output: Output = None,
-    limit: Limit = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    so_far: SoFar = False,
-) -> None:
-    """Compare maps with the masks of objects (tables 2 and 3)."""
-    with clear_errors():
-        folder = output_folder(output, "segmentation")
-        from captum_transformer_lrp.benchmarks.segmentation import segmentation
-        from captum_transformer_lrp.benchmarks.segmentation_data import segmentation_data
-
-        masks = segmentation_data(data)
-        loaded, where = image_model(model, checkpoint, device)
-        result = segmentation(
-            loaded,
-            masks,
-            method_names(methods, ablations),
-            output=folder,
-            explain=None if explain is None else explain.value,
-            limit=limit,
-            device=where,
-            seed=seed,
-            show_progress=not quiet,
-            so_far=so_far,
-        )
-        report(result, folder, quiet)
-
-
-@benchmark.command("grid-pointing")
-def grid_pointing_command(
-    model: ImageModelName,
-    data: Annotated[Path, typer.Option(help="A folder of photos whose names tell the class.")],
-    checkpoint: Checkpoint = None,
-    methods: Methods = ["paper"],  # noqa: B006 - typer copies it
-    ablations: Ablations = False,
-    grid: Annotated[int, typer.Option(min=2, help="Photos along each side.")] = 2,
-    confidence: Annotated[
-        float, typer.Option(min=0, max=1, help="The least probability of a photo's class.")
-    ] = 0.9,
-    labels: LabelsFile = None,
-    output: Output = None,
-    limit: Limit = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    quiet: Quiet = False,
-) -> None:
-    """See whether the map of each class in a grid of photos is in its own photo's cell."""
-    with clear_errors():
-        folder = output_folder(output, "grid-pointing")
-        check_photos(data)
-        loaded, where = image_model(model, checkpoint, device)
-        from captum_transformer_lrp.benchmarks.grid_pointing import grid_pointing
-
-        result = grid_pointing(
-            loaded,
-            data,
-            method_names(methods, ablations),
-            output=folder,
-            grid=grid,
-            confidence=confidence,
-            labels=labels,
-            limit=limit,
-            device=where,
-            seed=seed,
-            show_progress=not quiet,
-        )
-        report(result, folder, quiet)
-
-
-@benchmark.command("speed")
-def speed_command(
-    model: Annotated[
-        list[str] | None,
-        typer.Option(help="A timm name, or bert-base; random weights. May be given several times."),
-    ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Examples at once; may be given several times.")
-    ] = None,
-    tokens: Annotated[
-        list[int] | None, typer.Option(min=1, help="Lengths of texts; of no effect on images.")
-    ] = None,
-    depth: Annotated[
-        list[int] | None, typer.Option(min=1, help="Numbers of blocks. Default: the model's own.")
-    ] = None,
-    method: Annotated[
-        list[str] | None,
-        typer.Option(help="Methods to time; a wrong name lists all. Default: all."),
-    ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds; the median counts.")] = 7,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of PyTorch.")] = None,
-    cpu_time: Annotated[
-        bool,
-        typer.Option("--cpu-time", help="Count processor time, for a machine that is busy."),
-    ] = False,
-    memory: Annotated[
-        bool, typer.Option("--memory", help="Measure peak memory, too, in a process for each.")
-    ] = False,
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    device: Device = "cpu",
-    output: Annotated[
+_METHODS = typer.Option(
+    "--method",
+    "--methods",
+    metavar="NAME",
+    help="What explains; may be given several times, or with commas. 'paper' and 'ablations' "
+    "stand for several; options follow a colon: transformer_attribution:start_layer=1. A wrong "
+    "name lists all.",
+)
+_LIMITS = {"min": "least", "max": "most"}
+_LAST: dict[str, tuple[Any, Any, str]] = {
+    "output": (
         Path | None,
-        typer.Option(help="A Markdown file; the figures are written beside it as JSON."),
-    ] = None,
-) -> None:
-    """Time every method beside Captum's gradient methods, interleaved in one process."""
-    import shlex
-    import sys
-    from itertools import product
+        None,
+        "The folder for results; by default benchmark-NAME. Processes share it.",
+    ),
+    "seed": (int, 0, "Of methods that draw random numbers."),
+    "quiet": (
+        bool,
+        False,
+        "No progress bar and no table; files are written, damaged examples named.",
+    ),
+    "so_far": (bool, False, "Run nothing: show what an unfinished run has found."),
+}
 
+
+def add(
+    name: str, about: str, parameters: Sequence[inspect.Parameter], run: Callable[..., None]
+) -> None:
+    """Add a command with these parameters."""
+
+    def command(**given: Any) -> None:
+        with clear_errors():
+            run(**given)
+
+    setattr(command, "__signature__", inspect.Signature(parameters))  # noqa: B010
+    benchmark.command(name, help=about)(command)
+
+
+def parameter(name: str, kind: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    """A parameter of a command."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def of_option(one: Field[Any], kind: Any) -> inspect.Parameter:
+    """A benchmark's option as a parameter of its command."""
+    several, default = get_origin(kind) is Sequence, cast("Any", one.default)
+    limits: dict[str, Any] = {name: one.metadata.get(of) for name, of in _LIMITS.items()}
+    if choices := choices_of(kind):
+        words = Enum(one.name, {word.upper(): word for word in choices}, type=str)  # type: ignore[misc]
+        kind, limits = (list[words] if several else words | None), {}
+        default = [words(word) for word in default] if several else default and words(default)
+    elif one.metadata.get("joined"):
+        kind, default, limits = str, ",".join(f"{number:g}" for number in default), {}
+    elif several:
+        kind, default = list[get_args(kind)[0]], list(default)  # type: ignore[misc]
+    elif any(get_origin(part) is Mapping for part in get_args(kind)):
+        kind = list[str] | None
+    elif kind is Any:
+        kind = str
+    flags = [one.metadata["flag"]] if "flag" in one.metadata else []
+    option = typer.Option(*flags, help=one.metadata["about"], **limits)
+    return parameter(one.name, Annotated[kind, option], default)
+
+
+def value_of(one: Field[Any], kind: Any, given: Any) -> Any:
+    """What a command was given as the benchmark takes it."""
+    if one.metadata.get("joined"):
+        found = numbers(given, "--" + one.name.replace("_", "-"))
+        if int not in get_args(kind):
+            return found
+        if not all(number.is_integer() for number in found):
+            raise UsageError(f"--{one.name.replace('_', '-')} {given!r}: expected whole numbers")
+        return [int(number) for number in found]
+    if one.metadata.get("flag") == "--label":
+        return label_names(given)
+    if isinstance(given, list | tuple):
+        return [value_of(one, None, single) for single in given]
+    return given.value if isinstance(given, Enum) else given
+
+
+def of_benchmark(name: str, command: Command) -> None:
+    """Add the command of a benchmark."""
+    own = options_of(command.options)
+    training = options_of(TrainingOptions) if name == "rationale" else []
+
+    def run(model: str, data: Path, **given: Any) -> None:
+        options = {one.name: value_of(one, kind, given[one.name]) for one, kind in own}
+        folder = output_folder(given["output"], name)
+        check_data(data, command)
+        from captum_transformer_lrp import models
+
+        options["device"] = where = to_device(options["device"])
+        if training:
+            settings = TrainingOptions(**{one.name: given[one.name] for one, _ in training})
+            length, quiet = options["max_length"], given["quiet"]
+            if settings.train_only and settings.train is None:
+                raise UsageError("--train-only needs --train FOLDER, where the model is written to")
+            if settings.train is not None:
+                train(model, data, settings, length, given["seed"], str(where), quiet)
+                model = str(settings.train)
+            if settings.train_only:
+                return
+        if command.texts:
+            loaded: Any = models.load_text_model(model)
+        else:
+            loaded = models.load_image_model(model, checkpoint=given["checkpoint"])
+        module, function = command.function
+        found = import_module(f"captum_transformer_lrp.benchmarks.{module}")
+        result = getattr(found, function)(
+            loaded,
+            data,
+            method_names(given["methods"], given.get("ablations", False)),
+            output=folder,
+            seed=given["seed"],
+            show_progress=not given["quiet"],
+            so_far=given["so_far"],
+            **options,
+        )
+        report(result, folder, given["quiet"])
+
+    parameters = [
+        parameter("model", TextModelName if command.texts else ImageModelName),
+        parameter("data", Annotated[Path, typer.Option(help=command.data)]),
+        parameter("methods", Annotated[list[str], _METHODS], list(command.methods)),
+    ]
+    if not command.texts:
+        ablations = typer.Option("--ablations", help="Add the variants of the paper's table 3.")
+        parameters.append(parameter("checkpoint", Checkpoint, None))
+        parameters.append(parameter("ablations", Annotated[bool, ablations], False))
+    parameters += [of_option(one, kind) for one, kind in [*own, *training]]
+    for last, (kind, default, about) in _LAST.items():
+        flags = ["--" + last.replace("_", "-")] if kind is bool else []
+        parameters.append(
+            parameter(last, Annotated[kind, typer.Option(*flags, help=about)], default)
+        )
+    add(name, command.about, parameters, run)
+
+
+def speed_command(**given: Any) -> None:
+    """Time every method beside Captum's gradient methods, interleaved in one process."""
     import torch
 
     from captum_transformer_lrp.benchmarks import speed
 
-    if dtype not in ("float32", "bfloat16"):
-        raise UsageError(f"--dtype must be float32 or bfloat16, found {dtype!r}")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    chosen = SpeedOptions(
+        **{one.name: value_of(one, kind, given[one.name]) for one, kind in options_of(SpeedOptions)}
+    )
+    if chosen.threads is not None:
+        torch.set_num_threads(chosen.threads)
     results: list[tuple[speed.Workload, list[speed.Cost]]] = []
-    depths: list[int | None] = [*depth] if depth else [None]
-    for name, of_batch, length, blocks in product(
-        model or ["vit_base_patch16_224"], batch or [1], tokens or [128], depths
+    for name, batch, length, depth in product(
+        chosen.model, chosen.batch, chosen.tokens, cast("list[int | None]", chosen.depth) or [None]
     ):
-        work = speed.Workload(name, of_batch, length, blocks, str(to_device(device)), dtype)
-        with clear_errors():
-            costs = speed.measure(
-                work, method or None, repeats=repeats, cpu_time=cpu_time, memory=memory
-            )
+        device = str(to_device(chosen.device))
+        work = speed.Workload(name, batch, length, depth, device, chosen.dtype)
+        how = {name: getattr(chosen, name) for name in ("repeats", "cpu_time", "memory")}
+        costs = speed.measure(work, chosen.method or None, **how)
         typer.echo(speed.table(work, costs))
         results.append((work, costs))
-        if output is not None:  # after each, so that a run that is stopped has left something
+        if chosen.output is not None:  # after each: a run that is stopped has left something
             command = shlex.join(["captum-transformer-lrp", *sys.argv[1:]])
-            speed.write(results, output, command, cpu_time=cpu_time)
+            speed.write(results, chosen.output, command, cpu_time=chosen.cpu_time)
 
 
-def check_photos(folder: Path) -> None:
-    """Refuse a folder that is not there before the model is loaded."""
-    if address := as_address(folder):
-        raise UsageError(f"found the address {address}: download the photos, and give the folder")
-    if not folder.is_dir():
-        raise UsageError(f"found no folder {folder}, expected one with photos")
+def method_names(methods: Sequence[str], ablations: bool) -> list[str]:
+    """What `--method` and `--ablations` stand for.
+
+    >>> method_names(["random, paper", "rollout:start_layer=1"], True)
+    ['random', 'paper', 'attention_rollout:start_layer=1', 'ablations']
+    """
+    given = [one.strip() for several in methods for one in several.split(",") if one.strip()]
+    parts = [one.partition(":") for one in given]
+    names = [ALIASES.get(name, name) + colon + rest for name, colon, rest in parts]
+    return [*names, "ablations"] if ablations and "ablations" not in names else names
 
 
-def image_model(name: str, checkpoint: Path | None, device: str) -> tuple[ImageModel, Any]:
-    """The model, and the device that it is to run on."""
-    from captum_transformer_lrp.benchmarks.distributed import own_device
+def numbers(text: str, option: str) -> list[float]:
+    """The numbers that `10:80:10` or `1,5,10` stand for.
 
-    where = to_device(own_device(device))
-    from captum_transformer_lrp.models import load_image_model
+    >>> numbers("10:80:10", "--top-k")
+    [10.0, 20.0, 30.0, 40.0, 50.0, 60.0, 70.0, 80.0]
+    >>> numbers("1, 2.5", "--bins")
+    [1.0, 2.5]
+    """
+    spaced = re.fullmatch(r"(\d+):(\d+):(\d+)", text.replace(" ", ""))
+    if spaced:
+        first, last, step = map(int, spaced.groups())
+        found = [float(one) for one in range(first, last + 1, step)] if step else []
+    else:
+        try:
+            found = [float(one) for one in text.split(",")]
+        except ValueError:
+            found = []
+    if not found or not all(one > 0 for one in found):
+        raise UsageError(f"{option} {text!r}: expected numbers above 0, as 10:80:10 or 10,20,50")
+    return found
 
-    return load_image_model(name, checkpoint=checkpoint), where
+
+def label_names(labels: Sequence[str] | None) -> dict[str, str]:
+    """The classifier's names of the corpus' classes.
+
+    >>> label_names(["NEG=LABEL_0", "POS=LABEL_1"])
+    {'NEG': 'LABEL_0', 'POS': 'LABEL_1'}
+    """
+    names = {}
+    for one in labels or []:
+        of_corpus, equals, of_model = one.partition("=")
+        if not (of_corpus and equals and of_model):
+            raise UsageError(f"--label {one!r}: expected CORPUS=CLASSIFIER, such as NEG=LABEL_0")
+        names[of_corpus] = of_model
+    return names
+
+
+def output_folder(output: Path | None, name: str) -> Path:
+    """The folder to write, checked before the work is done."""
+    folder = output or Path(f"benchmark-{name}")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--output {folder} is a file, expected a folder")
+    return folder
+
+
+def check_data(data: Path, command: Command) -> None:
+    """Refuse data that are not there before the model is loaded."""
+    if address := as_address(data):
+        raise UsageError(f"found the address {address}: download the data, and give the folder")
+    if not data.is_dir() and not (command.data.startswith("gtsegs") and data.exists()):
+        raise UsageError(f"found no folder {data}, expected: {command.data}")
+
+
+def report(result: Result, folder: Path, quiet: bool) -> None:
+    """Print the result, once for all processes."""
+    from rich.console import Console
+
+    if int(os.environ.get("RANK", "0")):
+        return
+    for identifier, reason in result.skipped:
+        typer.echo(printable(f"skipped {identifier}: {reason}"), err=True)
+    if quiet:
+        return
+    console = Console()
+    console.print(*result.tables(console.width), sep="\n")
+    if not result.pending:
+        typer.echo(f"wrote {folder / 'results.json'}, with .csv, .md and curves beside it")
+
+
+def train(
+    model: str,
+    data: Path,
+    given: TrainingOptions,
+    max_length: int,
+    seed: int,
+    device: str,
+    quiet: bool,
+) -> None:
+    """Fine-tune a classifier, with a bar, and say what it came to."""
+    from captum_transformer_lrp.benchmarks.rationale_training import TrainingSettings, fine_tune
+    from captum_transformer_lrp.benchmarks.runner import progress_bar
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--train runs in one process: train first, then use torchrun")
+    assert given.train is not None
+    how = {name: getattr(given, name) for name in ("epochs", "batch_size", "learning_rate")}
+    settings = TrainingSettings(
+        model, max_length=max_length, seed=seed, limit=given.train_limit, **how
+    )
+    with progress_bar(not quiet) as progress:
+        task = progress.add_task("training", total=None)
+        trained = fine_tune(
+            data,
+            given.train,
+            settings,
+            device=device,
+            checkpoint_every=given.checkpoint_every,
+            on_step=lambda done: progress.update(
+                task,
+                total=done.steps,
+                completed=done.step,
+                description=f"training, epoch {done.epoch}, loss {done.loss:.3f}",
+            ),
+            on_skipped=lambda sentence: progress.console.print(
+                printable(f"skipped {sentence}"), markup=False
+            ),
+        )
+    if quiet:
+        return
+    accuracies = [f"{name} {share:.1%}" for name, share in trained.accuracies.items()]
+    measured = f"; accuracy: {', '.join(accuracies)}" if accuracies else ""
+    left_out = f"; {len(trained.skipped)} documents skipped" if trained.skipped else ""
+    typer.echo(f"trained {trained.folder} in {trained.steps} steps{measured}{left_out}")
+
+
+for _name, _command in COMMANDS.items():
+    of_benchmark(_name, _command)
+add(
+    "speed",
+    inspect.getdoc(speed_command) or "",
+    [of_option(one, kind) for one, kind in options_of(SpeedOptions)],
+    speed_command,
+)

@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from captum_transformer_lrp.benchmarks import Benchmark, Summary, UnreadableExampleError
-from captum_transformer_lrp.benchmarks.images import evenly_spaced
+from captum_transformer_lrp.benchmarks.model_benchmark import evenly_spaced
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.statistics import MethodMeans
 from captum_transformer_lrp.models import ImageModel, load_image_model

@@ -120,7 +120,7 @@ def test_a_missing_folder_is_told_before_the_model_is_loaded(
     result = benchmark("perturbation", data=tmp_path / "missing")
     assert (result.exit_code, "found no folder" in result.output) == (2, True)
     result = benchmark("segmentation", data=tmp_path / "missing")
-    assert (result.exit_code, "found nothing at" in result.output) == (1, True)
+    assert (result.exit_code, "found no folder" in result.output) == (2, True)
 
 
 @pytest.mark.slow

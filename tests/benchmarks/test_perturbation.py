@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def half_lit() -> Perturbation:
 
 def curve(benchmark: Perturbation, relevance: Tensor, test: str) -> list[int]:
     white = torch.full((1, 3, SIDE, SIDE), 2.0)
-    removed = removed_pixels(white, benchmark._model, "black")
+    removed = removed_pixels(white, benchmark.model, "black")
     photo = Photo(white, removed, label=1, predicted=1)
     return benchmark._right(photo, removal_order(relevance, test))
 
@@ -100,9 +101,9 @@ def test_curves_of_random_maps_coincide(half_lit: Perturbation) -> None:
 
 def test_black_is_zero_before_normalisation_and_mean_is_zero_after(half_lit: Perturbation) -> None:
     pixels = torch.rand(1, 3, 40, 40)
-    assert removed_pixels(pixels, half_lit._model, "black").unique().tolist() == [-2.0]
-    assert removed_pixels(pixels, half_lit._model, "mean").unique().tolist() == [0.0]
-    blurred = removed_pixels(pixels, half_lit._model, "blur")
+    assert removed_pixels(pixels, half_lit.model, "black").unique().tolist() == [-2.0]
+    assert removed_pixels(pixels, half_lit.model, "mean").unique().tolist() == [0.0]
+    blurred = removed_pixels(pixels, half_lit.model, "blur")
     assert blurred.shape == pixels.shape
     assert 0 < blurred.std() < 0.5 * pixels.std()
 
@@ -174,5 +175,26 @@ def test_options_that_there_are_none_of_are_refused(tiny: ImageModel, photos: Pa
     data = labelled_images(photos, tiny.class_names)
     with pytest.raises(BenchmarkError, match="found explain 'both', expected 'predicted' or"):
         Perturbation(tiny, data, ["random"], explain=["both"])  # type: ignore[list-item]
+    with pytest.raises(BenchmarkError, match=r"explain 'target', expected a list: \['target'\]"):
+        Perturbation(tiny, data, ["random"], explain="target")  # type: ignore[arg-type]
+    with pytest.raises(BenchmarkError, match="explain must be different ones"):
+        Perturbation(tiny, data, ["random"], explain=["target", "target"])
+    with pytest.raises(BenchmarkError, match="limit must be at least 1, found 0"):
+        Perturbation(tiny, data, ["random"], limit=0)
     with pytest.raises(BenchmarkError, match="found removal 'white'"):
         Perturbation(tiny, data, ["random"], removal="white")  # type: ignore[arg-type]
+
+
+def test_a_photo_that_has_changed_is_named_and_measured_again(
+    tiny: ImageModel, photos: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    methods = ["raw_attention", "random"]
+    perturbation(tiny, data, methods, output=tmp_path / "out")
+    write_photo(data / "0001_4.png", seed=99)
+    with pytest.warns(UserWarning, match=r"the contents of '0001_4.png \(1\)' have changed"):
+        again = perturbation(tiny, data, methods, output=tmp_path / "out")
+    assert again.as_json() == perturbation(tiny, data, methods, output=tmp_path / "new").as_json()
+    lines = (tmp_path / "out/records-0-of-1.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["id"] == "0001_4.png (1)"

@@ -225,6 +225,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(
         assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def test_a_document_that_has_changed_is_named_and_measured_again(
+    classifier: TextModel, corpus: Path, tmp_path: Path
+) -> None:
+    def measured(output: Path) -> Result:
+        return rationale(classifier, corpus, ["raw_attention"], top_k=[2], output=output)
+
+    measured(tmp_path / "out")
+    file = corpus / "docs" / REVIEWS[3][0]
+    file.write_text(file.read_text() + " and more")
+    with pytest.warns(UserWarning, match=f"the contents of '{REVIEWS[3][0]}' have changed") as told:
+        again = measured(tmp_path / "out")
+    assert len(told) == 1
+    assert again.as_json() == measured(tmp_path / "new").as_json()
+
+
 def test_fusions_give_other_orders(classifier: TextModel, corpus: Path, tmp_path: Path) -> None:
     found = {
         fusion: rationale(
@@ -240,8 +255,8 @@ def test_fusions_give_other_orders(classifier: TextModel, corpus: Path, tmp_path
     [
         ({"top_k": []}, "top_k must be"),
         ({"top_k": [0]}, "top_k must be"),
-        ({"fusion": "median"}, "sum, max, mean"),
-        ({"explain": ["other"]}, "target or predicted"),
+        ({"fusion": "median"}, "found fusion 'median', expected 'sum' or 'max' or 'mean'"),
+        ({"explain": ["other"]}, "'predicted' or 'target'"),
         ({"max_length": 2}, "at least 3"),
         ({"methods": ["partial_lpr"]}, "did you mean 'partial_lrp'"),
         ({"limit": 0}, "at least 1"),

@@ -10,10 +10,10 @@ import signal
 import socket
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import filelock
 import numpy as np
 import pytest
 import torch
@@ -220,24 +220,114 @@ def test_no_examples_are_an_error(tmp_path: Path) -> None:
         run(Dice(0), tmp_path)
 
 
-def test_a_record_that_was_tampered_with_is_an_error_that_names_the_line(tmp_path: Path) -> None:
-    run(Dice(), tmp_path)
+def _garble(lines: list[bytes]) -> list[bytes]:
+    return [lines[0], b"{broken}\n", *lines[2:]]
+
+
+def _other_encoding(lines: list[bytes]) -> list[bytes]:
+    return ["".join(line.decode() for line in lines).encode("utf-16")]
+
+
+def _not_a_number(lines: list[bytes]) -> list[bytes]:
+    value = json.loads(lines[4])
+    value["methods"]["ours"]["value"] = float("nan")
+    return [*lines[:4], json.dumps(value).encode() + b"\n", *lines[5:]]
+
+
+HARMS: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
+    "no JSON": (_garble, "line 2: the line is damaged"),
+    "cut": (lambda lines: [*lines[:-1], lines[-1][:20]], "line 12: the line is not finished"),
+    "cut in the middle": (lambda lines: [*lines[:3], lines[3][:9], *lines[4:]], "line 4"),
+    "no UTF-8": (lambda lines: [lines[0][:-3] + b"\xff\n", *lines[1:]], "line 1: the line is dam"),
+    "UTF-16": (_other_encoding, "line 1: the line is damaged"),
+    "a second one": (lambda lines: [*lines, lines[3]], "line 13: a second record of"),
+    "of another example": (lambda lines: [lines[0].replace(b"example ", b"photo "), *lines[1:]],
+                           "is not 'photo"),
+    "NaN": (_not_a_number, "line 5: the line is damaged"),
+    "an index beyond": (lambda lines: [b'{"index": 99, "id": "example 99"}\n', *lines], "line 1"),
+    "a list": (lambda lines: [b"[]\n", *lines], "line 1"),
+    "zeros": (lambda lines: [b"\0" * 512 + b"\n", *lines[1:]], "line 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_record_is_named_and_its_example_run_again(tmp_path: Path, harm: str) -> None:
+    whole = run(Dice(), tmp_path)
     file = tmp_path / "records-0-of-1.jsonl"
-    lines = file.read_text().splitlines(keepends=True)
-    file.write_text("".join([lines[0], "{broken}\n", *lines[2:]]))
-    with pytest.raises(BenchmarkError, match=r"records-0-of-1.jsonl, line 2, is damaged"):
-        run(Dice(), tmp_path)
-    file.write_text("".join([*lines, lines[3]]))
-    with pytest.raises(BenchmarkError, match=r"line 13: a second record of"):
-        run(Dice(), tmp_path)
+    lines = file.read_bytes().splitlines(keepends=True)
+    change, message = HARMS[harm]
+    file.write_bytes(b"".join(change(lines)))
+    found = file.read_bytes().splitlines(keepends=True)
+    again = Dice()
+    with pytest.warns(UserWarning, match=message) as told:
+        assert exact(run(again, tmp_path)) == exact(whole)
+    kept = {json.loads(line)["index"] for line in lines if line in found}
+    assert sorted(again.loaded) == sorted(set(range(12)) - kept)
+    assert all("records-0-of-1.jsonl, line" in str(one.message) for one in told)
+    quiet = Dice()
+    assert exact(run(quiet, tmp_path)) == exact(whole)
+    assert not quiet.loaded
 
 
-def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
-    with (
-        filelock.FileLock(tmp_path / "run.lock"),
-        pytest.raises(BenchmarkError, match="another run is writing"),
-    ):
-        run(Dice(), tmp_path)
+class Weighed(Dice):
+    """Whose examples have contents."""
+
+    weights: ClassVar[dict[int, str]] = {}
+
+    def contents(self, index: int) -> str:
+        return self.weights.get(index, "light")
+
+
+def test_an_example_whose_contents_have_changed_is_named_and_run_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(Weighed(), tmp_path)
+    monkeypatch.setitem(Weighed.weights, 7, "heavy")
+    again = Weighed()
+    with pytest.warns(UserWarning, match="the contents of 'example 7' have changed: run again"):
+        run(again, tmp_path)
+    assert again.loaded == [7]
+    lines = (tmp_path / "records-0-of-1.jsonl").read_text().splitlines()
+    assert {json.loads(x)["index"]: json.loads(x)["sha256"] for x in lines} == {
+        index: "heavy" if index == 7 else "light" for index in range(12)
+    }
+
+
+def test_damaged_settings_are_told(tmp_path: Path) -> None:
+    run(Dice(), tmp_path)
+    for text in ("{", "[]", '"x"'):
+        (tmp_path / "settings.json").write_text(text)
+        with pytest.raises(BenchmarkError, match=r"settings.json is damaged"):
+            run(Dice(), tmp_path)
+
+
+def test_two_runs_in_one_folder_wait_for_each_other(tmp_path: Path) -> None:
+    alone = run(Dice(), tmp_path / "alone")
+    first = FORK.Process(target=run, args=(Dice(pause=0.02), tmp_path / "both"))
+    first.start()
+    wait_for_lines(tmp_path / "both", 2)
+    second = Dice()
+    with pytest.warns(UserWarning, match="another run is writing to .*both: waiting for it"):
+        assert exact(run(second, tmp_path / "both")) == exact(alone)
+    first.join()
+    assert first.exitcode == 0
+    assert not second.loaded
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_times_change_no_byte(tmp_path: Path) -> None:
+    run(Dice(40), tmp_path / "whole")
+    moments = random.Random(0)
+    for _ in range(10):
+        process = FORK.Process(target=run, args=(Dice(40, pause=0.01), tmp_path / "killed"))
+        process.start()
+        time.sleep(moments.uniform(0.0, 0.2))
+        process.kill()
+        process.join()
+    run(Dice(40), tmp_path / "killed")
+    for name in ("results.json", "results.csv", "results.md"):
+        expected = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "killed" / name).read_bytes() == expected
 
 
 def test_records_without_settings_are_refused(tmp_path: Path) -> None:

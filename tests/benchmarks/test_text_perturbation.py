@@ -155,7 +155,7 @@ def test_text_beyond_the_cut_does_not_move_up(classifier: TextModel, tmp_path: P
         ({"bins": []}, "bins must be"),
         ({"bins": [0]}, "bins must be"),
         ({"bins": [101]}, "bins must be"),
-        ({"removal": "blank"}, "delete, mask"),
+        ({"removal": "blank"}, "'delete' or 'mask'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(
