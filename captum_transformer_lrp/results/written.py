@@ -136,6 +136,12 @@ def check_method(name: str, of: Score) -> None:
         raise ArgumentError(f"found of={of!r}, expected 'logit' or 'log_probability'")
 
 
+def of_this_library(name: str) -> bool:
+    """Whether a method that `compare` knows is none of Captum's."""
+    kind = getattr(METHODS[name], "func", METHODS[name])
+    return isinstance(kind, type) and issubclass(kind, RecordedAttribution)
+
+
 def explained(
     reader: Reader, wanted: Sequence[Wanted], method: str, of: Score
 ) -> tuple[npt.NDArray[Any], Tensor | None]:
@@ -148,8 +154,7 @@ def explained(
         that of tokens (wanted, S), and of pixels, in the first place the same, where there are any.
     """
     first = min(place for one in wanted for place, _ in one.tokens) - 1
-    kind = getattr(METHODS[method], "func", METHODS[method])
-    ours = isinstance(kind, type) and issubclass(kind, RecordedAttribution)
+    ours = of_this_library(method)
     if ours and of == "logit":
         terms = list(dict.fromkeys(term for one in wanted for term, _ in one.terms()))
         targets: list[Any] = [(position - first, one) for position, one in terms]
