@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.attr.targets import plain
 from captum_transformer_lrp.engine.recording import find_logits
 from captum_transformer_lrp.engine.watch.checks import kind_without_values
 from captum_transformer_lrp.engine.watch.writes import unchanged
@@ -83,7 +84,7 @@ def explain_continuation(
             "attribution must be a method made for a model, such as "
             f"TransformerAttribution(model), found {type(attribution).__name__}"
         )
-    check_hops(hops)
+    hops = checked_hops(hops)
     prompt_mask = _mask(attention_mask, input_ids, "input_ids")
     own_mask = _mask(continuation_mask, continuation_ids, "continuation_ids")
     if len(input_ids) != len(continuation_ids):
@@ -156,7 +157,7 @@ def through_written(maps: Tensor, written: Tensor, start: int, hops: Hops) -> Te
         tensor([[1., 3., 0., 0.],
                 [1., 4., 0., 0.]])
     """
-    check_hops(hops)
+    hops = checked_hops(hops)
     count = written.shape[-2]
     own = slice(start, start + count)
     shares = written.double()
@@ -180,10 +181,12 @@ def through_written(maps: Tensor, written: Tensor, start: int, hops: Hops) -> Te
     return found.to(maps.dtype)
 
 
-def check_hops(hops: Hops) -> None:
-    """Raise for anything but a number of hops, or "all"."""
-    if hops != "all" and (type(hops) is not int or hops < 0):
-        raise ArgumentError(f"found hops={hops!r}, expected a number from 0, or 'all'")
+def checked_hops(hops: Any) -> Hops:
+    """A number of hops of Python's own, or "all"; raises for anything else."""
+    number = plain(hops)
+    if number == "all" or (type(number) is int and number >= 0):
+        return cast(Hops, number)
+    raise ArgumentError(f"found hops={hops!r}, expected a number from 0, or 'all'")
 
 
 def _check_causal(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from captum_transformer_lrp.attr.continuation import Hops
     from captum_transformer_lrp.models import LanguageModel
-    from captum_transformer_lrp.results.written import Score, Target, Wanted
+    from captum_transformer_lrp.results.written import Score, Target
     from captum_transformer_lrp.visualization import Section, Word
     from captum_transformer_lrp.visualization.words import Granularity, PiecesOfWord
 
@@ -180,7 +180,14 @@ class GenerationResult(Result):
 
         Raises:
             ArgumentError: where a single target was explained, or relevance was passed on already.
+
+        Example:
+            >>> from captum_transformer_lrp import examples, explain_generation
+            >>> story = explain_generation(*examples.letter_chain(), "f H g I b e g b ?")
+            >>> story.tokens(-1).topk(1)[0].text, story.hops(2).tokens(-1).topk(1)[0].text
+            ('1', 'H')
         """
+        from captum_transformer_lrp.attr.continuation import checked_hops
         from captum_transformer_lrp.results.written import passed_on
 
         options = self.about.get("options", {})
@@ -189,6 +196,7 @@ class GenerationResult(Result):
                 "found the map of a target, or one after hops, expected those of all written "
                 "words: give hops= to explain_generation"
             )
+        number = checked_hops(number)
         maps, pixels = passed_on(self.maps, self.pixels, self.start, len(self.maps), number)
         about = {**self.about, "options": {**options, "hops": number}}
         return replace(self, maps=maps, pixels=pixels, about=about)
@@ -322,25 +330,21 @@ def explain_generation(
             causal language model.
 
     Example:
-        >>> from transformers import GPT2Config, GPT2LMHeadModel
         >>> from captum_transformer_lrp import examples, explain_generation
-        >>> _, tokenizer = examples.sentiment_classifier()  # any tokenizer
-        >>> sizes = {"n_positions": 32, "n_embd": 16, "n_layer": 1, "n_head": 2}
-        >>> model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).eval()
-        >>> story = explain_generation(model, tokenizer, "a witty", continuation="film, dull")
+        >>> story = explain_generation(*examples.letter_chain(), "f H g I b e g b ?")
         >>> story
-        GenerationResult(film | , | dull; from 5 words; by attnlrp)
-        >>> story.matrix.shape, len(story.spans("dull")[0].topk(2))
-        ((3, 5), 2)
+        GenerationResult(H | I | 1 | 2 | w; from 14 words; by attnlrp)
+        >>> story.matrix.shape, story.spans("w")[0].topk(1)[0].text
+        ((5, 14), '1')
     """
-    from captum_transformer_lrp.attr.continuation import check_hops
+    from captum_transformer_lrp.attr.continuation import checked_hops
     from captum_transformer_lrp.results import written as scores
     from captum_transformer_lrp.results.reading import continuation_ids, generated, prompt_ids
     from captum_transformer_lrp.results.seen import image_token_ids
 
     loaded = as_language_model(model, tokenizer)
     scores.check_method(method, of)
-    check_hops(hops)
+    hops = checked_hops(hops)
     if instead_of is not None and target is None:
         raise ArgumentError("found instead_of= without target=: give what it is compared with")
     processor = tokenizer or getattr(model, "processor", None)
@@ -373,7 +377,7 @@ def explain_generation(
     maps, of_pixels = scores.explained(reader, [*wanted, *between], method, of)
     about = provenance(loaded, method, of=of, granularity=granularity)
     about["options"]["targets"] = "every written token" if target is None else wanted[0].text
-    rows = _rows(wanted, words, start, every=target is None)
+    rows = scores.shown_rows(wanted, words, start, every=target is None)
     pictures, pixels = seen.shown(of_pixels) if seen and of_pixels is not None else ([], [])
     if hops:
         about["options"]["hops"] = hops
@@ -382,19 +386,3 @@ def explain_generation(
         spelled, ids, start, words, rows, maps, [one.end for one in wanted], chances, about,
         pictures=pictures, pixels=pixels,
     )  # fmt: skip
-
-
-def _rows(
-    wanted: Sequence[Wanted], words: Sequence[PiecesOfWord], start: int, *, every: bool
-) -> list[PiecesOfWord]:
-    """What is shown of what is explained: the written words, or the target."""
-    from captum_transformer_lrp.visualization.words import PiecesOfWord
-
-    if not every:
-        return [PiecesOfWord(one.text, (row,), one.before) for row, one in enumerate(wanted)]
-    return [
-        PiecesOfWord(word.text, tuple(place - start for place in word.pieces), word.before,
-                     word.special)
-        for word in words
-        if word.pieces[0] >= start
-    ]  # fmt: skip

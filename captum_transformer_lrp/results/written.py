@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.results.given_models import only_read
 from captum_transformer_lrp.results.seen import Seen
 from captum_transformer_lrp.results.spelling import Spelled, check_token_id, spellings
+
+if TYPE_CHECKING:
+    from captum_transformer_lrp.visualization.words import PiecesOfWord
 
 Score: TypeAlias = Literal["logit", "log_probability"]
 Target: TypeAlias = str | int | tuple[int, int] | None
@@ -237,6 +240,22 @@ def every_token(spelled: Spelled, ids: Sequence[int], start: int) -> list[Wanted
         Wanted(spelled.names[place], ((place, ids[place]),), tuple(ids))
         for place in range(start, len(ids))
     ]
+
+
+def shown_rows(
+    wanted: Sequence[Wanted], words: Sequence[PiecesOfWord], start: int, *, every: bool
+) -> list[PiecesOfWord]:
+    """What is shown of what is explained: the written words, or the target."""
+    from captum_transformer_lrp.visualization.words import PiecesOfWord
+
+    if not every:
+        return [PiecesOfWord(one.text, (row,), one.before) for row, one in enumerate(wanted)]
+    return [
+        PiecesOfWord(word.text, tuple(place - start for place in word.pieces), word.before,
+                     word.special)
+        for word in words
+        if word.pieces[0] >= start
+    ]  # fmt: skip
 
 
 def by_name(

@@ -251,6 +251,13 @@ def test_a_number_of_hops_is_a_number(
             call()
 
 
+@pytest.mark.parametrize("hops", [np.int64(2), torch.tensor(2), np.array(2)])
+def test_whoever_counts_the_hops(story: GenerationResult, hops: Any) -> None:
+    found = story.hops(hops)
+    np.testing.assert_array_equal(found.maps, story.hops(2).maps)
+    assert found.to_json() == story.hops(2).to_json()
+
+
 def test_hops_start_from_the_maps_of_all_written_words(
     chain: tuple[Any, Any], story: GenerationResult
 ) -> None:
