@@ -325,14 +325,6 @@ def test_weights_in_a_form_of_their_own_are_told(method: str, given: str) -> Non
         METHODS[method](model if given == "model" else model.__call__).attribute(IMAGES, 1)
 
 
-def test_weights_of_torchao_are_told() -> None:
-    quantization = pytest.importorskip("torchao.quantization")
-    model = of_texts()
-    quantization.quantize_(model, quantization.Int8WeightOnlyConfig())
-    with pytest.raises(ExplanationError, match=r"weight of .* quantised.*floating-point weights"):
-        TransformerAttribution(model).attribute(IDS, 1)
-
-
 # -- what a model does inside ---------------------------------------------------------------------
 
 INFERENCE = torch.inference_mode()

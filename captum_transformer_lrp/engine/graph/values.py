@@ -6,12 +6,22 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 Shape: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
 
 
+def is_dequantisable(tensor: Tensor) -> bool:
+    """Whether a tensor in a form of its own, as torchao's are, says what its values are."""
+    kind = type(tensor)
+    own = is_traceable_wrapper_subclass(tensor) and kind.dequantize is not Tensor.dequantize
+    return own and tensor.is_floating_point()
+
+
 def raised(constant: Tensor, dtype: torch.dtype) -> Tensor:
-    """A constant in a dtype, if that is more precise."""
+    """A constant in a dtype, if that is more precise; dequantised, if it is in its own form."""
+    if is_dequantisable(constant):
+        constant = constant.dequantize()
     lower = constant.is_floating_point() and constant.element_size() < dtype.itemsize
     return constant.to(dtype) if lower else constant
 
