@@ -22,13 +22,13 @@ def edge_of(tensor: Tensor) -> Edge:
 
 def edges_below(tensor: Tensor, stops: Iterable[Tensor] = ()) -> Iterator[Edge]:
     """Everything that a tensor was made from, itself included, but nothing below ``stops``."""
-    ends = {_key(edge_of(one)) for one in stops}
-    waiting, seen = [edge_of(tensor)], set()
+    ends = {_key(edge): edge for edge in map(edge_of, stops)}
+    waiting, seen = [edge_of(tensor)], dict[tuple[int, int], Edge]()
     while waiting:
         edge = waiting.pop()
         if _key(edge) in seen:
             continue
-        seen.add(_key(edge))
+        seen[_key(edge)] = edge
         yield edge
         if _key(edge) not in ends and not isinstance(edge[0], Tensor):
             waiting += _inputs(edge[0])
@@ -36,23 +36,23 @@ def edges_below(tensor: Tensor, stops: Iterable[Tensor] = ()) -> Iterator[Edge]:
 
 def made_from(tensor: Tensor, others: Sequence[Tensor]) -> list[bool]:
     """Which of several tensors one was made from."""
-    below = set(map(_key, edges_below(tensor)))
+    below = {_key(edge): edge for edge in edges_below(tensor)}
     return [_key(edge_of(one)) in below for one in others]
 
 
 def is_made_from(tensor: Tensor, other: Tensor) -> bool:
     """Whether one tensor was made from the other, or is it."""
-    wanted = _key(edge_of(other))
-    return any(_key(edge) == wanted for edge in edges_below(tensor, [other]))
+    end = edge_of(other)
+    return any(_key(edge) == _key(end) for edge in edges_below(tensor, [other]))
 
 
 def is_made_from_alone(tensor: Tensor, other: Tensor) -> bool:
     """Whether all that one tensor knows of the inputs came by the other."""
-    wanted = _key(edge_of(other))
+    end = edge_of(other)
     below = list(edges_below(tensor, [other]))
     leaves = [edge for edge in below if isinstance(edge[0], Tensor)]
-    return all(_key(edge) == wanted for edge in leaves) and any(
-        _key(edge) == wanted for edge in below
+    return all(_key(edge) == _key(end) for edge in leaves) and any(
+        _key(edge) == _key(end) for edge in below
     )
 
 
@@ -125,6 +125,10 @@ def _made_by_calls(start: Edge) -> Iterator[Edge]:
 
 
 def _key(edge: Edge) -> tuple[int, int]:
+    """An edge by its identity, as long as the edge itself is kept.
+
+    PyTorch makes Python's object of a node anew for each question, unless one is alive still.
+    """
     return id(edge[0]), edge[1]
 
 
