@@ -69,6 +69,12 @@ def test_a_production_alone_is_explained_as_the_plain_one(slot: str, name: str) 
         assert expected in fault
 
 
+def test_linear_layers_by_baddbmm_are_added_in_halves() -> None:
+    """A product with a stack of weights may be scores of learned queries; here it is none."""
+    written = {"residual": "halves", "linear": "baddbmm"}
+    assert fault_of(Draw(Meaning(), written)) == ""
+
+
 def chunks(first: int, last: int) -> list[range]:
     return [range(start, min(start + EACH, last)) for start in range(first, last, EACH)]
 

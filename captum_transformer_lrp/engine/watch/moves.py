@@ -97,7 +97,7 @@ def rearrange(watch: Context, function: Function, args: Args, kwargs: Kwargs) ->
     if function in PERMUTATIONS and source.dim() < 4:  # tokens and features, not pixels
         mark = mark.but(stem=False)
     _note_rearranged(watch, result, mark, source, again)
-    if not (mark.scores or mark.softmax):
+    if not mark.softmax:
         joins.note_move(watch, tensors_in(result), source, function, args, kwargs)
     return result
 
