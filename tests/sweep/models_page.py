@@ -147,6 +147,8 @@ def _problems(found: Iterable[Result]) -> list[str]:
     by_reason: dict[str, list[str]] = {}
     for one in found:
         reason = _cell(str(one.propagates or one.reason)).partition(": file one with")[0]
+        if one.verdict != "not built":  # the cause stands behind what was found, if it is known
+            reason = reason.rpartition("; ")[2]
         known = re.sub(r"[\d.]+e-?\d+", "…", reason)
         by_reason.setdefault(known, []).append(one.name)
     if not by_reason:
