@@ -83,6 +83,8 @@ class Reader:
         parameters = inspect.signature(model.forward).parameters
         # A model of transformers reads the text in one pass and keeps nothing.
         self.settings = {"use_cache": False} if "use_cache" in parameters else {}
+        # Logits of a whole vocabulary are large: models that can leave out those before `first`.
+        self.leaves_out = first > 0 and seen is None and "logits_to_keep" in parameters
 
     def __call__(self, input_ids: Tensor, pixels: Tensor | None = None) -> Tensor:
         """Logits (N, positions, vocabulary); the pixels (1, …) are those of the only example."""
@@ -90,11 +92,16 @@ class Reader:
         if self.seen is not None:
             shown = self.seen.pixels if pixels is None else pixels[0]
             keywords |= {**self.seen.arguments(input_ids.shape[1]), "pixel_values": shown}
+        length = input_ids.shape[1]
+        if self.leaves_out:
+            keywords["logits_to_keep"] = length - self.first
         output = self.model(input_ids=input_ids, **keywords)
         logits: Tensor = getattr(output, "logits", output)
         if not isinstance(logits, Tensor):
             logits = logits[0]
-        if logits.dim() != 3 or logits.shape[1] < input_ids.shape[1]:
+        if self.leaves_out and logits.shape[1:2] == (length - self.first,):
+            return logits
+        if logits.dim() != 3 or logits.shape[1] < length:
             raise ArgumentError(
                 f"{type(self.model).__name__} returned a tensor of shape {tuple(logits.shape)}, "
                 "expected logits (N, positions, vocabulary): give a causal language model"
@@ -170,14 +177,16 @@ def explained(
         signs = torch.eye(len(wanted))
     ids = reader.given(wanted[0].ids)
     pixels = None
+    since = reader.since(first)
+    since.leaves_out &= ours  # perturbation compares logits, which then differ by rounding
     if reader.seen is None:
         named = {str(number): target for number, target in enumerate(targets)}
-        found = compare(reader.since(first), ids, named, [method])[method]
+        found = compare(since, ids, named, [method])[method]
         maps = [found[name][0] for name in named]
     elif not ours:
         raise ArgumentError(f"{method} explains one input, found images, too: give one of ours")
     else:
-        attribution: Any = METHODS[method](reader.since(first))
+        attribution: Any = METHODS[method](since)
         pairs = attribution.attribute_targets((ids, reader.seen.pixels[None]), targets)
         maps = [of_ids[0] for of_ids, _ in pairs]
         of_pixels = torch.stack([one[0] for _, one in pairs]).float().cpu()

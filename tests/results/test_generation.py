@@ -37,6 +37,7 @@ from captum_transformer_lrp.attr.comparison import METHODS
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.names import WRITTEN_TEXT_METHOD
 from captum_transformer_lrp.results.spelling import spell
+from captum_transformer_lrp.results.written import Reader
 from tests.letters import measure
 from tests.letters.data import MODELS, NAMES, draw, tokenizer, trained
 
@@ -418,3 +419,15 @@ def test_models_that_do_not_continue_texts_are_refused(story: GenerationResult) 
     for wrong in (lambda: story.tokens(2), lambda: story.spans("K"), lambda: story.spans("")):
         with pytest.raises(ArgumentError, match="found"):
             wrong()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("first", [0, 1, 5])
+def test_logits_before_the_first_are_not_computed(kind: str, first: int) -> None:
+    model, ids = trained(kind), torch.arange(8)[None]
+    rows: list[int] = []
+    with model.lm_head.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[1])):
+        found = Reader(model).since(first)(ids)
+        expected = Reader(model)(ids)[:, first:]
+    assert rows == [8 - first, 8]
+    assert torch.allclose(found, expected, rtol=0, atol=1e-5)
