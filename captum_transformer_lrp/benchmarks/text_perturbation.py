@@ -38,8 +38,8 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
 
     high and low, respectively, for a faithful ranking.  AOPC is their mean over the bins, as
     ERASER's published code computes it; "AOPC with k=0" also has the empty rationale in the mean,
-    1/(|B|+1) Σ_{k=0}^{|B|}, as its paper prints it.  What is perturbed is what the classifier read:
-    text beyond the cut does not move up.  A bin has ⌈b % of the tokens read⌉ tokens.  The
+    ``1/(|B|+1) Σ_{k=0}^{|B|}``, as its paper prints it.  What is perturbed is what the classifier
+    read: text beyond the cut does not move up.  A bin has ⌈b % of the tokens read⌉ tokens.  The
     documents' rationales are not used.
 
     Reference:
