@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import random
+import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
@@ -180,6 +182,65 @@ def test_an_interruption_in_each_call_of_the_model() -> None:
             assert active() == before
             assert before["modes"] == [mode]
     assert torch.equal(TransformerAttribution(net).attribute(X, 1), expected)
+
+
+@pytest.mark.parametrize("method", [TransformerAttribution, TransformerLRP, AttentionRollout])
+def test_ctrl_c_while_a_mode_is_taken_away_comes_out_as_it_is(method: type) -> None:
+    """In such a block of ``contextlib`` the watch finds no mode to leave, which is an error of its
+    own; and the model is not called again to look for a missing batch."""
+    net, calls = Net().eval(), []
+
+    def forward(x: Tensor) -> Tensor:
+        calls.append(x)
+        net(x)
+        torch._C._pop_torch_function_stack()
+        raise KeyboardInterrupt
+
+    before = active()
+    with pytest.raises(KeyboardInterrupt):
+        method(forward).attribute(X, 1)
+    assert active() == before
+    assert len(calls) == 1
+
+
+def test_an_error_of_the_model_keeps_what_it_comes_from() -> None:
+    def forward(x: Tensor) -> Tensor:
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise RuntimeError("second")  # noqa: B904
+
+    with pytest.raises(RuntimeError, match="second") as caught:
+        TransformerAttribution(forward).attribute(X, 1)
+    assert isinstance(caught.value.__context__, KeyError)
+    assert not caught.value.__suppress_context__
+
+
+@pytest.mark.slow
+def test_signals_at_random_moments_leave_no_mode_active() -> None:
+    """Some of 3,000 come while ``contextlib`` enters or leaves a block."""
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    method = TransformerAttribution(nn.Sequential(layer, nn.Flatten(), nn.Linear(96, 3)).eval())
+    x, moments, interrupted_calls = torch.randn(2, 6, 16), random.Random(0), 0
+
+    def ctrl_c(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handled = signal.signal(signal.SIGALRM, ctrl_c)
+    try:
+        for _ in range(3000):
+            try:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, moments.uniform(0.0005, 0.02))
+                    method.attribute(x, 1)
+                finally:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupted_calls += 1
+            assert _get_current_function_mode_stack() == []
+    finally:
+        signal.signal(signal.SIGALRM, handled)
+    assert interrupted_calls > 300
 
 
 def test_an_error_after_a_handled_interruption_stays_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.values import is_dequantisable
 from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
+from captum_transformer_lrp.engine.watch.thread_state import interruption
 from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
 
@@ -108,24 +110,37 @@ def naming_a_missing_batch(
         args: its other arguments.
         kwargs: those by name.
     """
+    handled = sys.exc_info()[1]
     named = dict(kwargs or {})
     try:
         yield
     except ExplanationError:
         raise
     except Exception as error:
-        if any(value.dim() > 3 for value in inputs):
+        # An error that a Ctrl-C has led to must keep it in its chain.
+        if interruption(error, handled) is not None or not _takes_as_batch(
+            model, inputs, args, named
+        ):
             raise
-        try:
-            with torch.no_grad(), torch.random.fork_rng(), unchanged(model, inputs, args, named):
-                model(*(value.unsqueeze(0) for value in inputs), *args, **named)
-        except Exception:
-            raise error from None
         shapes = ", ".join(str(tuple(value.shape)) for value in inputs)
         raise ValueError(
             f"the model fails on inputs of shape {shapes} ({error}), and takes them with a batch "
             "dimension: pass inputs.unsqueeze(0)"
         ) from error
+
+
+def _takes_as_batch(
+    model: Callable[..., Any], inputs: Sequence[Tensor], args: Sequence[Any], named: dict[str, Any]
+) -> bool:
+    """Whether a model can be called on inputs as a batch of one."""
+    if any(value.dim() > 3 for value in inputs):
+        return False
+    try:
+        with torch.no_grad(), torch.random.fork_rng(), unchanged(model, inputs, args, named):
+            model(*(value.unsqueeze(0) for value in inputs), *args, **named)
+    except Exception:
+        return False
+    return True
 
 
 def check_not_within(watch: type) -> None:
