@@ -229,7 +229,11 @@ def digit_reader() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
     folder = _ASSETS / "digit_reader"
     configuration = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     model = LlavaForConditionalGeneration(LlavaConfig.from_dict(configuration))
-    model.load_state_dict(_load_float32(folder / "model.safetensors"))
+    state = _load_float32(folder / "model.safetensors")
+    tower = "model.vision_tower."
+    if f"{tower}vision_model.embeddings.class_embedding" in model.state_dict():  # transformers 5.0
+        state = {name.replace(tower, f"{tower}vision_model."): one for name, one in state.items()}
+    model.load_state_dict(state)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), pad_token="[PAD]", unk_token="[PAD]"
     )

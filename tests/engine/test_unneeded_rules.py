@@ -274,6 +274,10 @@ def test_it_is_advised_and_helps_elsewhere(function: Callable[[Tensor], Tensor])
 @pytest.mark.parametrize("take", [0, 1], ids=["first", "second"])
 def test_each_of_several_outputs_follows_eq_2(take: int) -> None:
     """Eq. 2 is about one output at a time."""
+    try:
+        torch.aminmax(torch.ones(2, requires_grad=True))[0].backward()
+    except RuntimeError as error:
+        pytest.skip(f"torch {torch.__version__}: {error}")
 
     def both(x: Tensor) -> Tensor:
         return torch.cat([torch.aminmax(x, dim=1, keepdim=True)[take], x[:, 1:]], 1)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+import pytest
 import torch
 import transformers
 from tokenizers import Tokenizer
@@ -166,6 +167,8 @@ def gemma3() -> tuple[Any, Any]:
 
 
 def paligemma() -> tuple[Any, Any]:
+    if transformers.__version__.startswith("5.0."):
+        pytest.skip("PaliGemma of transformers 5.0 is refused, as not causal")
     text = {**TEXT, "model_type": "gemma"}
     config = of("PaliGemmaConfig")(
         text_config=text, vision_config={**SEES, "model_type": "siglip_vision_model",

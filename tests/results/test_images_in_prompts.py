@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,10 @@ class Processor:
     """As those of transformers: as many tokens in the place of an image as it has features."""
 
     image_token, chat_template = "<image>", None
+    # As the newer models read; transformers 5.0 knows no such argument.
+    marks_kinds = (
+        "mm_token_type_ids" in signature(Qwen2VLForConditionalGeneration.forward).parameters
+    )
 
     def __init__(self, image_processor: Any, features: int) -> None:
         self.tokenizer, self.image_processor, self.features = tokenizer(), image_processor, features
@@ -58,7 +63,7 @@ class Processor:
         )
         found = {**encoded, **seen}
         found.pop("token_type_ids", None)
-        if "image_grid_thw" in seen:
+        if "image_grid_thw" in seen and self.marks_kinds:
             found["mm_token_type_ids"] = (found["input_ids"] == IMAGE).int()
         return found
 
