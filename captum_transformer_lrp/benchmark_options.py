@@ -75,10 +75,17 @@ class PerturbationOptions(PhotoOptions):
     explain: Sequence[Explained] = option(
         get_args(Explained), "The predicted or the true class; may be given twice."
     )
-    removal: Literal["black", "mean", "blur"] = option(
+    removal: Literal["black", "mean", "blur", "road"] = option(
         "black",
         "What comes in the place of pixels: black before normalisation, the model's mean colour, "
-        "or a Gaussian blur as wide as a twentieth of the photo.",
+        "a Gaussian blur as wide as a twentieth of the photo, or the noisy mean of the neighbours "
+        "(ROAD).",
+    )
+    cells: int | None = option(
+        None,
+        "Remove whole cells of a grid with so many along each side, by their mean relevance: fair "
+        "to maps of single pixels. Default: single pixels, as the paper.",
+        least=1,
     )
     resize: Literal["whole", "model"] = option(
         "whole", "All of the photo, as the paper, or cropped as the model has it."
@@ -90,8 +97,17 @@ class MetricOptions(PhotoOptions):
     """Those of single metrics."""
 
     metrics: Sequence[str] = option(
-        ("deletion:blur", "insertion:blur", "saco", "mprt", "random_logit", "sparseness"),
-        "What is measured; may be given several times, or with commas. A wrong name lists all.",
+        (
+            "deletion:blur:cells=14",
+            "insertion:blur:cells=14",
+            "road:cells=14",
+            "saco",
+            "mprt",
+            "random_logit",
+            "sparseness",
+        ),
+        "What is measured, with options after colons; may be given several times, or with commas. "
+        "A wrong name lists all.",
         flag="--metric",
     )
     explain: Explained = option("predicted", "The predicted or the true class.")
@@ -252,7 +268,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         MetricOptions,
         ("metrics", "map_metrics"),
         _PHOTOS,
-        "Measure maps: deletion, insertion, sanity checks, sparseness, any metric of Quantus.",
+        "Measure maps: faithfulness, sanity, robustness, sparseness, any metric of Quantus.",
     ),
     "segmentation": Command(
         SegmentationOptions,

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from captum_transformer_lrp.benchmarks.perturbation import area
 from captum_transformer_lrp.benchmarks.records import Record
+from captum_transformer_lrp.benchmarks.removal import area
 from captum_transformer_lrp.benchmarks.results import Figure
 from captum_transformer_lrp.benchmarks.segmentation import example_counts, example_values
 from captum_transformer_lrp.benchmarks.statistics import MethodMeans

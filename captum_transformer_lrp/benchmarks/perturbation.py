@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from captum_transformer_lrp.benchmark_options import PerturbationOptions
-from captum_transformer_lrp.benchmarks.images import PhotoBenchmark, normalised, read_rgb
+from captum_transformer_lrp.benchmarks.images import PhotoBenchmark, read_rgb
 from captum_transformer_lrp.benchmarks.records import Record
+from captum_transformer_lrp.benchmarks.removal import STEPS, Without, area, removed_first, without
 from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Summary
 from captum_transformer_lrp.benchmarks.runner import as_function
 from captum_transformer_lrp.benchmarks.statistics import ExactMean
-from captum_transformer_lrp.models import ImageModel
-
-STEPS: Final = (10, 20, 30, 40, 50, 60, 70, 80, 90)
-"""The shares of the pixels that are removed, in per cent."""
 
 _TESTS = ("positive", "negative")
 
@@ -29,13 +25,13 @@ class Photo:
 
     Args:
         pixels: normalised, (1, 3, H, W).
-        removed: the same with all pixels removed.
+        without: what takes pixels away.
         label: its true class.
         predicted: the class that the model predicts.
     """
 
     pixels: Tensor
-    removed: Tensor
+    without: Without
     label: int
     predicted: int
 
@@ -85,8 +81,7 @@ class Perturbation(PerturbationOptions, PhotoBenchmark[Photo]):
         whole = self.resize == "whole"
         batch = self.seen(image) if whole else self.model.preprocess(image)[None].to(self.device)
         predicted = int(self.logits(batch)[0].argmax())
-        removed = removed_pixels(batch, self.model, self.removal)
-        return Photo(batch, removed, entry.label, predicted)
+        return Photo(batch, without(batch, self.model), entry.label, predicted)
 
     def describe(self, example: Photo) -> dict[str, Any]:
         """The true and the predicted class."""
@@ -101,16 +96,14 @@ class Perturbation(PerturbationOptions, PhotoBenchmark[Photo]):
         for target, one in zip(targets, maps, strict=True):
             key = 0 if self.by_label[method].class_agnostic else target
             if key not in known:
-                known[key] = {
-                    test: self._right(example, removal_order(one, test)) for test in _TESTS
-                }
+                known[key] = {test: self._right(example, one, test) for test in _TESTS}
             known[target] = known[key]
         return {name: known[target] for name, target in zip(self.explain, targets, strict=True)}
 
-    def _right(self, example: Photo, order: Tensor) -> list[int]:
+    def _right(self, example: Photo, relevance: Tensor, test: str) -> list[int]:
         """Whether the model is right about one photo at each step; all steps are one batch."""
-        counts = [len(order) * step // 100 for step in STEPS]
-        batch = changed(example.pixels, example.removed, order, counts)
+        gone = removed_first(relevance, test, STEPS, self.cells)
+        batch = example.without(self.removal, gone)
         return [int(one) for one in self.logits(batch).argmax(-1) == example.label]
 
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
@@ -145,58 +138,6 @@ class Perturbation(PerturbationOptions, PhotoBenchmark[Photo]):
 
 
 perturbation = as_function(Perturbation)
-
-
-def removal_order(relevance: Tensor, test: str) -> Tensor:
-    """The pixels in the order in which they are removed, of equal ones the first one first.
-
-    Args:
-        relevance: (H, W).
-        test: ``"positive"``, the most relevant first, or ``"negative"``, the least relevant.
-
-    Returns:
-        Indices into the flattened map, (H·W,).
-
-    Example:
-        >>> relevance = torch.tensor([[1.0, 3.0], [3.0, 0.0]])
-        >>> removal_order(relevance, "positive").tolist()
-        [1, 2, 0, 3]
-        >>> removal_order(relevance, "negative").tolist()
-        [3, 0, 1, 2]
-    """
-    return relevance.flatten().sort(stable=True, descending=test == "positive").indices
-
-
-def changed(start: Tensor, end: Tensor, order: Tensor, counts: Sequence[int]) -> Tensor:
-    """A batch of the image ``start`` with so many of its pixels, in their order, from ``end``."""
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    gone = (rank < torch.tensor(counts)[:, None]).view(-1, 1, *start.shape[2:]).to(start.device)
-    return torch.where(gone, end, start)
-
-
-def removed_pixels(pixels: Tensor, model: ImageModel, removal: str) -> Tensor:
-    """What stands in the place of removed pixels, normalised, (1, 3, H, W)."""
-    if removal == "black":
-        return normalised(torch.zeros_like(pixels), model)
-    if removal == "mean":
-        return torch.zeros_like(pixels)
-    from torchvision.transforms.functional import gaussian_blur
-
-    sigma = min(pixels.shape[-2:]) / 20
-    # Odd, and wide enough for three standard deviations to each side; the reflected border that
-    # the blur needs must be narrower than the image.
-    side = min(2 * int(3 * sigma) + 1, 2 * min(pixels.shape[-2:]) - 1)
-    return gaussian_blur(pixels, [side, side], [sigma, sigma])
-
-
-def area(values: Sequence[float], width: float = 0.1) -> float:
-    """The area under a curve by the trapezoid rule, its points ``width`` apart.
-
-    >>> round(area([100.0, 0.0, 0.0]), 6)
-    5.0
-    """
-    return width * (sum(values) - (values[0] + values[-1]) / 2)
 
 
 def _areas(found: Mapping[str, Any], right: int) -> dict[tuple[str, str], float]:

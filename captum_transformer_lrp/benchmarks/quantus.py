@@ -52,7 +52,7 @@ def quantus_score(name: str, found: Any) -> float:
     Args:
         name: ``quantus:`` with the metric's class, and its options after colons, such as
             ``"quantus:Sparseness:abs=False"``.
-        found: a :class:`~captum_transformer_lrp.benchmarks.metrics.Map`.
+        found: a :class:`~captum_transformer_lrp.benchmarks.maps.Map`.
 
     Raises:
         BenchmarkError: where Quantus is not installed, or has no such metric of one number.

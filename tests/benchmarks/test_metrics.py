@@ -18,20 +18,25 @@ from typer.testing import CliRunner
 
 from captum_transformer_lrp import examples
 from captum_transformer_lrp.benchmarks import BenchmarkError, LabelledImage, map_metrics
-from captum_transformer_lrp.benchmarks.methods import Method, methods_by_name
-from captum_transformer_lrp.benchmarks.metrics import (
-    METRICS,
-    Map,
-    class_sensitivity,
+from captum_transformer_lrp.benchmarks.complexity import entropy, sparseness
+from captum_transformer_lrp.benchmarks.faithfulness import (
     deletion,
-    entropy,
+    infidelity,
     insertion,
+    saco,
+    salience_faithfulness,
+    squares,
+)
+from captum_transformer_lrp.benchmarks.maps import Map
+from captum_transformer_lrp.benchmarks.methods import Method, methods_by_name
+from captum_transformer_lrp.benchmarks.metrics import METRICS
+from captum_transformer_lrp.benchmarks.removal import draws
+from captum_transformer_lrp.benchmarks.sanity import (
+    class_sensitivity,
     parameter_randomisation,
     random_logit,
     randomised_from_the_top,
-    saco,
-    salience_faithfulness,
-    sparseness,
+    smooth,
 )
 from captum_transformer_lrp.benchmarks.segmentation import relevance_mass, relevance_rank
 from captum_transformer_lrp.cli import app
@@ -68,7 +73,7 @@ def map_of(
         target,
         classifier,
         lambda batch: classifier(batch).detach(),
-        lambda removal: torch.zeros(1, 3, *relevance.shape),
+        lambda removal, gone: torch.ones(1, 3, *relevance.shape).masked_fill(gone, 0),
         Method("method", method),
     )
 
@@ -108,6 +113,32 @@ def test_saco_by_hand() -> None:
     """Of the pairs' weights 1, 4 and 3 the last contradicts its drops."""
     assert saco([5, 4, 1], [0.9, 0.2, 0.4]) == pytest.approx((1 + 4 - 3) / 8)
     assert saco([2, 2, 2], [0.1, 0.3, 0.2]) == 0
+
+
+def test_infidelity_is_zero_for_the_exact_map_at_any_scale() -> None:
+    """The logit loses the weights of what goes; a map that says otherwise errs by hand."""
+    model = Weighted(RAMP.float() / 50)
+    for scale in (1.0, -3.0, 0.02):
+        assert infidelity(map_of(scale * RAMP, model))[""] == pytest.approx(0, abs=1e-10)
+    drops = squares(50, (4, 5), draws(torch.ones(1, 3, 4, 5))).flatten(1).double()
+    lost, said = drops @ RAMP.flatten() / 50, drops.sum(1)
+    best = (lost @ said) / (said @ said)
+    expected = float(((lost - best * said) ** 2).mean())
+    assert expected > 0.01
+    flat = map_of(torch.ones(4, 5).double(), model)
+    assert infidelity(flat)[""] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 12), (1, 3), (30, 9)])
+def test_squares_are_squares_within_the_photo(size: tuple[int, int]) -> None:
+    masks = squares(300, size, torch.Generator().manual_seed(0))[:, 0]
+    sides = set()
+    for mask in masks:
+        (rows,), (columns,) = (mask.any(axis).nonzero(as_tuple=True) for axis in (1, 0))
+        assert len(rows) == len(columns) == rows[-1] - rows[0] + 1
+        assert mask.sum() == len(rows) ** 2
+        sides.add(len(rows))
+    assert sides == set(range(1, max(min(size) // 2, 1) + 1))
 
 
 def test_sparseness_and_entropy_of_one_pixel_and_of_all() -> None:
@@ -157,6 +188,21 @@ class Edges(Attribution):
 
     def attribute(self, inputs: Tensor, target: Any = None, **_: Any) -> Tensor:
         return inputs.abs()
+
+
+def test_smooth_maps_are_means_over_noise(scenes: ImageModel) -> None:
+    """The mean of |x + noise|, the last without noise; MPRT of one sample is that of the map."""
+    pixels = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    found = map_of(pixels[0].sum(0).double(), scenes.model, method=Edges)
+    seen = Map(**{**vars(found), "pixels": pixels})
+    noise = 0.2 * (pixels.max() - pixels.min()) * seen.noise(3)
+    expected = torch.cat([pixels, pixels + noise]).abs().sum(1).mean(0)
+    ours = smooth(seen, scenes.model, samples=4, noise=0.2)
+    torch.testing.assert_close(ours, expected.double(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(smooth(seen, scenes.model, 1, 0.2), seen.again())
+    values = parameter_randomisation(seen, samples=3)
+    assert list(values) == ["25 %", "50 %", "75 %", "100 %"]
+    assert list(values.values()) == pytest.approx([1.0] * 4)
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +289,16 @@ def test_a_metric_that_there_is_none_of_is_told(
 ) -> None:
     with pytest.raises(BenchmarkError, match=r"no metric 'deletion'; there are deletion:blur, "):
         map_metrics(scenes, data, ["random"], metrics=["deletion"], output=tmp_path)
+    with pytest.raises(BenchmarkError, match="deletion:blur has no option 'cell'; it has removal"):
+        map_metrics(scenes, data, ["random"], metrics=["deletion:blur:cell=2"], output=tmp_path)
+
+
+def test_a_metric_takes_options_after_colons(
+    scenes: ImageModel, data: list[LabelledImage], tmp_path: Path
+) -> None:
+    names = ["deletion:blur:cells=6", "deletion:blur", "saco:groups=4"]
+    found = map_metrics(scenes, data[:1], ["random"], metrics=names, output=tmp_path)
+    assert len({found.figure("random", name).value for name in names}) == 3
 
 
 def test_the_command_measures_every_metric(checkpoint: Path, photos: Path, tmp_path: Path) -> None:

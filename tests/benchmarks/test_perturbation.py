@@ -17,12 +17,8 @@ from captum_transformer_lrp.benchmarks import (
     labelled_images,
     perturbation,
 )
-from captum_transformer_lrp.benchmarks.perturbation import (
-    Photo,
-    area,
-    removal_order,
-    removed_pixels,
-)
+from captum_transformer_lrp.benchmarks.perturbation import Photo
+from captum_transformer_lrp.benchmarks.removal import area, removal_order, removed_pixels, without
 from captum_transformer_lrp.models import ImageModel
 
 from .conftest import CLASSES, write_photo
@@ -56,9 +52,8 @@ def half_lit() -> Perturbation:
 
 def curve(benchmark: Perturbation, relevance: Tensor, test: str) -> list[int]:
     white = torch.full((1, 3, SIDE, SIDE), 2.0)
-    removed = removed_pixels(white, benchmark.model, "black")
-    photo = Photo(white, removed, label=1, predicted=1)
-    return benchmark._right(photo, removal_order(relevance, test))
+    photo = Photo(white, without(white, benchmark.model), label=1, predicted=1)
+    return benchmark._right(photo, relevance, test)
 
 
 def test_a_perfect_map_loses_the_class_first_and_last(half_lit: Perturbation) -> None:

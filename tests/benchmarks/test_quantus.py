@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
 from captum_transformer_lrp.benchmarks import BenchmarkError, quantus_explainer
-from captum_transformer_lrp.benchmarks.metrics import (
-    entropy,
-    probability_curve,
-    random_logit,
-    sparseness,
-)
+from captum_transformer_lrp.benchmarks.complexity import entropy, sparseness
+from captum_transformer_lrp.benchmarks.faithfulness import TWENTIETHS
+from captum_transformer_lrp.benchmarks.maps import Map
 from captum_transformer_lrp.benchmarks.quantus import quantus_score
+from captum_transformer_lrp.benchmarks.removal import STEPS, imputed, removal_order, removed_first
+from captum_transformer_lrp.benchmarks.robustness import local_lipschitz, relative_stability
+from captum_transformer_lrp.benchmarks.sanity import random_logit, smooth
 from captum_transformer_lrp.benchmarks.segmentation import (
     agreement,
     relevance_mass,
@@ -34,7 +35,8 @@ MAPS = [torch.randn(10, 10, generator=torch.Generator().manual_seed(n)).double()
 
 def called(metric: Any, relevance: Tensor, model: Any = None, **more: Any) -> Any:
     batch = {"x_batch": np.ones((1, 1, 10, 10), dtype=np.float32), "y_batch": np.array([1])}
-    return metric(model=model, a_batch=relevance.numpy()[None, None], device="cpu", **batch, **more)
+    given = {"a_batch": relevance.numpy()[None, None], "device": "cpu", **batch, **more}
+    return metric(model=model, **given)
 
 
 @pytest.mark.parametrize("relevance", MAPS)
@@ -54,8 +56,29 @@ def test_the_curve_of_deletion_is_that_of_pixel_flipping(relevance: Tensor) -> N
     )
     (expected,) = called(metric, relevance, model, softmax=True)
     found = map_of(relevance, model)
-    ours = probability_curve(found, found.pixels, found.removed("mean"))
+    gone = removed_first(relevance, "positive", TWENTIETHS)
+    ours = found.probability(found.without("mean", gone))
     np.testing.assert_allclose(ours[1:], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("relevance", MAPS)
+def test_imputation_and_road_are_those_of_quantus(relevance: Tensor) -> None:
+    pixels = torch.randn(1, 3, 10, 10, generator=torch.Generator().manual_seed(9)).double()
+    impute = partial(quantus.perturb_func.noisy_linear_imputation, noise=0)
+    gone = removed_first(relevance, "positive")
+    ours = imputed(pixels, gone, noise=0)
+    order = removal_order(relevance, "positive").numpy()
+    for step, photo in zip(STEPS, ours, strict=True):
+        expected = impute(arr=pixels[0].numpy(), indices=order[:step])
+        np.testing.assert_allclose(photo, expected, atol=1e-6)
+    # Of photos of several channels Quantus takes the indices of values for those of pixels.
+    model = Weighted(relevance).double().eval()
+    metric = quantus.ROAD(
+        percentages=list(STEPS), perturb_func=impute, abs=False, normalise=False, **QUIET
+    )
+    found = called(metric, relevance, model, x_batch=pixels[:, :1].float().numpy())
+    right = model(ours).argmax(-1) == 1
+    assert list(found.values()) == right.double().tolist()
 
 
 @pytest.mark.parametrize("relevance", MAPS)
@@ -103,6 +126,62 @@ def test_the_random_logit_is_that_of_quantus() -> None:
     (expected,) = called(metric, relevance, model, explain_func=explain)
     assert 0.1 < expected < 0.95
     assert random_logit(map_of(relevance, model))[""] == pytest.approx(expected, abs=1e-6)
+
+
+class OneChannel(Weighted):
+    """A logit that is not linear, so that gradients change; in single precision as in Quantus."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        rounded = pixels.float().double()
+        return super().forward(rounded + rounded**3)
+
+
+@pytest.mark.parametrize("weights", MAPS)
+def test_robustness_is_that_of_quantus_on_the_same_noise(weights: Tensor) -> None:
+    """The largest logit is the second, and no noise changes that."""
+    model = OneChannel(weights.abs() / 10 + 0.1).double().eval()
+    pixels = torch.rand(1, 1, 10, 10, generator=torch.Generator().manual_seed(1)).double() + 0.5
+    explain = quantus_explainer("input_x_gradient")
+    given = {"x_batch": pixels.numpy(), "explain_func": explain, "softmax": False}
+    relevance = torch.as_tensor(explain(model, pixels, [1]))[0, 0]
+    found = Map(**{**vars(map_of(relevance, model)), "pixels": pixels})
+
+    def from_ours(scale: float) -> Any:
+        noise = iter(scale * found.noise(10).flatten(1).numpy())
+        return lambda arr, **_: arr + next(noise)
+
+    metric = quantus.LocalLipschitzEstimate(
+        nr_samples=10, perturb_func=from_ours(0.1), abs=False, normalise=True, **QUIET
+    )
+    (expected,) = called(metric, relevance, model, **given)
+    assert local_lipschitz(found)[""] == pytest.approx(expected, abs=1e-6)
+    ours = relative_stability(found)
+    for name, kind in (
+        ("input", quantus.RelativeInputStability),
+        ("output", quantus.RelativeOutputStability),
+    ):
+        metric = kind(nr_samples=10, perturb_func=from_ours(0.05), abs=False, **QUIET)
+        (expected,) = called(metric, relevance, model, **given)
+        assert expected > 0.1
+        assert ours[name] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("weights", MAPS)
+def test_smooth_maps_are_those_of_quantus(weights: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = OneChannel(weights).double().eval()
+    pixels = torch.rand(1, 1, 10, 10, generator=torch.Generator().manual_seed(2)).double()
+    found = Map(**{**vars(map_of(weights, model)), "pixels": pixels})
+    noise = iter(found.noise(4)[:, None].numpy())
+    monkeypatch.setattr(np.random, "randn", lambda *_: next(noise))
+    metric = quantus.SmoothMPRT(
+        nr_samples=5, noise_magnitude=0.1, abs=False, normalise=False, **QUIET
+    )
+    metric.explain_func = quantus_explainer("input_x_gradient")
+    std = 0.1 * (pixels.max() - pixels.min()).numpy()
+    monkeypatch.setattr(quantus, "explain", metric.explain_func)
+    expected = metric.explain_smooth_batch_numpy(model, pixels.numpy(), np.array([1]), std=std)
+    ours = smooth(found, model, samples=5, noise=0.1)
+    np.testing.assert_allclose(ours, expected[0, 0], atol=1e-6)
 
 
 def test_a_metric_of_quantus_measures_our_maps() -> None:

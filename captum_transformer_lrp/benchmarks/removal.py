@@ -1,0 +1,207 @@
+"""Takes pixels away in the order of a map: which go, and what comes in their place."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Final, TypeAlias
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.linalg import splu
+from torch import Tensor
+
+from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+from captum_transformer_lrp.benchmarks.images import normalised
+from captum_transformer_lrp.models import ImageModel
+
+Without: TypeAlias = Callable[[str, Tensor], Tensor]
+"""From a removal's name and masks (N, 1, H, W) of what goes to a photo without it, (N, 3, H, W)."""
+
+STEPS: Final = (10, 20, 30, 40, 50, 60, 70, 80, 90)
+"""The shares of the pixels that are removed, in per cent."""
+
+_WEIGHTS: Final = {
+    (down, right): (1 if down and right else 2) / 12
+    for down in (-1, 0, 1)
+    for right in (-1, 0, 1)
+    if down or right
+}
+
+
+def removal_order(relevance: Tensor, test: str) -> Tensor:
+    """The pixels in the order in which they are removed, of equal ones the first one first.
+
+    Args:
+        relevance: (H, W).
+        test: ``"positive"``, the most relevant first, or ``"negative"``, the least relevant.
+
+    Returns:
+        Indices into the flattened map, (H·W,).
+
+    Example:
+        >>> relevance = torch.tensor([[1.0, 3.0], [3.0, 0.0]])
+        >>> removal_order(relevance, "positive").tolist()
+        [1, 2, 0, 3]
+        >>> removal_order(relevance, "negative").tolist()
+        [3, 0, 1, 2]
+    """
+    return relevance.flatten().sort(stable=True, descending=test == "positive").indices
+
+
+def removed_first(
+    relevance: Tensor, test: str, steps: Sequence[int] = STEPS, cells: int | None = None
+) -> Tensor:
+    """Masks of the pixels that go first.
+
+    Args:
+        relevance: (H, W), on the CPU.
+        test: as in :func:`removal_order`.
+        steps: shares of the pixels, in per cent.
+        cells: remove whole cells of a grid with so many along each side, by their mean relevance.
+            Then the order of single pixels is of no effect, which else looks faithful by itself:
+            any few scattered pixels blind a vision transformer.
+
+    Returns:
+        Boolean (steps, 1, H, W).
+
+    Raises:
+        BenchmarkError: for more cells than pixels.
+
+    Example:
+        >>> relevance = torch.tensor([[9.0, 0.0, 5.0, 5.0], [8.0, 1.0, 6.0, 7.0]])
+        >>> removed_first(relevance, "positive", [50]).int().flatten(1).tolist()
+        [[1, 0, 0, 0, 1, 0, 1, 1]]
+        >>> removed_first(relevance, "positive", [50], cells=2).int().flatten(1).tolist()
+        [[0, 0, 1, 1, 0, 0, 1, 1]]
+    """
+    size = relevance.shape
+    if cells is None:
+        place, values = torch.arange(relevance.numel()).view(size), relevance.flatten()
+    elif cells > min(size):
+        raise BenchmarkError(f"found cells={cells}, expected at most {min(size)}, a pixel for each")
+    else:
+        down, right = (torch.arange(length) * cells // length for length in size)
+        place = down[:, None] * cells + right
+        sums = place.flatten().bincount(relevance.flatten().double())
+        values = sums / place.flatten().bincount()
+    order = removal_order(values, test)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    counts = torch.tensor([len(order) * step // 100 for step in steps])
+    return (rank[place] < counts[:, None, None])[:, None]
+
+
+def without(pixels: Tensor, model: ImageModel) -> Without:
+    """What takes pixels of a photo away.
+
+    Args:
+        pixels: normalised, (1, 3, H, W).
+        model: what they are normalised for.
+    """
+
+    @cache
+    def instead(removal: str) -> Tensor:
+        return removed_pixels(pixels, model, removal)
+
+    def take(removal: str, gone: Tensor) -> Tensor:
+        if removal == "road":
+            return imputed(pixels, gone)
+        return torch.where(gone.to(pixels.device), instead(removal), pixels)
+
+    return take
+
+
+def removed_pixels(pixels: Tensor, model: ImageModel, removal: str) -> Tensor:
+    """What stands in the place of removed pixels, normalised, (1, 3, H, W)."""
+    if removal == "black":
+        return normalised(torch.zeros_like(pixels), model)
+    if removal == "mean":
+        return torch.zeros_like(pixels)
+    from torchvision.transforms.functional import gaussian_blur
+
+    sigma = min(pixels.shape[-2:]) / 20
+    # Odd, and wide enough for three standard deviations to each side; the reflected border that
+    # the blur needs must be narrower than the image.
+    side = min(2 * int(3 * sigma) + 1, 2 * min(pixels.shape[-2:]) - 1)
+    return gaussian_blur(pixels, [side, side], [sigma, sigma])
+
+
+def imputed(pixels: Tensor, gone: Tensor, noise: float = 0.01) -> Tensor:
+    """A photo whose removed pixels are the weighted mean of their neighbours, with noise.
+
+    Neighbours at a side have the weight 1/6, those at a corner 1/12.  The means of all removed
+    pixels of a mask are one sparse linear system.  The noise is the same for all methods.
+
+    Reference:
+        Rong, Leemann, Borisov, Kasneci, Kasneci, *A Consistent and Efficient Evaluation Strategy
+        for Attribution Methods* (ROAD), ICML 2022, section 5.
+
+    Args:
+        pixels: normalised, (1, 3, H, W).
+        gone: masks, (N, 1, H, W).
+        noise: its standard deviation, in normalised units.
+
+    Raises:
+        BenchmarkError: where all pixels go, for then there is nothing to take them from.
+
+    Example:
+        >>> row = torch.tensor([0.0, 9.0, 9.0, 6.0]).expand(1, 3, 1, 4)
+        >>> gone = torch.tensor([False, True, True, False]).view(1, 1, 1, 4)
+        >>> imputed(row, gone, noise=0)[0, 0].tolist()
+        [[0.0, 2.0, 4.0, 6.0]]
+    """
+    photo = pixels[0].to("cpu", torch.float64).numpy()
+    found = np.stack([_solved(photo, mask) for mask in gone[:, 0].cpu().numpy()])
+    drawn = torch.randn(pixels.shape, generator=draws(pixels), dtype=torch.float64)
+    noisy = (torch.from_numpy(found) + noise * drawn).to(pixels)
+    return torch.where(gone.to(pixels.device), noisy, pixels)
+
+
+def _solved(photo: np.ndarray, gone: np.ndarray) -> np.ndarray:
+    """The photo (C, H, W) with the pixels of the mask (H, W) from their neighbours, float64."""
+    count = int(gone.sum())
+    if count in (0, gone.size):
+        if count:
+            raise BenchmarkError("found that all pixels are removed, expected that some stay")
+        return photo
+    outside, kept = -2, -1
+    place = np.full(gone.shape, kept)
+    place[gone] = range(count)
+    place = np.pad(place, 1, constant_values=outside)
+    values = np.pad(photo, ((0, 0), (1, 1), (1, 1)))
+    below, beside = np.nonzero(gone)
+    own, total = np.arange(count), np.zeros(count)
+    known = np.zeros((count, len(photo)))
+    rows, columns, entries = [], [], []
+    for (down, right), weight in _WEIGHTS.items():
+        row, column = below + 1 + down, beside + 1 + right
+        near = place[row, column]
+        total += weight * (near != outside)
+        known += weight * (near == kept)[:, None] * values[:, row, column].T
+        rows.append(own[near >= 0])
+        columns.append(near[near >= 0])
+        entries.append(np.full(len(rows[-1]), -weight))
+    where = (np.concatenate([*rows, own]), np.concatenate([*columns, own]))
+    system = coo_array((np.concatenate([*entries, total]), where), shape=(count, count)).tocsc()
+    symmetric = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0}
+    found = photo.copy()
+    found[:, gone] = splu(system, **symmetric, options={"SymmetricMode": True}).solve(known).T
+    return found
+
+
+def draws(pixels: Tensor) -> torch.Generator:
+    """Random numbers, on the CPU, that depend on a photo alone: every method meets the same."""
+    digest = hashlib.sha256(pixels.detach().cpu().double().numpy().tobytes()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def area(values: Sequence[float], width: float = 0.1) -> float:
+    """The area under a curve by the trapezoid rule, its points ``width`` apart.
+
+    >>> round(area([100.0, 0.0, 0.0]), 6)
+    5.0
+    """
+    return width * (sum(values) - (values[0] + values[-1]) / 2)
