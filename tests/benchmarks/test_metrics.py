@@ -192,7 +192,7 @@ class Edges(Attribution):
 
 def test_smooth_maps_are_means_over_noise(scenes: ImageModel) -> None:
     """The mean of |x + noise|, the last without noise; MPRT of one sample is that of the map."""
-    pixels = torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     found = map_of(pixels[0].sum(0).double(), scenes.model, method=Edges)
     seen = Map(**{**vars(found), "pixels": pixels})
     noise = 0.2 * (pixels.max() - pixels.min()) * seen.noise(3)

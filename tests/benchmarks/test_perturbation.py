@@ -64,6 +64,15 @@ def test_a_perfect_map_loses_the_class_first_and_last(half_lit: Perturbation) ->
     assert curve(half_lit, relevance, "negative") == [1, 1, 1, 1, 1, 1, 1, 1, 0]
 
 
+def test_with_cells_a_cell_goes_as_a_whole(half_lit: Perturbation) -> None:
+    """Of four cells the two lower ones go first, for their mean is larger; then the others."""
+    relevance = torch.where(FIRST_HALF, 0.0, torch.tensor([100.0, -20.0]).repeat(SIDE, SIDE // 2))
+    assert curve(half_lit, relevance, "positive") == [1, 1, 1, 1, 1, 1, 0, 0, 0]
+    half_lit.put(cells=2)
+    assert curve(half_lit, relevance, "positive") == [1] * 9
+    assert curve(half_lit, relevance, "negative") == [1, 1, 1, 1, 0, 0, 0, 0, 0]
+
+
 def test_an_inverted_map_swaps_both_tests(half_lit: Perturbation) -> None:
     relevance = FIRST_HALF.double() + torch.rand(SIDE, SIDE).double() / 2
     for one, other in (("positive", "negative"), ("negative", "positive")):
