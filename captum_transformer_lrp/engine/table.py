@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from captum_transformer_lrp.engine.graph.arguments import Function
-from captum_transformer_lrp.engine.operations import HANDLERS
-from captum_transformer_lrp.engine.operations.flex import OPERATORS
+from captum_transformer_lrp.engine.operations import HANDLERS, flex, quantised
 from captum_transformer_lrp.engine.operations.generic import generic
 from captum_transformer_lrp.engine.watch import moves, scatters
 from captum_transformer_lrp.engine.watch.context import Table
@@ -25,4 +24,4 @@ def table(with_rule: Iterable[Function]) -> Table:
         **scatters.HANDLERS,
         **HANDLERS,
     }
-    return Table(functions, OPERATORS, generic)
+    return Table(functions, flex.OPERATORS | quantised.OPERATORS, generic)

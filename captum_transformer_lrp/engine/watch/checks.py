@@ -179,7 +179,7 @@ def check_model(model: nn.Module) -> None:
                 f"{where} is compiled, so its calls cannot be watched: build it without "
                 ".compile(), or update PyTorch to 2.6 or newer"
             )
-        if ("quantized" in home and "quantized" in home.split(".")) or "bitsandbytes" in home:
+        if ("quantized" in home and "quantized" in home.split(".")) or _looks_up_packed(module):
             raise ExplanationError(
                 f"{where} is quantised, so there are no weights to propagate relevance through: "
                 "explain the floating-point model"
@@ -188,6 +188,12 @@ def check_model(model: nn.Module) -> None:
             found = None if tensor is None else _kind_of_state(tensor)
             if found is not None:
                 raise ExplanationError(f"{own_name} of {where} is {found}")
+
+
+def _looks_up_packed(module: nn.Module) -> bool:
+    """Whether a module looks embeddings up in what bitsandbytes has packed."""
+    kind = type(getattr(module, "weight", None))
+    return isinstance(module, nn.Embedding) and "bitsandbytes" in kind.__module__
 
 
 def _kind_of_state(tensor: Tensor) -> str | None:

@@ -9,7 +9,7 @@ from weakref import proxy
 
 import torch
 from torch import Tensor
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph import books, switch
@@ -207,6 +207,8 @@ class Context:
         )
 
 
+_OPERATORS = (HigherOrderOperator, OpOverload, OpOverloadPacket)
+
 Handler = Callable[[Context, Function, Args, Kwargs], Any]
 
 
@@ -229,7 +231,7 @@ class Table:
 
     Args:
         functions: handlers by function.
-        operators: handlers of PyTorch's higher-order operators, by name.
+        operators: handlers of higher-order and of other libraries' operators, by name.
         other: the handler of everything else; it is given the error, too, of a handler that has
             refused a call.
     """
@@ -241,6 +243,6 @@ class Table:
     def handler(self, function: Function) -> Handler:
         """The handler of a call."""
         found = self.functions.get(function)
-        if found is None and isinstance(function, HigherOrderOperator):
-            found = self.operators.get(function.name())
+        if found is None and isinstance(function, _OPERATORS):
+            found = self.operators.get(str(function).removesuffix(".default"))
         return found or self.other

@@ -34,7 +34,8 @@ class CustomCall:
         frame: the interpreter's frame of its ``forward``, None when it is let go of.
         calls_modules: whether its forward pass calls modules.  Such a function (a reversible
             block, a checkpoint) computes them again in its backward pass, where nobody watches;
-            what was recorded is derived instead.
+            what was recorded is derived instead, as for a function of bitsandbytes, whose own
+            derivative is of weights in less than what is computed in.
         attends: whether an attention lies in its forward pass.  Its map has no gradient from the
             function's own backward pass; what was recorded is derived instead.
     """
@@ -65,7 +66,7 @@ class CustomCalls:
             elif frame.f_code in self._forwards:
                 found = self._calls.get(id(frame))
                 if found is None or found.frame is not frame:
-                    found = self._calls[id(frame)] = CustomCall(frame)
+                    found = self._calls[id(frame)] = CustomCall(frame, _rounds(frame))
                 found.calls_modules |= module_between
             frame = frame.f_back
         return found
@@ -135,6 +136,11 @@ def _require_own_derivative(watch: Context, result: Tensor, recorded: Tensor) ->
                 "backward is not the derivative of its forward, so that its attention map has no "
                 "gradient: write it with PyTorch functions"
             )
+
+
+def _rounds(frame: FrameType) -> bool:
+    """Whether a custom function's own derivative is of rounded weights."""
+    return str(frame.f_globals.get("__name__")).startswith("bitsandbytes.")
 
 
 def _forwards_of(function: type[torch.autograd.Function]) -> Iterator[CodeType]:
