@@ -24,7 +24,7 @@ from captum_transformer_lrp.attr.base import (
     captum_method,
     row_view,
 )
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ class AttentionFlow(RecordedAttribution):
         (torch.Size([2, 101]), True)
     """
 
-    phases = frozenset({Phase.ROLLOUT})
+    phases = (Rollout,)
 
     def __init__(
         self,
@@ -184,7 +184,6 @@ class AttentionFlow(RecordedAttribution):
         known: list[tuple[Recording, Tensor, Tensor]] = []
 
         def explained(recording: Recording, start: Tensor) -> Any:
-            recording.tape.leave_out_attentions()
             # Without attention all mass stays where the model reads its answer from.
             readout = views.token_mass(recording, start).detach()
             for of_recording, before, flow in known:
@@ -202,17 +201,14 @@ class AttentionFlow(RecordedAttribution):
     def _matrices(self, recording: Recording) -> list[Tensor]:
         """E_h A + I of every attention, its rows divided by their sums, (N, S, S) each."""
         steps = recording.tape.attentions
-        for step in steps:
-            step.weighted = step.attention.detach()
+        maps = {step.index: step.attention.detach() for step in steps}
         # Plain attention only: anything else raises here.
-        matrices = views.attention_matrices(steps, recording.output.shape[0])
+        matrices = views.attention_matrices(steps, maps, recording.output.shape[0])
         if self.head_fusion != "mean":
             matrices = [
-                views.fused_heads(step.attention.detach(), step, self.head_fusion).squeeze(1)
+                views.fused_heads(maps[step.index], step, self.head_fusion).squeeze(1)
                 for step in steps
             ]
-        for step in steps:
-            step.weighted = None
         identity = torch.eye(matrices[0].shape[-1]).to(matrices[0])
         skipped = [matrix + identity for matrix in matrices]
         return [matrix / matrix.sum(-1, keepdim=True) for matrix in skipped]

@@ -21,10 +21,11 @@ from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joine
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase
+from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.phases import ALL_PHASES
+from captum_transformer_lrp.engine.phases.walk import backward_to_each
 from captum_transformer_lrp.engine.recording import Recording, recorded
-from captum_transformer_lrp.engine.walk import backward_to_each
-from captum_transformer_lrp.engine.watch.thread_state import ThreadState
+from captum_transformer_lrp.engine.thread_state import ThreadState
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Preset, SignAwareStabilizer
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -100,7 +101,7 @@ class RecordedAttribution(Attribution):
     keeps_readout: bool = False
     keeps_streams: bool = False
     checkpointing: bool = False
-    phases: frozenset[Phase] = ALL_PHASES
+    phases: Sequence[type[Phase]] = ALL_PHASES
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -345,8 +346,16 @@ class RolloutAttribution(RecordedAttribution):
         )
 
     @abstractmethod
-    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
-        """Give every step of ``used`` its ``weighted`` map, for the target of seed ``start``."""
+    def _maps(
+        self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]
+    ) -> dict[int, Tensor]:
+        """The map by which every step of ``used`` carries mass, by its index.
+
+        Args:
+            recording: the forward pass.
+            start: the seed of the target.
+            used: the attentions that take part.
+        """
 
     def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
         """The attentions that take part."""
@@ -369,29 +378,27 @@ class RolloutAttribution(RecordedAttribution):
         keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         used = self._used(recording, start_layer)
-        recording.tape.leave_out_attentions()
-        self._weigh(recording, start, used)
+        maps = self._maps(recording, start, used)
         if granularity == "matrix" or row_normalize:
-            return self._from_matrix(
-                recording, start, inputs, granularity, row_normalize, keep_identity
+            matrices = views.attention_matrices(used, maps, recording.output.shape[0])
+            return self._from_matrices(
+                recording, start, inputs, matrices, granularity, row_normalize, keep_identity
             )
-        return mass_view(recording, start, inputs, granularity, moved=not keep_identity)
+        moved = not keep_identity
+        return mass_view(recording, start, inputs, granularity, maps, moved=moved)
 
-    def _from_matrix(
-        self,
+    @staticmethod
+    def _from_matrices(
         recording: Recording,
         start: Tensor,
         inputs: Any,
+        matrices: Sequence[Tensor],
         granularity: views.Granularity,
         row_normalize: bool,
         keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
-        used = [step for step in recording.tape.attentions if step.weighted is not None]
-        matrices = views.attention_matrices(used, recording.output.shape[0])
         if granularity == "matrix":
             return views.rollout_matrix(matrices, row_normalize=row_normalize)
-        for step in used:
-            step.weighted = None
         # Without attention all mass stays where the model reads its answer from.
         readout = views.token_mass(recording, start)
         unmoved, moved = views.rollout_parts(matrices, row_normalize=row_normalize)
@@ -504,12 +511,10 @@ class SingleAttentionAttribution(RecordedAttribution):
 
         def explained(recording: Recording, start: Tensor) -> Any:
             step = self._step(recording)
-            recording.tape.leave_out_attentions()
-            step.weighted = self._weighted(recording, start, step)
+            maps = {step.index: self._weighted(recording, start, step)}
             if granularity == "matrix":
-                return views.attention_matrices([step], recording.output.shape[0])[0]
-            recording.tape.through = step.event
-            return mass_view(recording, start, inputs, granularity)
+                return views.attention_matrices([step], maps, recording.output.shape[0])[0]
+            return mass_view(recording, start, inputs, granularity, maps, through=step.event)
 
         return self._each_target(
             inputs, targets, additional_forward_args, explained, internal_batch_size
@@ -544,17 +549,21 @@ def mass_view(
     start: Tensor,
     inputs: Any,
     granularity: views.Granularity,
+    maps: Mapping[int, Tensor],
     *,
     moved: bool = False,
+    through: int = 0,
 ) -> Tensor | tuple[Tensor, ...]:
     """The mass that a seed at the logits sends to tokens or inputs.
 
-    With ``moved`` without what no attention has moved.
+    With ``moved`` without what no attention has moved; with ``through`` only what goes through the
+    attentions of these bits.
     """
     if granularity == "token":
-        return views.token_mass(recording, start, moved=moved).detach()
-    maps = views.input_mass(recording, recording.output, start, moved=moved)
-    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
+        row = views.token_mass(recording, start, maps, moved=moved, through=through)
+        return row.detach()
+    found = views.input_mass(recording, recording.output, start, maps, moved=moved, through=through)
+    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in found))
 
 
 def row_view(
@@ -572,31 +581,35 @@ def row_view(
 def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """∇A of each step."""
     wanted = [step.attention for step in steps]
-    return recording.backward(Phase.GRADIENT, start, wanted)
+    return recording.backward(recording.gradient, start, wanted)
 
 
-def weigh_by_gradients(
+def maps_by_gradients(
     recording: Recording,
     start: Tensor,
     steps: Sequence[AttentionStep],
     weighted: Callable[[int, Tensor], Tensor],
-) -> None:
-    """Give every step the map that ``weighted(place, ∇A)`` returns, by its place in ``steps``."""
+) -> dict[int, Tensor]:
+    """For every step the map that ``weighted(place, ∇A)`` returns, by its place in ``steps``."""
+    maps = {}
 
     def arrived(place: int, gradient: Tensor) -> None:
-        steps[place].weighted = weighted(place, gradient)
+        maps[steps[place].index] = weighted(place, gradient)
 
     if len(recording.targets) > 1:  # they go down together, and what is found is kept for later
         for place, gradient in enumerate(gradients(recording, start, steps)):
             arrived(place, gradient)
     else:
-        backward_to_each(recording.tape, Phase.GRADIENT, recording.output, start, steps, arrived)
+        backward_to_each(
+            recording.tape, recording.gradient, recording.output, start, steps, arrived
+        )
+    return maps
 
 
 def relevances(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """R of each step."""
     wanted = [step.attention for step in steps]
-    return recording.backward(Phase.RELEVANCE, start, wanted)
+    return recording.backward(recording.relevance, start, wanted)
 
 
 def sum_all(values: Sequence[Tensor]) -> Tensor:

@@ -33,8 +33,8 @@ from captum_transformer_lrp.attr.raw_attention import RawAttention
 from captum_transformer_lrp.attr.targets import predicted
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
+from captum_transformer_lrp.engine.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
-from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.writes import Copying
 from captum_transformer_lrp.errors import ExplanationError
 

@@ -118,7 +118,6 @@ class OneRecordingAttribution(TokenAttribution):
         self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
     ) -> list[Any]:
         def explained(recording: Recording, start: Tensor) -> Any:
-            recording.tape.leave_out_attentions()
             row = self._token_values(recording, start)
             return row_view(recording, row.detach(), inputs, granularity)
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine.flows import upsampled_to
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Rollout
+from captum_transformer_lrp.engine.phases.rollout import upsampled_to
+from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.walk import moved_mass
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
 
@@ -30,7 +30,13 @@ def check_granularity(granularity: str, known: Sequence[str] = GRANULARITIES) ->
 
 
 def input_mass(
-    recording: Recording, origin: Tensor, seed: Tensor, *, moved: bool = False
+    recording: Recording,
+    origin: Tensor,
+    seed: Tensor,
+    maps: Mapping[int, Tensor] | None = None,
+    *,
+    moved: bool = False,
+    through: int = 0,
 ) -> tuple[Tensor, ...]:
     """Carry mass from ``origin`` down to the inputs.
 
@@ -38,26 +44,31 @@ def input_mass(
         recording: the forward pass.
         origin: where mass starts, on the tape.
         seed: how much, of the shape of ``origin``.
+        maps: as of :class:`~captum_transformer_lrp.engine.phases.Rollout`; None for no attention.
         moved: whether to leave out what no attention has moved.
+        through: bits of attentions that mass must go through, not around.
 
     Returns:
         A map for each input, shaped as it is: for images the mass of the patch grid, bilinearly
         upsampled and spread evenly over the channels; for embeddings spread evenly over their
         features; for token ids (N, S).
     """
-    tape = recording.tape
-    tape.grids.clear()
-    return at_inputs(
-        recording, _carried(recording, origin, seed, recording.all_leaves, moved), tape.grids
-    )
+    rollout = recording.rollout(maps or {}, through=through)
+    arrived = _carried(recording, rollout, origin, seed, recording.all_leaves, moved)
+    return at_inputs(recording, arrived, rollout.grids)
 
 
 def _carried(
-    recording: Recording, origin: Tensor, seed: Tensor, wanted: Sequence[Tensor], moved: bool
+    recording: Recording,
+    rollout: Rollout,
+    origin: Tensor,
+    seed: Tensor,
+    wanted: Sequence[Tensor],
+    moved: bool,
 ) -> list[Tensor]:
     if moved:
-        return moved_mass(recording.tape, origin, seed, wanted)
-    return recording.tape.backward(Phase.ROLLOUT, origin, seed, wanted)
+        return moved_mass(recording.tape, rollout, origin, seed, wanted)
+    return recording.tape.backward(rollout, origin, seed, wanted)
 
 
 def at_inputs(
@@ -130,25 +141,22 @@ def token_stream(recording: Recording) -> Tensor:
     return found
 
 
-def token_mass(recording: Recording, seed: Tensor, *, moved: bool = False) -> Tensor:
+def token_mass(
+    recording: Recording,
+    seed: Tensor,
+    maps: Mapping[int, Tensor] | None = None,
+    *,
+    moved: bool = False,
+    through: int = 0,
+) -> Tensor:
     """Mass that the logits send to each token below the first attention, (N, S).
 
-    With ``moved`` without what no attention has moved.
+    Takes the arguments of :func:`input_mass`.
     """
-    return summed_by_token(recording, _at_tokens(recording, recording.output, seed, moved=moved))
-
-
-def _at_tokens(
-    recording: Recording, origin: Tensor, seed: Tensor, *, moved: bool = False
-) -> Tensor:
-    """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
-    tape = recording.tape
-    tape.stops_at_grids = False
-    try:
-        (mass,) = _carried(recording, origin, seed, [token_stream(recording)], moved)
-    finally:
-        tape.stops_at_grids = True
-    return mass
+    rollout = recording.rollout(maps or {}, through=through, stops_at_grids=False)
+    stream = token_stream(recording)
+    (mass,) = _carried(recording, rollout, recording.output, seed, [stream], moved)
+    return summed_by_token(recording, mass)
 
 
 def summed_by_token(recording: Recording, values: Tensor) -> Tensor:
@@ -211,16 +219,13 @@ def feature_axis(recording: Recording) -> int:
         return mark.features
     if stream.dim() < 3 or step.output is None:
         return -1
-    weighted = step.weighted
-    try:
-        step.weighted = _any_positive(step.attention)
-        for seed in (_any_positive(step.output), torch.ones_like(step.output)):
-            mass = _at_tokens(recording, step.output, seed).detach()
-            axes = _constant_axes(mass, mark.examples.axis or 0)
-            if len(axes) == 1:
-                return axes[0] - stream.dim()
-    finally:
-        step.weighted = weighted
+    maps = {step.index: _any_positive(step.attention)}
+    for seed in (_any_positive(step.output), torch.ones_like(step.output)):
+        rollout = recording.rollout(maps, stops_at_grids=False)
+        (mass,) = recording.tape.backward(rollout, step.output, seed, [stream])
+        axes = _constant_axes(mass.detach(), mark.examples.axis or 0)
+        if len(axes) == 1:
+            return axes[0] - stream.dim()
     return -1
 
 
@@ -321,23 +326,25 @@ def fused_heads(values: Tensor, step: AttentionStep, fusion: str) -> Tensor:
     return maps.amax(1, keepdim=True) if fusion == "max" else maps.amin(1, keepdim=True)
 
 
-def attention_matrices(steps: Sequence[AttentionStep], count: int) -> list[Tensor]:
-    """E_h of each step's weighted map, (N, S, S) each.
+def attention_matrices(
+    steps: Sequence[AttentionStep], maps: Mapping[int, Tensor], count: int
+) -> list[Tensor]:
+    """E_h of each step's map, found in ``maps`` by its index, (N, S, S) each.
 
     Raises:
         ExplanationError: if the model's attentions are not all between the same tokens.
     """
     matrices = []
     for step in steps:
-        assert step.weighted is not None
-        maps = per_head(step.weighted, step)
-        if maps.dim() != 4 or maps.shape[0] != count or maps.shape[2] != maps.shape[3]:
+        weighted = maps[step.index]
+        heads = per_head(weighted, step)
+        if heads.dim() != 4 or heads.shape[0] != count or heads.shape[2] != heads.shape[3]:
             raise ExplanationError(
                 f"{step.name} attends within windows or between different tokens (its map has "
-                f"shape {tuple(step.weighted.shape)}), so there is no one matrix over all tokens: "
+                f"shape {tuple(weighted.shape)}), so there is no one matrix over all tokens: "
                 'use granularity="input" or "token" without row_normalize'
             )
-        matrices.append(maps.mean(1))
+        matrices.append(heads.mean(1))
     sizes = {matrix.shape[-1] for matrix in matrices}
     if len(sizes) > 1:
         raise ExplanationError(

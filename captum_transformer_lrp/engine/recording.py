@@ -13,9 +13,12 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase, Tape
+from captum_transformer_lrp.engine.graph.step import Books, Phase
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance, Rollout
+from captum_transformer_lrp.engine.phases.walk import at_positions, backward_together
 from captum_transformer_lrp.engine.table import table
-from captum_transformer_lrp.engine.walk import at_positions, backward_together
+from captum_transformer_lrp.engine.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
@@ -29,7 +32,6 @@ from captum_transformer_lrp.engine.watch.eager import as_written, uncompiled
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
-from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.token_ids import TokenIds, at_tokens
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.rule_set import RuleSet
@@ -37,8 +39,8 @@ from captum_transformer_lrp.rules.rule_set import RuleSet
 EXAMPLES_TOGETHER = 16
 """So many examples fill a processor; beyond, several targets at once cost memory for no time."""
 
-_Request: TypeAlias = tuple[Phase, int, tuple[int, ...]]
-"""A phase, the place of a target, and the ids of the tensors that are wanted."""
+_Request: TypeAlias = tuple[int, int, tuple[int, ...]]
+"""The ids of a phase and of the tensors that are wanted, and between them a target's place."""
 
 
 @dataclass
@@ -62,6 +64,10 @@ class Recording:
             together.
         ahead: what was found for later targets together with an earlier one.
         together: by the place of a target, its explanation, where all are made together.
+        gradient: the gradient phase.
+
+    Attributes:
+        relevance: the relevance phase.
     """
 
     tape: Tape
@@ -76,6 +82,20 @@ class Recording:
     targets: list[Tensor] = field(default_factory=list)
     ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
     together: dict[int, Any] = field(default_factory=dict)
+    gradient: Gradient = field(default_factory=Gradient)
+
+    def __post_init__(self) -> None:
+        self.relevance = Relevance(self.tape.stabilizer, self.tape.epsilon)
+
+    def booked(self, books: Books) -> Relevance:
+        """The relevance phase, which enters in ``books`` what ends on the way."""
+        return Relevance(self.tape.stabilizer, self.tape.epsilon, books)
+
+    def rollout(
+        self, maps: Mapping[int, Tensor], *, through: int = 0, stops_at_grids: bool = True
+    ) -> Rollout:
+        """A rollout phase, with the arguments of :class:`Rollout`."""
+        return Rollout(maps, self.tape.stabilizer, through=through, stops_at_grids=stops_at_grids)
 
     def asked(self, targets: Sequence[Any]) -> list[Any]:
         """Keep of the output only the positions that targets name, if they are few.
@@ -123,7 +143,7 @@ class Recording:
         found for them is kept until they are asked for.
 
         Args:
-            phase: any but the rollout phase, whose maps are each target's own.
+            phase: :attr:`gradient` or :attr:`relevance`; a rollout's maps are each target's own.
             start: the target's one-hot.
             wanted: tensors on the tape.
             seeds_of: what is propagated for a target, given its one-hot; the same for every target
@@ -133,15 +153,15 @@ class Recording:
         place = next((n for n, one in enumerate(self.targets) if one is start), None)
         if place is None:
             return backward_together(self.tape, phase, self.output, seeds_of(start), wanted)
-        found = self.ahead.pop((phase, place, tensors), None)
+        found = self.ahead.pop((id(phase), place, tensors), None)
         if found is None:
             together = max(1, EXAMPLES_TOGETHER // self.output.shape[0])
             seeds = [seeds_of(one) for one in self.targets[place : place + together]]
             flat = [seed for of_target in seeds for seed in of_target]
             results = iter(backward_together(self.tape, phase, self.output, flat, wanted))
             for number, of_target in enumerate(seeds, place):
-                self.ahead[phase, number, tensors] = [next(results) for _ in of_target]
-            found = self.ahead.pop((phase, place, tensors))
+                self.ahead[id(phase), number, tensors] = [next(results) for _ in of_target]
+            found = self.ahead.pop((id(phase), place, tensors))
         return found
 
     def at_inputs(self, arrived: Sequence[Tensor]) -> list[Tensor]:
@@ -213,7 +233,7 @@ def recorded(
     dtype: torch.dtype = torch.float32,
     epsilon: float = 0.0,
     needs_attention: bool = True,
-    phases: frozenset[Phase] = ALL_PHASES,
+    phases: Sequence[type[Phase]] = ALL_PHASES,
     checkpointing: bool = False,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
@@ -232,7 +252,7 @@ def recorded(
         stabilizer,
         keeps_books=keeps_books,
         keeps_streams=keeps_streams or keeps_readout,
-        phases=frozenset() if checkpointing else phases,
+        phases=() if checkpointing else phases,
         epsilon=epsilon,
     )
     snapshot = Snapshot(forward_func, inputs, args, kwargs)

@@ -16,7 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer_lrp.engine.graph.arguments import Function, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.phases import Relevance
 from captum_transformer_lrp.engine.table import table
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.frames import calling_frame, calling_modules
@@ -54,16 +56,14 @@ class StockLRP(TorchFunctionMode):
         self._rules = rules
         self._stabilizer = stabilizer
         self._epsilon = epsilon
+        self._books = Books()
         self._frame: FrameType | None = None
         self._interception: _LayerwiseInterception | None = None
 
     @property
     def absorbed(self) -> dict[str, Tensor]:
         """The share of the output's relevance that each parameter has absorbed, (N,) each."""
-        if self._interception is None:
-            return {}
-        found = self._interception.tape.absorbed
-        return {name: amount for name, amount in found.items() if bool(amount.any())}
+        return self._books.found()
 
     def __torch_function__(
         self,
@@ -83,19 +83,17 @@ class StockLRP(TorchFunctionMode):
         """Let go of the last forward pass, but for what was absorbed."""
         self._frame = None
         if self._interception is not None:
-            absorbed = self.absorbed
             self._interception.close()
             self._interception.tape.clear()
-            self._interception.tape.absorbed = absorbed
 
     def _begin(self, frame: FrameType) -> _LayerwiseInterception:
         self.close()
         self._frame = frame
         attribution: LRP = frame.f_locals["self"]
         inputs = [one for one in frame.f_locals["inputs"] if isinstance(one, Tensor)]
-        tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon)
-        tape.phase = Phase.RELEVANCE
-        tape.explicit_zeros = True
+        tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon, phases=[Relevance])
+        self._books = Books()
+        tape.phase = Relevance(self._stabilizer, self._epsilon, self._books, explicit_zeros=True)
         rules = CallRules(self._rules, attribution.model)
         interception = _LayerwiseInterception(
             tape, attribution.model, inputs[0].shape[0], rules, table(rules.functions)

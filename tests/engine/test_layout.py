@@ -18,11 +18,10 @@ ROOT = Path(captum_transformer_lrp.__file__).parent
 
 LAYERS = [
     ["rules", "errors"],
-    ["engine.graph"],
-    ["engine.flows"],
+    ["engine.graph", "engine.thread_state"],
     ["engine.watch"],
     ["engine.operations"],
-    ["engine.walk", "engine.table"],
+    ["engine.phases", "engine.table"],
     ["engine.checkpoints", "engine.recording", "engine.stock"],
     ["attr"],
 ]
@@ -31,6 +30,7 @@ LAYERS = [
 FORBIDDEN = {
     "rules": ["engine", "attr"],
     "engine": ["attr"],
+    "engine.phases": ["engine.watch", "engine.operations"],
     "engine.operations": [
         "engine.watch." + name for name in ("interception", "moves", "in_place", "unit_calls")
     ],

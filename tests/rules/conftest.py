@@ -12,7 +12,9 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.phases import Relevance
 from captum_transformer_lrp.engine.table import table
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.interception import Interception
@@ -46,7 +48,8 @@ class Equations:
         stabilizer: Any = None,
     ) -> Propagated:
         """The engine's answer for ``operation(*inputs)``; examples lie along dimension 0."""
-        tape = Tape(stabilizer or SignAwareStabilizer(), keeps_books=True)
+        stabilizer = stabilizer or SignAwareStabilizer()
+        tape = Tape(stabilizer, keeps_books=True, phases=[Relevance])
         model = operation if isinstance(operation, nn.Module) else None
         call_rules = CallRules(UserRules(rules).over(None), model)
         known = table(call_rules.functions)
@@ -60,9 +63,11 @@ class Equations:
         watch.close()
         if relevance is None:
             relevance = Equations.seed(output)
-        found = tape.backward(Phase.RELEVANCE, output, relevance, leaves)
+        books = Books()
+        phase = Relevance(stabilizer, books=books)
+        found = tape.backward(phase, output, relevance, leaves)
         nothing = torch.zeros(inputs[0].shape[0], dtype=output.dtype)
-        absorbed = sum(tape.absorbed.values(), nothing)
+        absorbed = sum(books.shares.values(), nothing)
         return Propagated(output.detach(), [one.detach() for one in found], absorbed)
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer_lrp import ExplanationError, TransformerAttribution, TransformerLRP
 from captum_transformer_lrp.attr.targets import seed
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.step import Books
 from captum_transformer_lrp.engine.recording import Recording, find_logits
 from tests.sweep.cases import Case
 from tests.sweep.results import Result
@@ -139,7 +139,7 @@ def _other_target(target: Any, classes: int) -> Any:
 def _gradient_difference(case: Case, recording: Recording, start: Tensor) -> float:
     """Between the tape's gradient at the inputs (token ids: their embeddings) and autograd's."""
     leaves = recording.all_leaves
-    taped = recording.tape.backward(Phase.GRADIENT, recording.output, start, leaves)
+    taped = recording.tape.backward(recording.gradient, recording.output, start, leaves)
     inputs = tuple(
         value.clone().requires_grad_() if value.is_floating_point() else value
         for value in _tuple(case.inputs)
@@ -198,12 +198,10 @@ def readout(recording: Recording, start: Tensor) -> str:
     tape = recording.tape
     if not tape.streams:
         return "no skip connection around an attention"
-    for step in tape.attentions:
-        step.weighted = None
     stream = tape.streams[-1].tensor
     mark = tape.mark(stream)
     assert mark is not None
-    (mass,) = tape.backward(Phase.ROLLOUT, recording.output, start, [stream])
+    (mass,) = tape.backward(recording.rollout({}), recording.output, start, [stream])
     if mark.examples.axis is not None and mark.examples.index is None:
         mass = mass.select(mark.examples.axis, 0)
         features = stream.dim() - 1 == mass.dim()
@@ -256,9 +254,11 @@ def _propagates(case: Case) -> float | str:
         ) as recording:
             start = seed(recording.output, case.target)
             leaves = [leaf for found in recording.leaves for leaf in found]
-            arrived = recording.tape.backward(Phase.RELEVANCE, recording.output, start, leaves)
+            books = Books()
+            phase = recording.booked(books)
+            arrived = recording.tape.backward(phase, recording.output, start, leaves)
             parts = [value.flatten(1).sum(1) for value in arrived]
-            total = torch.stack([*parts, *recording.tape.absorbed.values()]).sum(0)
+            total = torch.stack([*parts, *books.shares.values()]).sum(0)
             return float((total - 1).abs().max())
     except ExplanationError as error:
         return f"{type(error).__name__}: {error}"

@@ -69,9 +69,6 @@ class AttentionStep:
             the first attention has an output.
         output: the product, A V.
         residual: the skip connection around it, if there is one.
-        weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
-            None for an attention that takes no part.
-        held_back: mass that no attention has moved yet, while ``walk.moved_mass`` moves it.
     """
 
     index: int
@@ -84,5 +81,3 @@ class AttentionStep:
     values: Tensor | None = None
     output: Tensor | None = None
     residual: Residual | None = None
-    weighted: Tensor | None = None
-    held_back: Tensor | None = None

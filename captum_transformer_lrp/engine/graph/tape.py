@@ -1,14 +1,10 @@
-"""The tape: what a model did in one forward pass, replayed backward in three phases.
+"""The tape: what a model did in one forward pass, walked backward in several phases.
 
 Every call with a rule is followed by a *switch*, one autograd function whose forward pass is the
-identity.  Its backward pass asks the tape which phase it is in:
-
-* ``GRADIENT`` — the gradient goes on into the call's own autograd graph, as if nothing were there;
-* ``RELEVANCE`` — the call's rule divides the relevance among its inputs;
-* ``ROLLOUT`` — token mass goes on along attention and skip connections (eq. 13–14 as a backward
-  pass).
-
-Calls that only move elements have no switch: their derivative is right in every phase.
+identity.  Its backward pass asks the :class:`~captum_transformer_lrp.engine.graph.step.Phase` that
+is under way what goes on to the call's inputs (see :mod:`captum_transformer_lrp.engine.phases`).
+Calls that only move elements have no switch: their derivative is right in every
+phase.
 
 Weights are kept as the model has them.  Those of a lower precision than the tape's are raised
 anew whenever a phase needs them.
@@ -16,117 +12,20 @@ anew whenever a phase needs them.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Normalized, Residual, Stream
+from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Step
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
-from captum_transformer_lrp.engine.graph.values import Shape, raised, stand_in
-from captum_transformer_lrp.rules import Call, Rule
+from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.kernels import Kernel, SoftmaxKernel
-from captum_transformer_lrp.rules.rows import on_rows
-
-
-class Keeps(enum.Enum):
-    """What the switch behind a call keeps of the call's activations."""
-
-    VALUES = enum.auto()
-    """Its output and its inputs."""
-    OUTPUT = enum.auto()
-    """Its output, and the shapes of its inputs."""
-    SHAPES = enum.auto()
-
-
-class Phase(enum.Enum):
-    """The three backward phases."""
-
-    GRADIENT = enum.auto()
-    RELEVANCE = enum.auto()
-    ROLLOUT = enum.auto()
-
-
-ALL_PHASES = frozenset(Phase)
-
-
-NATIVE: Final = ()
-"""Returned by a flow that leaves the matter to the call's own derivative."""
-
-
-@dataclass(frozen=True)
-class Flow:
-    """How token mass passes an operation in the rollout phase.
-
-    Args:
-        mass: given the step, its call and the mass of the call's output: the mass of each input,
-            None for none at all; or :data:`NATIVE`.
-        reads_values: whether it looks at the values of the inputs and output, not only at their
-            shapes.
-    """
-
-    mass: Callable[[Step, Call, Tensor], Sequence[Tensor | None]]
-    reads_values: bool = True
-
-    def __call__(self, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-        """See ``mass``."""
-        return self.mass(step, call, mass)
-
-
-@dataclass(eq=False)
-class Step:
-    """What the switch behind one call needs to know.
-
-    ``shapes`` are those of the call's inputs, of its output too if ``keeps`` is ``SHAPES``; empty
-    where they are kept themselves.
-    """
-
-    tape: Tape
-    function: Callable[..., Any]
-    kernel: Kernel
-    rule: Rule
-    flow: Flow
-    mark: Mark
-    name: str
-    inputs: int
-    has_graph: bool = True
-    has_weight: bool = False
-    has_bias: bool = False
-    has_constant: bool = False
-    gate: int | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    keeps: Keeps = Keeps.VALUES
-    shapes: Sequence[Shape] = ()
-
-    def call(self, saved: Sequence[Tensor]) -> Call:
-        """The call, put together again from the tensors that autograd kept."""
-        kept = 1 if self.keeps is Keeps.OUTPUT else 0
-        saved = [*saved[:kept], *(stand_in(one) for one in self.shapes), *saved[kept:]]
-        rest = [raised(one, saved[0].dtype) for one in saved[1 + self.inputs :]]
-        return Call(
-            function=self.function,
-            kernel=self.kernel,
-            output=saved[0],
-            inputs=tuple(saved[1 : 1 + self.inputs]),
-            weight=rest.pop(0) if self.has_weight else None,
-            bias=rest.pop(0) if self.has_bias else None,
-            constant=rest.pop(0) if self.has_constant else None,
-            gate=self.gate,
-            examples=self.mark.examples,
-            stabilizer=self.tape.stabilizer,
-            epsilon=self.tape.epsilon,
-            keeps_books=self.tape.keeps_books,
-            absorb=self._absorb,
-        )
-
-    def _absorb(self, amount: Callable[[], Tensor]) -> None:
-        if self.tape.keeps_books:
-            self.tape.absorb(self.name, amount())
+from captum_transformer_lrp.rules.kernels import Kernel
 
 
 class Tape:
@@ -141,6 +40,7 @@ class Tape:
         epsilon: ε of eq. 2.
 
     Attributes:
+        phase: what is under way.
         originals: for constants in the tape's precision what they were raised from.
         attentions: the attentions, in the order of the forward pass.
         streams: what skips attentions, for each addition around any.
@@ -148,16 +48,12 @@ class Tape:
         normalizations: the normalisations, in the order of the forward pass.
         readout: the calls after the last skip connection, if they are kept: function, arguments,
             keyword arguments and result.
-        through: events of an attention that the rollout phase must go through, not around.
-        explicit_zeros: whether inputs without relevance are sent zeros, as Captum's hooks on
-            modules expect, rather than nothing at all.
-        grids: mass that has arrived at a convolution that makes tokens.
-        stops_at_grids: whether mass stops there, as it does on its way to the inputs.
-        holds_back: whether attentions keep the mass that arrives, rather than move it.
         skips: how many skip connections there have been.
         other_mixing: names of layers with a softmax or a product of activations that is no
             attention.
     """
+
+    phase: Phase
 
     def __init__(
         self,
@@ -165,7 +61,7 @@ class Tape:
         *,
         keeps_books: bool,
         keeps_streams: bool = True,
-        phases: frozenset[Phase] = ALL_PHASES,
+        phases: Sequence[type[Phase]],
         epsilon: float = 0.0,
     ) -> None:
         self.stabilizer = stabilizer
@@ -173,21 +69,14 @@ class Tape:
         self.keeps_streams = keeps_streams
         self.phases = phases
         self.epsilon = epsilon
-        self.phase = Phase.GRADIENT
         self.originals: TensorTable[Tensor] = TensorTable()
         self.marks: TensorTable[Mark] = TensorTable()
         self.attentions: list[AttentionStep] = []
-        self.through = 0
-        self.explicit_zeros = False
         self.streams: list[Stream] = []
         self.residuals: list[Residual] = []
         self.normalizations: list[Normalized] = []
         self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
-        self.absorbed: dict[str, Tensor] = {}
         self.patch_features: int | None = None
-        self.grids: list[tuple[Tensor, Mark]] = []
-        self.stops_at_grids = True
-        self.holds_back = False
         self.skips = 0
         self.other_mixing: list[str] = []
         self._events = 0
@@ -225,12 +114,6 @@ class Tape:
         """Whether one tensor has passed nothing but linear layers that the other has not."""
         return mark.events & ~other.events & ~self._linear_events == 0
 
-    def leave_out_attentions(self) -> None:
-        """No attention takes part in the rollout phase, until it is given what carries mass."""
-        for step in self.attentions:
-            step.weighted = None
-        self.through = 0
-
     def clear(self) -> None:
         """Let go of the graph; it and the tape hold each other."""
         for step in self.attentions:  # what made their outputs refers to them
@@ -240,8 +123,6 @@ class Tape:
         self.residuals.clear()
         self.normalizations.clear()
         self.readout.clear()
-        self.grids.clear()
-        self.absorbed = {}
 
     def note_residual(self, residual: Residual, events: int) -> None:
         """Note a skip connection around the attentions of ``events``, if streams are kept."""
@@ -257,11 +138,6 @@ class Tape:
         for step in self.attentions:
             if step.event & events and step.residual is None:
                 step.residual = residual
-
-    def absorb(self, name: str, amount: Tensor) -> None:
-        """Add to the relevance that ends in parameter or operation ``name``, shape (N,)."""
-        before = self.absorbed.get(name)
-        self.absorbed[name] = amount if before is None else before + amount
 
     def record(
         self,
@@ -289,10 +165,10 @@ class Tape:
             return output  # the model wants no derivative, as inside a custom autograd function
         has_graph, others = output.requires_grad, (weight, bias, constant)
         step = Step(
-            self, function, kernel, rule, flow, mark, name, len(inputs), has_graph,
+            function, kernel, rule, flow, mark, name, len(inputs), has_graph,
             weight is not None, bias is not None, constant is not None, gate, facts,
-            self._keeps(kernel, rule, flow, has_graph=has_graph),
         )  # fmt: skip
+        step.keeps = max((phase.needs(step) for phase in self.phases), default=Keeps.SHAPES)
         kept = [
             value if original is None else original
             for value in others
@@ -300,20 +176,9 @@ class Tape:
             for original in (self.originals.get(value),)
         ]
         graph = output if has_graph else None
-        switched: Tensor = TapeSwitch.apply(step, graph, output.detach(), *inputs, *kept)
+        switched: Tensor = TapeSwitch.apply(self, step, graph, output.detach(), *inputs, *kept)
         self.marks[switched] = mark
         return switched
-
-    def _keeps(self, kernel: Kernel, rule: Rule, flow: Flow, *, has_graph: bool) -> Keeps:
-        """What the phases that will be run need of a call."""
-        needs_derivative = Phase.GRADIENT in self.phases and not has_graph
-        if (
-            (Phase.RELEVANCE in self.phases and rule.reads_values)
-            or (Phase.ROLLOUT in self.phases and flow.reads_values)
-            or (needs_derivative and not isinstance(kernel, SoftmaxKernel))
-        ):
-            return Keeps.VALUES
-        return Keeps.OUTPUT if needs_derivative else Keeps.SHAPES
 
     def backward(
         self,
@@ -336,8 +201,9 @@ class TapeSwitch(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: D102
-        ctx: Any, step: Step, graph: Tensor | None, value: Tensor, *tensors: Tensor
+        ctx: Any, tape: Tape, step: Step, graph: Tensor | None, value: Tensor, *tensors: Tensor
     ) -> Tensor:
+        ctx.tape = tape
         ctx.step = step
         ctx.set_materialize_grads(False)
         if step.keeps is Keeps.VALUES:
@@ -356,42 +222,12 @@ class TapeSwitch(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         (grad,) = grads
         step: Step = ctx.step
-        count = len(ctx.needs_input_grad) - 3
+        count = len(ctx.needs_input_grad) - 4
         nothing: list[Tensor | None] = [None] * count
         if grad is None:
-            return None, None, None, *nothing
-        phase = step.tape.phase
-        if phase is Phase.GRADIENT and step.has_graph:
-            return None, grad, None, *nothing
-        call = step.call(ctx.saved_tensors)
-        if phase is Phase.GRADIENT:
-            nothing[: step.inputs] = _gradients(call, grad)
-            return None, None, None, *nothing
-        if phase is Phase.RELEVANCE:
-            parts = step.rule.relevance(call, grad)
-            parts = (parts,) if isinstance(parts, Tensor) else tuple(parts)
-            if len(parts) != step.inputs:
-                raise ValueError(
-                    f"{step.rule!r} returned {len(parts)} relevances for the {step.inputs} inputs "
-                    f"of {getattr(step.function, '__name__', step.function)}"
-                )
-            if step.tape.explicit_zeros:
-                parts = tuple(
-                    torch.zeros_like(value) if part is None else part
-                    for part, value in zip(parts, call.inputs, strict=True)
-                )
-            nothing[: step.inputs] = parts
-            return None, None, None, *nothing
-        masses = step.flow(step, call, grad)
-        if masses is NATIVE:
-            return None, grad, None, *nothing
-        nothing[: step.inputs] = masses
-        return None, None, None, *nothing
-
-
-def _gradients(call: Call, grad: Tensor) -> tuple[Tensor, ...]:
-    if isinstance(call.kernel, SoftmaxKernel):
-        return (call.kernel.vjp_at(call.output, grad),)
-    if call.kernel.by_row:
-        return (on_rows(call, grad, lambda some, rows: some.vjp(rows)[0]),)
-    return call.vjp(grad)
+            return None, None, None, None, *nothing
+        parts = ctx.tape.phase.pull(step, ctx, grad)
+        if parts is NATIVE:
+            return None, None, grad, None, *nothing
+        nothing[: step.inputs] = parts
+        return None, None, None, None, *nothing

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, first_tensor
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.seen import Normalized
-from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import registry
@@ -28,7 +27,7 @@ def elementwise(
     args: Args,
     kwargs: Kwargs,
     *,
-    flow: Flow = flows.keep,
+    flow: Flow = Flow.KEEP,
     event: bool = False,
     kernel: Kernel | None = None,
     run: Function | None = None,
@@ -68,7 +67,7 @@ def _activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
     inplace = kwargs.pop("inplace", False)
     mark = watch.mark(args[0] if args else kwargs["input"])
     attends = mark is not None and mark.scores and function in _OF_SCORES
-    changes: dict[str, Any] = {"attention": True, "flow": flows.blocked} if attends else {}
+    changes: dict[str, Any] = {"attention": True, "flow": Flow.BLOCKED} if attends else {}
     output = elementwise(watch, function, args, kwargs, event=True, activated=True, **changes)
     if inplace:
         watch.replace(args[0], output)
@@ -162,7 +161,7 @@ def _softmax(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         args,
         kwargs,
         kernel=kernel,
-        flow=flows.blocked if attends else flows.keep,
+        flow=Flow.BLOCKED if attends else Flow.KEEP,
         softmax=True,
         attention=attends,
         base=object(),

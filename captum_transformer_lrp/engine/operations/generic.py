@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
@@ -15,6 +14,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import merged
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.rules import TaylorRule
@@ -59,7 +59,7 @@ def generic(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
         active,
         output,
         rule=watch.rules.of(function) if rule is not None else TaylorRule(),
-        flow=flows.unknown,
+        flow=Flow.UNKNOWN,
         mark=mark,
         name=watch.names.caller(),
     )

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
@@ -46,13 +45,13 @@ def weighted(
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
-    flow: Flow = flows.spread_over_features,
+    flow: Flow = Flow.SPREAD_OVER_FEATURES,
     examples: Examples | None = None,
 ) -> Tensor:
     """Record an operation that is linear in one activation."""
     mark = watch.mark(x)
     assert mark is not None
-    if mark.source is not None and flow is flows.spread_over_features:
+    if mark.source is not None and flow is Flow.SPREAD_OVER_FEATURES:
         watch.tape.patch_features = x.shape[-1]
     return watch.record(
         function,
@@ -84,7 +83,7 @@ def _features(function: Function, weight: Tensor, flow: Flow) -> int | None:
     """The axis, counted from the end, that a layer's outputs lie along."""
     if function in registry.CONVOLUTIONS:
         return 1 - weight.dim()
-    return -1 if flow is flows.spread_over_features else None
+    return -1 if flow is Flow.SPREAD_OVER_FEATURES else None
 
 
 def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> int:
@@ -148,11 +147,11 @@ def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor) -> Flow:
     """Below the first attention a convolution makes the tokens; later ones move their mass."""
     pointwise = all(size == 1 for size in weight.shape[2:])
     if mark.attentions or pointwise:
-        return flows.spread_evenly
+        return Flow.SPREAD_EVENLY
     if mark.stem:
-        return flows.capture_grid
+        return Flow.CAPTURE_GRID
     are_pixels = mark.source is not None and x.dim() == weight.dim() >= 4
-    return flows.upsampled if are_pixels else flows.spread_evenly
+    return Flow.UPSAMPLED if are_pixels else Flow.SPREAD_EVENLY
 
 
 @HANDLERS.handles(*spelled("addmm"))

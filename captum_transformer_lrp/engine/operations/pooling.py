@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import registry
 from captum_transformer_lrp.rules.examples import Examples, unknown_examples
@@ -47,7 +47,7 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         (source,),
         output,
         rule=watch.rules.of(function),
-        flow=flows.summands if function in _SUMS else flows.native,
+        flow=Flow.SUMMANDS if function in _SUMS else Flow.NATIVE,
         mark=mark.but(
             examples=examples,
             source=None,

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.operations.scaling import shares_by_attention
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -160,8 +159,8 @@ def multiplied(
         operands = (u, v) if position == 0 else (v, u)
         queries_and_keys = _queries_and_keys(operands[0], free[position], axes[position])
         record = _attention(watch, operands, position, queries_and_keys, event)
-        facts: dict[str, Any] = {"attention": record, "position": position, "gate": position}
-        flow: Flow = flows.attention
+        facts: dict[str, Any] = {"attention": record.index, "position": position, "gate": position}
+        flow: Flow = Flow.ATTENTION
         mark = merged([(of_v, of_u)[position]], examples).but(
             attention=False,
             softmax=False,
@@ -170,7 +169,7 @@ def multiplied(
             events=mark.events | event,
         )
     else:
-        flow = flows.product
+        flow = Flow.PRODUCT
         # Q · (softmax(K)ᵀ · V): queries choose among contexts, as scores choose among values.
         facts = {"mass": shares_by_attention(of_u, of_v)}
         watch.tape.other_mixing.append(watch.names.caller())
@@ -208,7 +207,7 @@ def _linear(
     found = examples or _matmul_examples(mark, x, output)
     tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
     kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
-    flow = flows.spread_over_features if tokenwise else flows.spread_evenly
+    flow = Flow.SPREAD_OVER_FEATURES if tokenwise else Flow.SPREAD_EVENLY
     product = weighted(watch, function, kernel, x, weight, None, output, flow, found)
     if x.dim() > 2 and weight.dim() > 2:  # learned queries, as latents and probes have them
         known = watch.mark(product)
@@ -330,7 +329,7 @@ def _solve_triangular(watch: Context, function: Function, args: Args, kwargs: Kw
         (matrix, right),
         output,
         rule=watch.rules.of(function),
-        flow=flows.unknown,
+        flow=Flow.UNKNOWN,
         mark=mark.but(
             events=mark.events | watch.tape.new_event(),
             source=None,

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     attends_beyond,
@@ -102,7 +102,7 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
         (x,),
         output,
         rule=watch.rules.of_module() or _BIAS if takes_nothing else watch.rules.of(torch.add),
-        flow=flows.keep,
+        flow=Flow.KEEP,
         mark=mark,
         constant=constant,
         name=watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else "",
@@ -162,7 +162,7 @@ def _skip_add(
         (u, v),
         output,
         rule=watch.rules.of(torch.add),
-        flow=flows.skip_add,
+        flow=Flow.SKIP_ADD,
         mark=mark,
         mass=factors,
         branch=branch_attentions,

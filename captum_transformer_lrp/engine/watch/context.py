@@ -13,8 +13,9 @@ from torch._ops import HigherOrderOperator
 
 from captum_transformer_lrp.engine.graph import books
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, title
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import Flow, Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.names import Names
@@ -142,7 +143,7 @@ class Context:
 
     def made(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
         """Make a call, with autograd's graph if anybody will ask for the gradient."""
-        if Phase.GRADIENT not in self.tape.phases:
+        if not any(phase.follows_graph for phase in self.tape.phases):
             return self.computed(function, *args, **kwargs)
         result: Tensor = function(*args, **kwargs)
         return result

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.watch.context import Context
 
 _MODULE_CALL = nn.Module._call_impl.__code__
@@ -125,6 +125,6 @@ class _Bridge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        if ctx.tape.phase is Phase.GRADIENT:
+        if ctx.tape.phase.follows_graph:
             return None, grad, None
         return None, None, grad

@@ -30,7 +30,7 @@ class uncompiled:  # noqa: N801
     PyTorch knows one stance for the whole process.  So it is taken by the first explanation that
     runs and put back after the last; what other threads compile meanwhile runs plainly as well,
     with the same results.  One object may be entered twice, see
-    :class:`~captum_transformer_lrp.engine.watch.thread_state.ThreadState`.
+    :class:`~captum_transformer_lrp.engine.thread_state.ThreadState`.
 
     Example:
         >>> double = torch.compile(lambda x: 2 * x)

@@ -29,7 +29,6 @@ from captum_transformer_lrp.engine.graph.structure import (
     PERMUTATIONS,
     REARRANGEMENTS,
 )
-from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.watch import hooks
 from captum_transformer_lrp.engine.watch.context import Context, Handler, Handlers
 from captum_transformer_lrp.errors import ExplanationError
@@ -166,14 +165,10 @@ def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
     given = [tensor for tensor, mark in watch.tape.marks.items() if mark.source is not None]
     leaves = [leaf for leaf in given if leaf.is_leaf]
     leaves += [leaf for _, leaf, _ in watch.look_ups.leaves]
-    tape, books = watch.tape, dict(watch.tape.absorbed)
-    phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
-                 if one in tape.phases)  # fmt: skip
-    tape.grids.clear()
+    tape = watch.tape
+    phase = tape.phases[0].plain(tape.stabilizer, tape.epsilon)
     arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
-    arrived += [grid for grid, _ in tape.grids]
-    tape.grids.clear()
-    tape.absorbed = books
+    arrived += [grid for grid, _ in phase.grids]
     return any(bool(one.any()) for one in arrived)
 
 

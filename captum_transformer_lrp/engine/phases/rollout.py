@@ -10,36 +10,87 @@ an equal part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import Self
 
-from captum_transformer_lrp.engine.graph.tape import NATIVE, Flow, Step
+from captum_transformer_lrp.engine.graph.flow import Flow
+from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Saved, Step
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
+from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.kernels import MatmulKernel, sum_to_shape
 
-by_shape = partial(Flow, reads_values=False)
-"""A flow that looks at the shapes of an operation's inputs and output, not at their values."""
+
+class Rollout(Phase):
+    """Token mass.
+
+    Args:
+        maps: the map that each attention carries mass by, (∇A ⊙ R)⁺ for the paper's method, by its
+            place in the order of the forward pass.  Attentions without one take no part.
+        stabilizer: divides safely.
+        through: bits of attentions that mass must go through, not around.
+        stops_at_grids: whether mass stops at the convolution that makes the tokens, as it does on
+            its way to the inputs.
+
+    Attributes:
+        grids: mass that has stopped there, with what is known of the convolution's output.
+        holds_back: whether attentions keep the mass that arrives, rather than move it.
+    """
+
+    def __init__(
+        self,
+        maps: Mapping[int, Tensor],
+        stabilizer: Stabilizer,
+        *,
+        through: int = 0,
+        stops_at_grids: bool = True,
+    ) -> None:
+        self.maps = maps
+        self.through = through
+        self.stops_at_grids = stops_at_grids
+        self.grids: list[tuple[Tensor, Mark]] = []
+        self.holds_back = False
+        self.held_back: dict[int, Tensor] = {}
+        self._stabilizer = stabilizer
+
+    @classmethod
+    def plain(cls, stabilizer: Stabilizer, epsilon: float) -> Self:
+        """See :class:`Phase`."""
+        return cls({}, stabilizer)
+
+    @classmethod
+    def needs(cls, step: Step) -> Keeps:
+        """See :class:`Phase`."""
+        return Keeps.VALUES if step.flow in READS_VALUES else Keeps.SHAPES
+
+    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+        """See :class:`Phase`."""
+        call = step.call(saved, stabilizer=self._stabilizer)
+        return _MASS[step.flow](self, step, call, arrived)
+
+    def send_on(self) -> None:
+        """Let attentions move the mass that they have held back."""
+        self.holds_back = False
+        self.grids.clear()
 
 
-@by_shape
-def keep(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _keep(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Element by element: every element keeps its mass."""
     return (sum_to_shape(mass, call.inputs[0].shape),)
 
 
-@by_shape
-def native(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _native(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Pooling: what the derivative does."""
     return NATIVE
 
 
-@Flow
-def summands(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _summands(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A sum: each output's mass goes in equal parts to the summands that are not exactly 0.
 
     So a sum over heads is E_h of eq. 13, a dot product keeps its token's mass, and under a mean
@@ -51,22 +102,21 @@ def summands(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return (part * present,)
 
 
-@by_shape
-def blocked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _blocked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Attention weights send no mass to the scores that they come from."""
     return (None,)
 
 
-@by_shape
-def masked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _masked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Scaling by a constant keeps mass, but for what is multiplied by zero."""
     assert call.constant is not None
     kept = mass * (call.constant != 0)
     return (sum_to_shape(kept, call.inputs[0].shape),)
 
 
-@by_shape
-def spread_evenly(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _spread_evenly(
+    rollout: Rollout, step: Step, call: Call, mass: Tensor
+) -> Sequence[Tensor | None]:
     """A linear layer: each output's mass goes in equal parts to the inputs that it is made from."""
     assert call.weight is not None
     (x,) = call.inputs
@@ -75,27 +125,28 @@ def spread_evenly(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | Non
     return call.vjp(mass / count.clamp(min=1), inputs=(ones,), weight=all_weights)
 
 
-@by_shape
-def spread_over_features(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _spread_over_features(
+    rollout: Rollout, step: Step, call: Call, mass: Tensor
+) -> Sequence[Tensor | None]:
     """``F.linear``: each token's mass, spread evenly over its input features."""
     (x,) = call.inputs
     return ((mass.sum(-1, keepdim=True) / x.shape[-1]).expand_as(x),)
 
 
-@by_shape
-def capture_grid(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _capture_grid(
+    rollout: Rollout, step: Step, call: Call, mass: Tensor
+) -> Sequence[Tensor | None]:
     """The convolution that makes the tokens: mass has its spatial shape here, and stops.
 
     Further down no attention follows that could move it.
     """
-    if not step.tape.stops_at_grids:
-        return spread_evenly(step, call, mass)
-    step.tape.grids.append((mass.sum(1), step.mark))
+    if not rollout.stops_at_grids:
+        return _spread_evenly(rollout, step, call, mass)
+    rollout.grids.append((mass.sum(1), step.mark))
     return (None,)
 
 
-@by_shape
-def upsampled(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _upsampled(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A convolution that makes tokens of pixels that were moved before, such as frames of a video.
 
     As at the pixels themselves: bilinearly upsampled, and spread evenly over the channels.
@@ -111,14 +162,13 @@ def upsampled_to(shape: torch.Size, grid: Tensor) -> Tensor:
     return pixels.expand(shape) / shape[1]
 
 
-@by_shape
-def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _skip_add(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.
 
-    Around an attention that all mass is to go through (``tape.through``) nothing is skipped.
+    Around an attention that all mass is to go through (``rollout.through``) nothing is skipped.
     """
     factors = step.facts["mass"]
-    if step.tape.through & step.facts["branch"]:
+    if rollout.through & step.facts["branch"]:
         factors = step.facts["mass_through_branch"]
     return tuple(
         sum_to_shape(mass * factor, value.shape) if factor else None
@@ -126,22 +176,22 @@ def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     )
 
 
-@by_shape
-def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _attention(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """``A @ V``: mass goes to the values by the weighted map.
 
-    While the tape holds mass back, it is kept here; it goes on with what arrives the next time.
+    While mass is held back, it is kept here; it goes on with what arrives the next time.
     """
-    record = step.facts["attention"]
+    number: int = step.facts["attention"]
     position: int = step.facts["position"]
-    if record.weighted is None:
+    weighted = rollout.maps.get(number)
+    if weighted is None:
         return (None, None)
-    if step.tape.holds_back:
-        record.held_back = mass
+    if rollout.holds_back:
+        rollout.held_back[number] = mass
         return (None, None)
     operands = list(call.inputs)
-    operands[position] = record.weighted.to(mass.dtype)
-    arrived = [mass] if record.held_back is None else [mass, record.held_back]
+    operands[position] = weighted.to(mass.dtype)
+    arrived = [mass, rollout.held_back[number]] if number in rollout.held_back else [mass]
     if isinstance(call.kernel, MatmulKernel):
         values = operands[1 - position]
         features = -1 if position == 0 else -2
@@ -158,8 +208,7 @@ def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return (None, to_values) if position == 0 else (to_values, None)
 
 
-@Flow
-def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _product(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A product of two activations that is no attention: by the size of what is multiplied."""
     sizes = [value.abs() for value in call.inputs]
     total = call.forward(*sizes)
@@ -172,8 +221,9 @@ def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     )
 
 
-@Flow
-def accumulation(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _accumulation(
+    rollout: Rollout, step: Step, call: Call, mass: Tensor
+) -> Sequence[Tensor | None]:
     """A sum of several tensors' elements: by the size of what is added."""
     sizes = [value.abs() for value in call.inputs]
     total = call.forward(*sizes)
@@ -181,8 +231,7 @@ def accumulation(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None
     return [size * part for size, part in zip(sizes, call.vjp(share, inputs=sizes), strict=True)]
 
 
-@Flow
-def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _unknown(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """Nothing is known of it: mass goes to inputs of its shape, else by the magnitudes of eq. 2."""
     alike = [value.shape == mass.shape for value in call.inputs]
     if any(alike):
@@ -201,8 +250,7 @@ def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return tuple(size * factor.reshape(-1, *[1] * (size.dim() - 1)) for size in sizes)
 
 
-@Flow
-def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+def _unit(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     """A module explained as a whole: tokens keep their mass if the shape says that they can."""
     first, *others = call.inputs
     if first.shape == mass.shape:
@@ -215,3 +263,28 @@ def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
             "does not say which token is which: explain it without a rule of its own"
         )
     return (kept, *(None for _ in others))
+
+
+READS_VALUES: Final = frozenset(
+    {Flow.SUMMANDS, Flow.PRODUCT, Flow.ACCUMULATION, Flow.UNKNOWN, Flow.UNIT}
+)
+"""What looks at the values of an operation's inputs and output, not only at their shapes."""
+
+_MASS: Final[dict[Flow, Callable[[Rollout, Step, Call, Tensor], Sequence[Tensor | None]]]] = {
+    Flow.KEEP: _keep,
+    Flow.NATIVE: _native,
+    Flow.SUMMANDS: _summands,
+    Flow.BLOCKED: _blocked,
+    Flow.MASKED: _masked,
+    Flow.SPREAD_EVENLY: _spread_evenly,
+    Flow.SPREAD_OVER_FEATURES: _spread_over_features,
+    Flow.CAPTURE_GRID: _capture_grid,
+    Flow.UPSAMPLED: _upsampled,
+    Flow.SKIP_ADD: _skip_add,
+    Flow.ATTENTION: _attention,
+    Flow.PRODUCT: _product,
+    Flow.ACCUMULATION: _accumulation,
+    Flow.UNKNOWN: _unknown,
+    Flow.UNIT: _unit,
+}
+"""For each flow the mass of each input, None for none at all; or :data:`NATIVE`."""

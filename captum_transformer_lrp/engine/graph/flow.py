@@ -1,0 +1,25 @@
+"""What an operation does to token mass, by name."""
+
+from __future__ import annotations
+
+import enum
+
+
+class Flow(enum.Enum):
+    """How token mass passes an operation; what each means is the rollout phase's affair."""
+
+    KEEP = enum.auto()
+    NATIVE = enum.auto()
+    SUMMANDS = enum.auto()
+    BLOCKED = enum.auto()
+    MASKED = enum.auto()
+    SPREAD_EVENLY = enum.auto()
+    SPREAD_OVER_FEATURES = enum.auto()
+    CAPTURE_GRID = enum.auto()
+    UPSAMPLED = enum.auto()
+    SKIP_ADD = enum.auto()
+    ATTENTION = enum.auto()
+    PRODUCT = enum.auto()
+    ACCUMULATION = enum.auto()
+    UNKNOWN = enum.auto()
+    UNIT = enum.auto()
