@@ -39,8 +39,8 @@ from captum_transformer_lrp.rules.rule_set import RuleSet
 EXAMPLES_TOGETHER = 16
 """So many examples fill a processor; beyond, several targets at once cost memory for no time."""
 
-_Request: TypeAlias = tuple[int, int, tuple[int, ...]]
-"""The ids of a phase and of the tensors that are wanted, and between them a target's place."""
+_Request: TypeAlias = tuple[Phase, int, tuple[int, ...]]
+"""A phase, the place of a target, and the ids of the tensors that are wanted."""
 
 
 @dataclass
@@ -153,15 +153,15 @@ class Recording:
         place = next((n for n, one in enumerate(self.targets) if one is start), None)
         if place is None:
             return backward_together(self.tape, phase, self.output, seeds_of(start), wanted)
-        found = self.ahead.pop((id(phase), place, tensors), None)
+        found = self.ahead.pop((phase, place, tensors), None)
         if found is None:
             together = max(1, EXAMPLES_TOGETHER // self.output.shape[0])
             seeds = [seeds_of(one) for one in self.targets[place : place + together]]
             flat = [seed for of_target in seeds for seed in of_target]
             results = iter(backward_together(self.tape, phase, self.output, flat, wanted))
             for number, of_target in enumerate(seeds, place):
-                self.ahead[id(phase), number, tensors] = [next(results) for _ in of_target]
-            found = self.ahead.pop((id(phase), place, tensors))
+                self.ahead[phase, number, tensors] = [next(results) for _ in of_target]
+            found = self.ahead.pop((phase, place, tensors))
         return found
 
     def at_inputs(self, arrived: Sequence[Tensor]) -> list[Tensor]:

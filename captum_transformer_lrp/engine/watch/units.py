@@ -44,7 +44,8 @@ class Units:
         """The user's rule for a module, set on it or registered for its class."""
         rule = vars(module).get("rule")
         if not isinstance(rule, PropagationRule) or isinstance(rule, EngineRule):
-            rule = self._module_rules.get(id(module)) or self._class_rules.get(type(module))
+            _, named = self._module_rules.get(id(module), (module, None))
+            rule = named or self._class_rules.get(type(module))
         if rule is None:
             return None
         return rule if isinstance(rule, Rule) else CaptumRule(rule, module)
@@ -72,8 +73,8 @@ class Units:
 
 def _by_module(
     model: nn.Module | None, rules: Mapping[str, PropagationRule]
-) -> dict[int, PropagationRule]:
-    """Rules by the identity of the modules that they are for."""
+) -> dict[int, tuple[nn.Module, PropagationRule]]:
+    """Modules and the rules that they are given by name, by the modules' identity."""
     if not rules:
         return {}
     if model is None:
@@ -87,7 +88,7 @@ def _by_module(
             nearest = difflib.get_close_matches(name, modules, n=1)
             hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
             raise ValueError(f"there is a rule for {name!r}, but no such module{hint}")
-    return {id(modules[name]): rule for name, rule in rules.items()}
+    return {id(modules[name]): (modules[name], rule) for name, rule in rules.items()}
 
 
 def is_single_operation(module: nn.Module) -> bool:
