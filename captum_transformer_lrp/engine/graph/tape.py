@@ -188,8 +188,11 @@ class Tape:
         wanted: Sequence[Tensor],
     ) -> list[Tensor]:
         """Run one phase from an output, or several, to ``wanted``; zeros where nothing arrives."""
-        self.phase = phase
-        found = torch.autograd.grad(output, wanted, seed, retain_graph=True, allow_unused=True)
+        outer, self.phase = getattr(self, "phase", phase), phase  # Captum's LRP has one under way
+        try:
+            found = torch.autograd.grad(output, wanted, seed, retain_graph=True, allow_unused=True)
+        finally:
+            self.phase = outer
         return [
             torch.zeros_like(tensor) if value is None else value
             for tensor, value in zip(wanted, found, strict=True)
