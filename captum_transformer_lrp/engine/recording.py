@@ -15,11 +15,10 @@ from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.step import Books, Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance, Rollout
 from captum_transformer_lrp.engine.phases.walk import at_positions, backward_together
-from captum_transformer_lrp.engine.table import table
 from captum_transformer_lrp.engine.thread_state import ThreadState
-from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
     check_finite_output,
@@ -256,9 +255,13 @@ def recorded(
         epsilon=epsilon,
     )
     snapshot = Snapshot(forward_func, inputs, args, kwargs)
-    interception = _watching(model, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout)
+    device = inputs[0].device
+    precision = Precision(torch.float32 if device.type == "mps" else dtype, device.type)
+    interception = Interception(
+        tape, model, len(inputs[0]), rules, TABLE, precision=precision, keeps_readout=keeps_readout
+    )
     interception.context.writes.snapshot = snapshot
-    plain, state = uncompiled(), ThreadState(inputs[0].device)
+    plain, state = uncompiled(), ThreadState(device)
     context = interception.context
     try:
         with state, state:
@@ -284,25 +287,6 @@ def recorded(
     finally:
         interception.close()
         tape.clear()
-
-
-def _watching(
-    model: nn.Module | None,
-    tape: Tape,
-    rules: RuleSet,
-    like: Tensor,
-    dtype: torch.dtype,
-    *,
-    keeps_readout: bool,
-) -> Interception:
-    """What watches the forward pass, for a batch with as many examples as ``like``."""
-    device = like.device.type
-    precision = Precision(torch.float32 if device == "mps" else dtype, device)
-    call_rules = CallRules(rules, model)
-    known = table(call_rules.functions)
-    return Interception(
-        tape, model, len(like), call_rules, known, precision=precision, keeps_readout=keeps_readout
-    )
 
 
 def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:

@@ -18,12 +18,11 @@ from captum_transformer_lrp.engine.graph.arguments import Function, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.step import Books
 from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import Relevance
-from captum_transformer_lrp.engine.table import table
-from captum_transformer_lrp.engine.watch.call_rules import CallRules
-from captum_transformer_lrp.engine.watch.frames import calling_frame, calling_modules
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
+from captum_transformer_lrp.engine.watch.units import calling_frame, calling_modules
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.base import engine_propagates
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -94,13 +93,12 @@ class StockLRP(TorchFunctionMode):
         tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon, phases=[Relevance])
         self._books = Books()
         tape.phase = Relevance(self._stabilizer, self._epsilon, self._books, explicit_zeros=True)
-        rules = CallRules(self._rules, attribution.model)
         interception = _LayerwiseInterception(
-            tape, attribution.model, inputs[0].shape[0], rules, table(rules.functions)
+            tape, attribution.model, inputs[0].shape[0], self._rules, TABLE
         )
         interception.context.writes.snapshot = Snapshot(attribution.model).note()
         for index, value in enumerate(inputs):
-            rules.input_dims[index] = value.dim()
+            interception.context.rules.input_dims[index] = value.dim()
             if value.requires_grad:
                 tape.marks[value] = Mark(
                     interception.context.examples, origins=1 << index, source=index, base=object()

@@ -21,7 +21,7 @@ LAYERS = [
     ["engine.graph", "engine.thread_state"],
     ["engine.watch"],
     ["engine.operations"],
-    ["engine.phases", "engine.table"],
+    ["engine.phases"],
     ["engine.checkpoints", "engine.recording", "engine.stock"],
     ["attr"],
 ]

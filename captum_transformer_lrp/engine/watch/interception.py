@@ -9,6 +9,7 @@ notes the provenance of the result.  The model is not touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from operator import attrgetter, is_not
 from typing import Any, Protocol
 
@@ -39,13 +40,13 @@ from captum_transformer_lrp.engine.watch.constant_calls import (
 from captum_transformer_lrp.engine.watch.context import Context, Table
 from captum_transformer_lrp.engine.watch.custom import CustomCalls
 from captum_transformer_lrp.engine.watch.eager import as_written
-from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.token_calls import INDEXED, check_indices
-from captum_transformer_lrp.engine.watch.units import is_single_operation
+from captum_transformer_lrp.engine.watch.units import calling_modules, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
+from captum_transformer_lrp.rules.rule_set import RuleSet
 from captum_transformer_lrp.rules.spellings import spelled
 
 
@@ -64,7 +65,7 @@ class Interception(TorchFunctionMode):
         model: the explained model, for names; None if it is a plain function.
         examples: number of examples in the batch.
         rules: which rule a call goes by.
-        table: what is done with each call.
+        table: what is done with each call, but for those that only move elements.
         precision: what is computed in.
         keeps_readout: whether the calls after the last skip connection are kept.
 
@@ -78,7 +79,7 @@ class Interception(TorchFunctionMode):
         tape: Tape,
         model: nn.Module | None,
         examples: int,
-        rules: CallRules,
+        rules: RuleSet,
         table: Table,
         *,
         precision: Precision | None = None,
@@ -87,11 +88,14 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.tape = tape
         self.log: CallLog | None = None
+        of_calls = CallRules(rules, model)
         self.context = Context(
-            self, tape, Examples(examples), rules, Names(model), precision or Precision()
+            self, tape, Examples(examples), of_calls, Names(model), precision or Precision()
         )
-        self._table = table
-        self._units = rules.units
+        with_rule = dict.fromkeys(of_calls.functions, table.other)
+        functions = {**moves.MOVES, **with_rule, **moves.HANDLERS, **table.functions}
+        self._table = replace(table, functions=functions)
+        self._units = of_calls.units
         self._custom_calls = CustomCalls()
         self._writes = self.context.writes
         self._is_function = model is None

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
-from captum_transformer_lrp.engine.watch.frames import calling_modules
+from captum_transformer_lrp.engine.watch.units import calling_modules
 
 
 class Names:
