@@ -124,6 +124,19 @@ def test_every_file_of_the_engine_is_in_a_layer(graph: dict[str, set[str]]) -> N
     assert [name for name in engine if not any(belongs(name, part) for part in parts)] == []
 
 
+def test_methods_give_arguments_rather_than_set_state() -> None:
+    """A method that sets something on a tape or an attention would change what the next one finds."""
+    found = {
+        ast.unparse(node)
+        for path in (ROOT / "attr").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and not ast.unparse(node).startswith(("self.", "cls."))
+    }
+    assert found <= {"recording.targets", "descent.grids", "rollout.holds_back"}
+
+
 @pytest.mark.parametrize(
     "statement",
     [
