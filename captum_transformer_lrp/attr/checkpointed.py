@@ -15,6 +15,7 @@ from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine.checkpoints import Log, Pending, Replay, Segment
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
 
 Combine = Callable[[AttentionStep, Tensor | None, Tensor], Tensor]
@@ -127,7 +128,7 @@ def _through(
             )
         for step, gradient, relevance in zip(used, gradients, relevances, strict=True):
             maps[step.index] = combined(step, gradient, relevance)
-    rollout = recording.rollout(maps, stops_at_grids=place is None)
+    rollout = Rollout(maps, stops_at_grids=place is None)
     is_here = place in segment.made
     tokens = [replay.made[place]] if is_here and place is not None else []
     if descent.moved is None:
@@ -144,7 +145,7 @@ def _through(
 def _at_inputs(recording: Recording, log: Log, descent: Descent) -> tuple[Tensor, ...]:
     mass = descent.carried()
     numbers = [number for number in log.outside if number in mass]
-    rollout = recording.rollout({})
+    rollout = Rollout()
     arrived = recording.tape.backward(
         rollout,
         [log.outside[number] for number in numbers],

@@ -25,6 +25,7 @@ from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.phases import Relevance
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.checks import check_finite_output
@@ -163,9 +164,7 @@ class TransformerAttribution(RolloutAttribution):
             leaves = recording.all_leaves
             wanted = [step.attention for step in steps]
             books = Books()
-            found = tape.backward(
-                recording.booked(books), recording.output, start, [*wanted, *leaves]
-            )
+            found = tape.backward(Relevance(books), recording.output, start, [*wanted, *leaves])
             of_attentions = found[: len(steps)]
             of_leaves = found[len(steps) :]
             summed = tuple(recording.at_inputs(of_leaves))

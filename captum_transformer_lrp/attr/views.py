@@ -53,7 +53,7 @@ def input_mass(
         upsampled and spread evenly over the channels; for embeddings spread evenly over their
         features; for token ids (N, S).
     """
-    rollout = recording.rollout(maps or {}, through=through)
+    rollout = Rollout(maps, through=through)
     arrived = _carried(recording, rollout, origin, seed, recording.all_leaves, moved)
     return at_inputs(recording, arrived, rollout.grids)
 
@@ -153,7 +153,7 @@ def token_mass(
 
     Takes the arguments of :func:`input_mass`.
     """
-    rollout = recording.rollout(maps or {}, through=through, stops_at_grids=False)
+    rollout = Rollout(maps, through=through, stops_at_grids=False)
     stream = token_stream(recording)
     (mass,) = _carried(recording, rollout, recording.output, seed, [stream], moved)
     return summed_by_token(recording, mass)
@@ -221,7 +221,7 @@ def feature_axis(recording: Recording) -> int:
         return -1
     maps = {step.index: _any_positive(step.attention)}
     for seed in (_any_positive(step.output), torch.ones_like(step.output)):
-        rollout = recording.rollout(maps, stops_at_grids=False)
+        rollout = Rollout(maps, stops_at_grids=False)
         (mass,) = recording.tape.backward(rollout, step.output, seed, [stream])
         axes = _constant_axes(mass.detach(), mark.examples.axis or 0)
         if len(axes) == 1:

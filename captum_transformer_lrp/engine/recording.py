@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.step import Books, Phase
+from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.operations import TABLE
-from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance, Rollout
+from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance
 from captum_transformer_lrp.engine.phases.walk import at_positions, backward_together
 from captum_transformer_lrp.engine.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.checks import (
@@ -64,8 +64,6 @@ class Recording:
         ahead: what was found for later targets together with an earlier one.
         together: by the place of a target, its explanation, where all are made together.
         gradient: the gradient phase.
-
-    Attributes:
         relevance: the relevance phase.
     """
 
@@ -82,19 +80,7 @@ class Recording:
     ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
     together: dict[int, Any] = field(default_factory=dict)
     gradient: Gradient = field(default_factory=Gradient)
-
-    def __post_init__(self) -> None:
-        self.relevance = Relevance(self.tape.stabilizer, self.tape.epsilon)
-
-    def booked(self, books: Books) -> Relevance:
-        """The relevance phase, which enters in ``books`` what ends on the way."""
-        return Relevance(self.tape.stabilizer, self.tape.epsilon, books)
-
-    def rollout(
-        self, maps: Mapping[int, Tensor], *, through: int = 0, stops_at_grids: bool = True
-    ) -> Rollout:
-        """A rollout phase, with the arguments of :class:`Rollout`."""
-        return Rollout(maps, self.tape.stabilizer, through=through, stops_at_grids=stops_at_grids)
+    relevance: Relevance = field(default_factory=Relevance)
 
     def asked(self, targets: Sequence[Any]) -> list[Any]:
         """Keep of the output only the positions that targets name, if they are few.

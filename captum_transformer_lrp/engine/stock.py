@@ -92,7 +92,7 @@ class StockLRP(TorchFunctionMode):
         inputs = [one for one in frame.f_locals["inputs"] if isinstance(one, Tensor)]
         tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon, phases=[Relevance])
         self._books = Books()
-        tape.phase = Relevance(self._stabilizer, self._epsilon, self._books, explicit_zeros=True)
+        tape.phase = Relevance(self._books, explicit_zeros=True)
         interception = _LayerwiseInterception(
             tape, attribution.model, inputs[0].shape[0], self._rules, TABLE
         )

@@ -62,7 +62,7 @@ class Equations:
         if relevance is None:
             relevance = Equations.seed(output)
         books = Books()
-        phase = Relevance(stabilizer, books=books)
+        phase = Relevance(books)
         found = tape.backward(phase, output, relevance, leaves)
         nothing = torch.zeros(inputs[0].shape[0], dtype=output.dtype)
         absorbed = sum(books.shares.values(), nothing)

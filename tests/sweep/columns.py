@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from captum_transformer_lrp import ExplanationError, TransformerAttribution, TransformerLRP
 from captum_transformer_lrp.attr.targets import seed
 from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.phases import Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording, find_logits
 from tests.sweep.cases import Case
 from tests.sweep.results import Result
@@ -201,7 +202,7 @@ def readout(recording: Recording, start: Tensor) -> str:
     stream = tape.streams[-1].tensor
     mark = tape.mark(stream)
     assert mark is not None
-    (mass,) = tape.backward(recording.rollout({}), recording.output, start, [stream])
+    (mass,) = tape.backward(Rollout(), recording.output, start, [stream])
     if mark.examples.axis is not None and mark.examples.index is None:
         mass = mass.select(mark.examples.axis, 0)
         features = stream.dim() - 1 == mass.dim()
@@ -255,7 +256,7 @@ def _propagates(case: Case) -> float | str:
             start = seed(recording.output, case.target)
             leaves = [leaf for found in recording.leaves for leaf in found]
             books = Books()
-            phase = recording.booked(books)
+            phase = Relevance(books)
             arrived = recording.tape.backward(phase, recording.output, start, leaves)
             parts = [value.flatten(1).sum(1) for value in arrived]
             total = torch.stack([*parts, *books.shares.values()]).sum(0)

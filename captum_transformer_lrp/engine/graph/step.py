@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final, Protocol
 
 from torch import Tensor
-from typing_extensions import Self
 
 from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
@@ -60,6 +59,8 @@ class Step:
     facts: dict[str, Any] = field(default_factory=dict)
     keeps: Keeps = Keeps.VALUES
     shapes: Sequence[Shape] = ()
+    stabilizer: Stabilizer | None = None
+    epsilon: float = 0.0
 
     def call(self, saved: Saved, **settings: Any) -> Call:
         """The call, put together again from the tensors that autograd kept."""
@@ -77,6 +78,8 @@ class Step:
             constant=rest.pop(0) if self.has_constant else None,
             gate=self.gate,
             examples=self.mark.examples,
+            stabilizer=self.stabilizer,
+            epsilon=self.epsilon,
             **settings,
         )
 
@@ -117,11 +120,6 @@ class Phase(ABC):
     follows_graph: ClassVar[bool] = False
     books: Books | None = None
     grids: Sequence[tuple[Tensor, Mark]] = ()
-
-    @classmethod
-    @abstractmethod
-    def plain(cls, stabilizer: Stabilizer, epsilon: float) -> Self:
-        """The phase by itself, without anything that a method adds to it."""
 
     @classmethod
     @abstractmethod

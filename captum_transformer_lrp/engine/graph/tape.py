@@ -168,6 +168,7 @@ class Tape:
             function, kernel, rule, flow, mark, name, len(inputs), has_graph,
             weight is not None, bias is not None, constant is not None, gate, facts,
         )  # fmt: skip
+        step.stabilizer, step.epsilon = self.stabilizer, self.epsilon
         step.keeps = max((phase.needs(step) for phase in self.phases), default=Keeps.SHAPES)
         kept = [
             value if original is None else original

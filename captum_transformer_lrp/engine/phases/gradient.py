@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor
-from typing_extensions import Self
 
 from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Saved, Step
-from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.kernels import SoftmaxKernel
 from captum_transformer_lrp.rules.rows import on_rows
 
@@ -18,11 +16,6 @@ class Gradient(Phase):
     """The gradient goes on in the call's own autograd graph, or else by the kernel."""
 
     follows_graph: ClassVar[bool] = True
-
-    @classmethod
-    def plain(cls, stabilizer: Stabilizer, epsilon: float) -> Self:
-        """See :class:`Phase`."""
-        return cls()
 
     @classmethod
     def needs(cls, step: Step) -> Keeps:

@@ -6,43 +6,22 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from captum_transformer_lrp.engine.graph.step import Books, Keeps, Phase, Saved, Step
-from captum_transformer_lrp.rules.call import Stabilizer
 
 
 class Relevance(Phase):
     """Relevance, divided by rules.
 
     Args:
-        stabilizer: divides safely.
-        epsilon: ε of eq. 2.
         books: where relevance is entered that ends on the way; None if nobody asks.
         explicit_zeros: whether inputs without relevance are sent zeros, as Captum's hooks on
             modules expect, rather than nothing at all.
     """
 
-    def __init__(
-        self,
-        stabilizer: Stabilizer,
-        epsilon: float = 0.0,
-        books: Books | None = None,
-        *,
-        explicit_zeros: bool = False,
-    ) -> None:
+    def __init__(self, books: Books | None = None, *, explicit_zeros: bool = False) -> None:
         self.books = books
-        self._settings = {
-            "stabilizer": stabilizer,
-            "epsilon": epsilon,
-            "keeps_books": books is not None,
-        }
         self._explicit_zeros = explicit_zeros
-
-    @classmethod
-    def plain(cls, stabilizer: Stabilizer, epsilon: float) -> Self:
-        """See :class:`Phase`."""
-        return cls(stabilizer, epsilon)
 
     @classmethod
     def needs(cls, step: Step) -> Keeps:
@@ -56,7 +35,7 @@ class Relevance(Phase):
             if self.books is not None:
                 self.books.absorb(step.name, amount())
 
-        call = step.call(saved, absorb=absorb, **self._settings)
+        call = step.call(saved, absorb=absorb, keeps_books=self.books is not None)
         found = step.rule.relevance(call, arrived)
         parts = (found,) if isinstance(found, Tensor) else tuple(found)
         if len(parts) != step.inputs:

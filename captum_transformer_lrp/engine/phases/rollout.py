@@ -16,14 +16,12 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from typing_extensions import Self
 
 from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Saved, Step
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
-from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.kernels import MatmulKernel, sum_to_shape
 
 
@@ -33,7 +31,6 @@ class Rollout(Phase):
     Args:
         maps: the map that each attention carries mass by, (∇A ⊙ R)⁺ for the paper's method, by its
             place in the order of the forward pass.  Attentions without one take no part.
-        stabilizer: divides safely.
         through: bits of attentions that mass must go through, not around.
         stops_at_grids: whether mass stops at the convolution that makes the tokens, as it does on
             its way to the inputs.
@@ -45,24 +42,17 @@ class Rollout(Phase):
 
     def __init__(
         self,
-        maps: Mapping[int, Tensor],
-        stabilizer: Stabilizer,
+        maps: Mapping[int, Tensor] | None = None,
         *,
         through: int = 0,
         stops_at_grids: bool = True,
     ) -> None:
-        self.maps = maps
+        self.maps = maps or {}
         self.through = through
         self.stops_at_grids = stops_at_grids
         self.grids: list[tuple[Tensor, Mark]] = []
         self.holds_back = False
         self.held_back: dict[int, Tensor] = {}
-        self._stabilizer = stabilizer
-
-    @classmethod
-    def plain(cls, stabilizer: Stabilizer, epsilon: float) -> Self:
-        """See :class:`Phase`."""
-        return cls({}, stabilizer)
 
     @classmethod
     def needs(cls, step: Step) -> Keeps:
@@ -71,8 +61,7 @@ class Rollout(Phase):
 
     def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
-        call = step.call(saved, stabilizer=self._stabilizer)
-        return _MASS[step.flow](self, step, call, arrived)
+        return _MASS[step.flow](self, step, step.call(saved), arrived)
 
     def send_on(self) -> None:
         """Let attentions move the mass that they have held back."""
