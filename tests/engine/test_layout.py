@@ -125,7 +125,7 @@ def test_every_file_of_the_engine_is_in_a_layer(graph: dict[str, set[str]]) -> N
 
 
 def test_methods_give_arguments_rather_than_set_state() -> None:
-    """A method that sets something on a tape or an attention would change what the next one finds."""
+    """What a method set on a tape or an attention would change what the next one finds."""
     found = {
         ast.unparse(node)
         for path in (ROOT / "attr").rglob("*.py")
