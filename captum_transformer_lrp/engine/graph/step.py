@@ -138,3 +138,16 @@ class Phase(ABC):
         Returns:
             One for each input, shaped as it is, or None for nothing at all; or :data:`NATIVE`.
         """
+
+
+class NoPhase(Phase):
+    """Nothing is under way: what arrives at a call ends there."""
+
+    @classmethod
+    def needs(cls, step: Step) -> Keeps:
+        """See :class:`Phase`."""
+        return Keeps.SHAPES
+
+    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+        """See :class:`Phase`."""
+        return (None,) * step.inputs

@@ -21,7 +21,7 @@ from torch import Tensor
 from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Normalized, Residual, Stream
-from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Step
+from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, NoPhase, Phase, Step
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -40,7 +40,7 @@ class Tape:
         epsilon: ε of eq. 2.
 
     Attributes:
-        phase: what is under way.
+        phase: what is under way; without any, moves pass on what arrives, and calls do not.
         originals: for constants in the tape's precision what they were raised from.
         attentions: the attentions, in the order of the forward pass.
         streams: what skips attentions, for each addition around any.
@@ -52,8 +52,6 @@ class Tape:
         other_mixing: names of layers with a softmax or a product of activations that is no
             attention.
     """
-
-    phase: Phase
 
     def __init__(
         self,
@@ -68,6 +66,7 @@ class Tape:
         self.keeps_books = keeps_books
         self.keeps_streams = keeps_streams
         self.phases = phases
+        self.phase: Phase = NoPhase()
         self.epsilon = epsilon
         self.originals: TensorTable[Tensor] = TensorTable()
         self.marks: TensorTable[Mark] = TensorTable()
@@ -189,7 +188,7 @@ class Tape:
         wanted: Sequence[Tensor],
     ) -> list[Tensor]:
         """Run one phase from an output, or several, to ``wanted``; zeros where nothing arrives."""
-        outer, self.phase = getattr(self, "phase", phase), phase  # Captum's LRP has one under way
+        outer, self.phase = self.phase, phase  # Captum's LRP has one under way
         try:
             found = torch.autograd.grad(output, wanted, seed, retain_graph=True, allow_unused=True)
         finally:
