@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.checkpoints import Log
+from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
@@ -32,6 +33,7 @@ from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.token_ids import TokenIds, at_tokens
+from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.call import Stabilizer
 from captum_transformer_lrp.rules.rule_set import RuleSet
 
@@ -203,6 +205,14 @@ def _renamed(target: Any, sizes: torch.Size, place: Mapping[tuple[int, ...], int
     return place[_position(target, sizes)], target[-1]
 
 
+def _checked_model(forward_func: Callable[..., Any]) -> nn.Module | None:
+    """What is called, if it is a model and no plain function."""
+    if not isinstance(forward_func, nn.Module):
+        return None
+    check_model(forward_func)
+    return forward_func
+
+
 @contextlib.contextmanager
 def recorded(
     forward_func: Callable[..., Any],
@@ -230,9 +240,7 @@ def recorded(
     """
     check_inputs(inputs)
     forward_func = as_written(forward_func)
-    model = forward_func if isinstance(forward_func, nn.Module) else None
-    if model is not None:
-        check_model(model)
+    model = _checked_model(forward_func)
     tape = Tape(
         stabilizer,
         keeps_books=keeps_books,
@@ -240,15 +248,13 @@ def recorded(
         phases=() if checkpointing else phases,
         epsilon=epsilon,
     )
-    snapshot = Snapshot(forward_func, inputs, args, kwargs)
-    device = inputs[0].device
-    precision = Precision(torch.float32 if device.type == "mps" else dtype, device.type)
+    precision = Precision(dtype, inputs[0].device.type)
     interception = Interception(
         tape, model, len(inputs[0]), rules, TABLE, precision=precision, keeps_readout=keeps_readout
     )
-    interception.context.writes.snapshot = snapshot
-    plain, state = uncompiled(), ThreadState(device)
-    context = interception.context
+    context, snapshot = interception.context, Snapshot(forward_func, inputs, args, kwargs)
+    context.writes.snapshot = snapshot
+    plain, state = uncompiled(), ThreadState(inputs[0].device)
     try:
         with state, state:
             state.for_recording()
@@ -267,7 +273,7 @@ def recorded(
                 check_attention(tape)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
-            read_out = partial(interception.read_out, output=output)
+            read_out = partial(_read_out, interception, output)
             given = context.precision.given
             yield Recording(tape, output, leaves, places, shapes, are_ids, given, read_out, log)
     finally:
@@ -307,6 +313,34 @@ def _looked_up(context: Context, leaves: list[list[Tensor]]) -> list[list[Tensor
         leaves[index].append(leaf)
         places[index].append(of_leaf)
     return places
+
+
+def _read_out(watch: Interception, output: Tensor, value: Tensor) -> Tensor:
+    """The logits that the model would read from another output of its last skip connection.
+
+    Args:
+        watch: what has watched the model.
+        output: the model's logits.
+        value: in the place of the last skip connection's output, and shaped like it.
+
+    Raises:
+        ExplanationError: if they do not follow from it by calls that can be made again.
+    """
+    start = watch.tape.residuals[-1].output
+    watch.tape.marks[value] = watch.tape.marks[start]
+    known = {id(start): value}
+    for function, args, kwargs, result in list(watch.tape.readout):
+        change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
+        again = watch.call(function, replace_tensors(args, change),
+                          replace_tensors(kwargs, change))  # fmt: skip
+        pairs = zip(tensors_in(result), tensors_in(again), strict=True)
+        known.update((id(old), new) for old, new in pairs)
+    if id(output) not in known:
+        raise ExplanationError(
+            "it is not known how the model reads its answer from its last tokens: the logits "
+            "are not made by calls after its last skip connection alone"
+        )
+    return known[id(output)]
 
 
 def find_logits(result: Any) -> Tensor:

@@ -170,32 +170,6 @@ class Interception(TorchFunctionMode):
         """What a call has returned, or for one that writes in place what it has written."""
         return self.resolve(args[0]) if function in UPDATES and args else result
 
-    def read_out(self, value: Tensor, output: Tensor) -> Tensor:
-        """The logits that the model would read from another output of its last skip connection.
-
-        Args:
-            value: in the place of the last skip connection's output, and shaped like it.
-            output: the model's logits.
-
-        Raises:
-            ExplanationError: if they do not follow from it by calls that can be made again.
-        """
-        start = self.tape.residuals[-1].output
-        self.tape.marks[value] = self.tape.marks[start]
-        known = {id(start): value}
-        for function, args, kwargs, result in list(self.tape.readout):
-            change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
-            again = self.call(function, replace_tensors(args, change),
-                              replace_tensors(kwargs, change))  # fmt: skip
-            pairs = zip(tensors_in(result), tensors_in(again), strict=True)
-            known.update((id(old), new) for old, new in pairs)
-        if id(output) not in known:
-            raise ExplanationError(
-                "it is not known how the model reads its answer from its last tokens: the logits "
-                "are not made by calls after its last skip connection alone"
-            )
-        return known[id(output)]
-
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
         if getattr(function, "__name__", "") == "__get__":
