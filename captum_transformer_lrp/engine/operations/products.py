@@ -159,7 +159,7 @@ def multiplied(
         operands = (u, v) if position == 0 else (v, u)
         queries_and_keys = _queries_and_keys(operands[0], free[position], axes[position])
         record = _attention(watch, operands, position, queries_and_keys, event)
-        facts: dict[str, Any] = {"attention": record.index, "position": position, "gate": position}
+        facts: dict[str, Any] = {"attention": record, "position": position, "gate": position}
         flow: Flow = Flow.ATTENTION
         mark = merged([(of_v, of_u)[position]], examples).but(
             attention=False,

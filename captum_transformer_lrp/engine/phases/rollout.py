@@ -19,6 +19,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Saved, Step
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
@@ -52,7 +53,7 @@ class Rollout(Phase):
         self.stops_at_grids = stops_at_grids
         self.grids: list[tuple[Tensor, Mark]] = []
         self.holds_back = False
-        self.held_back: dict[int, Tensor] = {}
+        self.held_back: dict[Step, Tensor] = {}
 
     @classmethod
     def needs(cls, step: Step) -> Keeps:
@@ -170,17 +171,17 @@ def _attention(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequen
 
     While mass is held back, it is kept here; it goes on with what arrives the next time.
     """
-    number: int = step.facts["attention"]
+    attention: AttentionStep = step.facts["attention"]
     position: int = step.facts["position"]
-    weighted = rollout.maps.get(number)
+    weighted = rollout.maps.get(attention.index)
     if weighted is None:
         return (None, None)
     if rollout.holds_back:
-        rollout.held_back[number] = mass
+        rollout.held_back[step] = mass
         return (None, None)
     operands = list(call.inputs)
     operands[position] = weighted.to(mass.dtype)
-    arrived = [mass, rollout.held_back[number]] if number in rollout.held_back else [mass]
+    arrived = [mass, rollout.held_back[step]] if step in rollout.held_back else [mass]
     if isinstance(call.kernel, MatmulKernel):
         values = operands[1 - position]
         features = -1 if position == 0 else -2
