@@ -20,6 +20,7 @@ from captum_transformer_lrp.engine.graph.step import Books
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import Relevance
+from captum_transformer_lrp.engine.watch.hooks import REGISTRATIONS
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.units import calling_frame, calling_modules
@@ -35,6 +36,7 @@ from captum_transformer_lrp.rules.rule_set import RuleSet, UserRules
 from captum_transformer_lrp.rules.stabilizers import SignAwareStabilizer
 
 _CAPTUM_FORWARD = LRP._forward_fn_wrapper.__code__
+_CAPTUM_HOOKS = (PropagationRule.forward_hook.__code__, Rule.forward_hook.__code__)
 
 
 class StockLRP(TorchFunctionMode):
@@ -126,6 +128,8 @@ class _LayerwiseInterception(Interception):
     """Leaves modules with a rule of Captum to Captum's hooks."""
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if function in REGISTRATIONS and any(map(calling_frame, _CAPTUM_HOOKS)):
+            return function(*self._resolved(args), **kwargs)  # no hook of the user's
         for _, module in calling_modules():
             rule = vars(module).get("rule")
             if isinstance(rule, PropagationRule) and not isinstance(rule, Rule):
