@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.step import NoPhase
+from captum_transformer_lrp.engine.graph.tape import Tape
 
 Edge: TypeAlias = tuple[Any, int]
 """A node of autograd's graph, and which of its outputs."""
@@ -86,7 +87,7 @@ def is_of_features(tape: Tape, tensor: Tensor, axis: int) -> bool:
         return (mark.features - axis) % tensor.dim() == 0
     line = torch.zeros_like(tensor)
     line[tuple(slice(None) if n == axis % tensor.dim() else 0 for n in range(tensor.dim()))] = 1
-    with tape.asked(Phase.GRADIENT):
+    with tape.walking(NoPhase()):
         return _is_line_of_features(edge_of(tensor), tensor, line)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Tape
 
 
 def report_constants(
@@ -43,7 +43,8 @@ def report_constants(
     shared = [value for value in constants if not any(value is one for one in per_example)]
 
     def report(relevance: Tensor) -> None:
-        if tape.phase is not Phase.RELEVANCE:
+        books = tape.phase.books
+        if books is None:
             return
         with torch.enable_grad():
             leaves = {id(value): value.detach() for value in values}
@@ -58,7 +59,7 @@ def report_constants(
         for value in per_example:
             amount = arrived[id(value)]
             total = amount.flatten(1).sum(1) if count > 1 else amount.sum().reshape(1)
-            tape.absorb(names[id(value)], total)
+            books.absorb(names[id(value)], total)
         if shared:  # what nobody else has got
             rest = examples.sum(relevance)
             for value in floating:
@@ -67,7 +68,7 @@ def report_constants(
                     rest = rest - of_value.examples.sum(arrived[id(value)])
             for value in per_example:
                 rest = rest - arrived[id(value)].flatten(1).sum(1)
-            tape.absorb(", ".join(dict.fromkeys(names[id(value)] for value in shared)), rest)
+            books.absorb(", ".join(dict.fromkeys(names[id(value)] for value in shared)), rest)
 
     result.register_hook(report)
 
@@ -80,9 +81,10 @@ def report_filling(tape: Tape, result: Tensor, inside: Tensor, name: str) -> Non
     examples = mark.examples
 
     def report(relevance: Tensor) -> None:
-        if tape.phase is Phase.RELEVANCE:
+        books = tape.phase.books
+        if books is not None:
             outside = relevance.masked_fill(inside, 0)
             if bool(outside.any()):
-                tape.absorb(name, examples.sum(outside))
+                books.absorb(name, examples.sum(outside))
 
     result.register_hook(report)

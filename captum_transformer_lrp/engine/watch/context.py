@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph import books, switch
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, title
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import Flow, Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.names import Names
@@ -147,7 +147,7 @@ class Context:
 
     def made(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
         """Make a call, with autograd's graph if anybody will ask for the gradient."""
-        if Phase.GRADIENT not in self.tape.phases:
+        if not any(phase.follows_graph for phase in self.tape.phases):
             return self.computed(function, *args, **kwargs)
         result: Tensor = function(*args, **kwargs)
         return result
@@ -175,7 +175,7 @@ class Context:
 
         What its rule absorbs is reported under ``name``, or else under the calling module's.
         """
-        if mark.columns is not None and (mark.softmax or flow not in (flows.keep, flows.masked)):
+        if mark.columns is not None and (mark.softmax or flow not in (Flow.KEEP, Flow.MASKED)):
             self.refuse_mixed()
         if name is None:
             name = self.names.caller() if self.tape.keeps_books else ""

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.errors import UnsupportedOperationError
 
@@ -99,8 +100,9 @@ class CustomCalls:
         if custom.calls_modules:
             return
         if custom.attends:
-            if Phase.GRADIENT in watch.tape.phases:
-                _require_own_derivative(watch, result, recorded)
+            for phase in watch.tape.phases:
+                if phase.follows_graph:
+                    _require_own_derivative(watch, phase(), result, recorded)
             return
         joined: Tensor = _Bridge.apply(watch.tape, result, recorded)
         watch.tape.marks[joined] = watch.tape.marks[recorded]
@@ -114,13 +116,13 @@ class CustomCalls:
         self._calls.clear()
 
 
-def _require_own_derivative(watch: Context, result: Tensor, recorded: Tensor) -> None:
+def _require_own_derivative(watch: Context, phase: Phase, result: Tensor, recorded: Tensor) -> None:
     """Raise unless a custom function's backward pass is the derivative of its forward pass."""
     assert result.grad_fn is not None
     below = result.grad_fn.next_functions
     edges = [GradientEdge(node, number) for node, number in below if node is not None]
     seed = torch.linspace(1, 2, result.numel()).to(result).reshape(result.shape)
-    with watch.tape.asked(Phase.GRADIENT):
+    with watch.tape.walking(phase):
         pairs = [
             torch.autograd.grad(one, edges, seed, retain_graph=True, allow_unused=True)
             for one in (result, recorded)
@@ -161,6 +163,6 @@ class _Bridge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        if ctx.tape.phase is Phase.GRADIENT:
+        if ctx.tape.phase.follows_graph:
             return None, grad, None
         return None, None, grad

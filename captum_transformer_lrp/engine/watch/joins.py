@@ -13,7 +13,7 @@ from torch import Tensor
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
 from captum_transformer_lrp.engine.graph.made_of import Slice
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.step import NoPhase
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.engine.watch.context import Context
@@ -47,7 +47,7 @@ def note_part(watch: Context, part: Tensor, source: Tensor, mark: Mark) -> Mark:
         return mark
     if part.numel() < source.numel():
         ones = torch.ones_like(part)
-        with watch.tape.asked(Phase.GRADIENT):
+        with watch.tape.walking(NoPhase()):
             found = torch.autograd.grad(part, joined, ones, retain_graph=True, allow_unused=True)
         pairs = zip(joined, found, strict=True)
         joined = [one for one, value in pairs if value is not None and bool(value.any())]

@@ -30,7 +30,6 @@ from captum_transformer_lrp.engine.graph.structure import (
     PERMUTATIONS,
     REARRANGEMENTS,
 )
-from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.watch import hooks, joins
 from captum_transformer_lrp.engine.watch.context import Context, Handler, Handlers
 from captum_transformer_lrp.engine.watch.statistics import note_statistic
@@ -195,11 +194,8 @@ def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
     given = [tensor for tensor, mark in watch.tape.marks.items() if mark.source is not None]
     leaves = [leaf for leaf in given if leaf.is_leaf]
     leaves += [leaf for _, leaf, _ in watch.look_ups.leaves]
-    tape = watch.tape
-    phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
-                 if one in tape.phases)  # fmt: skip
-    with tape.asked(phase):
-        arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
+    phase = watch.tape.phases[0]()
+    arrived = watch.tape.backward(phase, part, torch.ones_like(part), leaves)
     return any(bool(one.any()) for one in arrived)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
-from captum_transformer_lrp.engine.watch.frames import calling_modules
+from captum_transformer_lrp.engine.watch.units import calling_modules
 
 
 class Names:
@@ -25,7 +25,8 @@ class Names:
     def __init__(self, model: nn.Module | None) -> None:
         self.state: TensorTable[str] = TensorTable()
         self.constants: TensorTable[str] = TensorTable()
-        self._modules: dict[int, str] = {}
+        # Modules are held: one that the model makes while it runs could have a lost one's id().
+        self._modules: dict[int, tuple[nn.Module, str]] = {}
         self._repeated: TensorTable[bool] = TensorTable()
         if model is not None:
             self.learn(model)
@@ -33,13 +34,13 @@ class Names:
     def learn(self, model: nn.Module, wrapper: nn.Module | None = None) -> None:
         """Note the names of a model's modules, parameters and buffers; a wrapper has none."""
         for name, module in model.named_modules():
-            self._modules.setdefault(id(module), name)
+            self._modules.setdefault(id(module), (module, name))
             prefix = f"{name}." if name else ""
             for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor not in self.state:
                     self.state[tensor] = prefix + own_name
         if wrapper is not None:
-            self._modules.setdefault(id(wrapper), "")
+            self._modules.setdefault(id(wrapper), (wrapper, ""))
 
     def knows(self, module: nn.Module) -> bool:
         """Whether a module is one of the model's."""
@@ -47,7 +48,8 @@ class Names:
 
     def of_module(self, module: nn.Module) -> str:
         """The qualified name of a module, or else its class."""
-        return self._modules.get(id(module)) or type(module).__name__
+        _, name = self._modules.get(id(module), (module, ""))
+        return name or type(module).__name__
 
     def caller(self) -> str:
         """The qualified name of the innermost calling module, e.g. ``blocks.0.attn``."""

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
@@ -14,6 +13,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.context import Context
@@ -65,7 +65,7 @@ def leave_unit(watch: Context, tensor: Tensor, mark: Mark) -> Tensor:
         inputs,
         tensor,
         rule=unit.rule,
-        flow=flows.unit,
+        flow=Flow.UNIT,
         mark=outside.but(
             events=outside.events | watch.tape.new_event(),
             unit=None,
