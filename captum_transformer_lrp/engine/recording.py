@@ -16,6 +16,7 @@ from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tenso
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance
 from captum_transformer_lrp.engine.phases.walk import (
@@ -46,8 +47,8 @@ from captum_transformer_lrp.rules.rule_set import RuleSet
 EXAMPLES_TOGETHER = 16
 """So many examples fill a processor; beyond, several targets at once cost memory for no time."""
 
-_Request: TypeAlias = tuple[Phase, int, tuple[int, ...]]
-"""A phase, the place of a target, and the ids of the tensors that are wanted."""
+_Request: TypeAlias = tuple[Phase, int, tuple[Tensor, ...]]
+"""A phase, the place of a target, and the tensors that are wanted, which are hashed by identity."""
 
 
 @dataclass
@@ -142,7 +143,7 @@ class Recording:
             seeds_of: what is propagated for a target, given its one-hot; the same for every target
                 that is asked for with the same ``wanted``.
         """
-        tensors = tuple(map(id, wanted))
+        tensors = tuple(wanted)
         place = next((n for n, one in enumerate(self.targets) if one is start), None)
         if place is None:
             return backward_together(self.tape, phase, self.output, seeds_of(start), wanted)
@@ -291,21 +292,21 @@ def _read_out(interception: Interception, output: Tensor, value: Tensor) -> Tens
     tape = interception.tape
     start = tape.residuals[-1].output
     tape.marks[value] = tape.marks[start]
-    known = {id(start): value}
+    known = HeldTable([(start, value)])
     for function, args, kwargs, result in list(tape.readout):
-        if not any(id(tensor) in known for tensor in tensors_in((args, kwargs))):
+        if not any(tensor in known for tensor in tensors_in((args, kwargs))):
             continue
-        change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
+        change = lambda tensor: known.get(tensor, tensor)  # noqa: E731
         again = interception.call(function, replace_tensors(args, change),
                           replace_tensors(kwargs, change))  # fmt: skip
-        pairs = zip(tensors_in(result), tensors_in(again), strict=True)
-        known.update((id(old), new) for old, new in pairs)
-    if id(output) not in known:
+        for old, new in zip(tensors_in(result), tensors_in(again), strict=True):
+            known[old] = new
+    if output not in known:
         raise ExplanationError(
             "it is not known how the model reads its answer from its last tokens: the logits "
             "are not made by calls after its last skip connection alone"
         )
-    return known[id(output)]
+    return known[output]
 
 
 def _watching(
@@ -344,7 +345,7 @@ def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], 
             )
             leaves.append([stand_in])
         else:
-            context.look_ups.ids[id(stand_in)] = TokenIds.given(stand_in, index)
+            context.look_ups.ids[stand_in] = TokenIds.given(stand_in, index)
             leaves.append([])
         arguments.append(stand_in)
     return arguments, leaves

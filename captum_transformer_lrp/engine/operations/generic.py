@@ -16,6 +16,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import merged
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.operations.contractions import LostAttentionError
 from captum_transformer_lrp.engine.watch.context import Context, MixedExamplesError
 from captum_transformer_lrp.engine.watch.refusals import RefusalRule
@@ -57,11 +58,11 @@ def generic(
             watch.tape.other_mixing.append(watch.names.caller())
         rule = RefusalRule(UnsupportedOperationError, str(refusal), advises=True)
         flow = Flow.REFUSED
-    positions = {id(tensor): place for place, tensor in enumerate(active)}
-    found = [id(tensor) for tensor in tensors_in(output)]
+    found = HeldTable((tensor, place) for place, tensor in enumerate(tensors_in(output)))
 
     def again(number: int, *values: Tensor) -> Tensor:
-        change = lambda t: values[positions[id(t)]] if id(t) in positions else t  # noqa: E731
+        known = HeldTable(zip(active, values, strict=True))
+        change = lambda t: known.get(t, t)  # noqa: E731
         result = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
         return tensors_in(result)[number]
 
@@ -71,7 +72,7 @@ def generic(
     def recorded(result: Tensor) -> Tensor:
         if not result.requires_grad or watch.mark(result) is not None:
             return result
-        number = found.index(id(result))
+        number = found[result]
         examples = broadcast_examples(marks[0].examples, active[0].shape, result.shape)
         if flow is Flow.REFUSED and result.shape[:1] == (watch.examples.count,):
             examples = watch.examples  # so that it is the refusal that is told

@@ -16,6 +16,7 @@ from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.names import Names
@@ -58,12 +59,12 @@ class Writes:
     """What the model has written in place.
 
     Args:
-        replaced: for tensors, by their id(), themselves and what stands for them now.
+        replaced: what stands for a tensor now.
         memory: the storages that have been written to.
         snapshot: which tensors are the user's, whose memory is never written to.
     """
 
-    replaced: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    replaced: HeldTable[Tensor] = field(default_factory=HeldTable)
     memory: set[int] = field(default_factory=set)
     snapshot: Snapshot = field(default_factory=Snapshot)
 
@@ -78,11 +79,11 @@ class LookUps:
     """Token ids on their way to embeddings.
 
     Args:
-        ids: what is known of tensors of ids, by their id().
+        ids: what is known of tensors of ids.
         leaves: for each look-up the input, the embeddings and the places of their tokens.
     """
 
-    ids: dict[int, TokenIds] = field(default_factory=dict)
+    ids: HeldTable[TokenIds] = field(default_factory=HeldTable)
     leaves: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -186,7 +187,7 @@ class Context:
         self,
         result: Tensor,
         values: Sequence[Tensor],
-        again: Callable[[Mapping[int, Tensor]], Tensor],
+        again: Callable[[HeldTable[Tensor]], Tensor],
     ) -> None:
         """Enter what ``result`` got from constants, made by ``again``, in the books, if any."""
         if self.tape.keeps_books:

@@ -247,11 +247,11 @@ class Interception(TorchFunctionMode):
 
     def resolve(self, tensor: Tensor, unit: Unit | None = None) -> Tensor:
         """The tensor that stands for ``tensor`` now."""
-        replaced = self._writes.replaced.get(id(tensor))
+        replaced = self._writes.replaced.get(tensor)
         if replaced is not None:
             if tensor.grad_fn is not None and self._custom_calls.returns(tensor):
-                self._custom_calls.leave(self.context, tensor, self.resolve(replaced[1], unit))
-            return self.resolve(self._writes.replaced[id(tensor)][1], unit)
+                self._custom_calls.leave(self.context, tensor, self.resolve(replaced, unit))
+            return self.resolve(self._writes.replaced[tensor], unit)
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return tensor  # inside vmap, which masks are made with; it has no memory of its own
         if self._writes.memory and tensor.untyped_storage()._cdata in self._writes.memory:

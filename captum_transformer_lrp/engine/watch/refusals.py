@@ -46,7 +46,7 @@ def record_unannounced(watch: Context, tensors: Sequence[Tensor]) -> bool:
                 base=object(),
             ),
         )
-        watch.writes.replaced[id(tensor)] = (tensor, recorded)
+        watch.writes.replaced[tensor] = recorded
     return found
 
 

@@ -59,7 +59,7 @@ class Units:
     ) -> None:
         self._class_rules = class_rules
         self._module_rules = _by_module(model, module_rules)
-        self._open: dict[int, Unit] = {}
+        self._open: dict[FrameType, Unit] = {}
         # A plain function may call modules that cannot be listed beforehand.
         self.present = bool(class_rules or self._module_rules) or (
             model is None or any("rule" in vars(module) for module in model.modules())
@@ -82,17 +82,15 @@ class Units:
             rule = self.rule_of(module)
             if rule is None:
                 continue
-            found = self._open.get(id(frame))
-            if found is None or found.frame is not frame:
+            found = self._open.get(frame)
+            if found is None:
                 local = frame.f_locals
-                found = Unit(frame, module, rule, (local["args"], local["kwargs"]))
-                self._open[id(frame)] = found
+                found = Unit(module, rule, (local["args"], local["kwargs"]))
+                self._open[frame] = found
         return found
 
     def close(self) -> None:
         """Let go of the interpreter's frames."""
-        for unit in self._open.values():
-            unit.frame = None
         self._open.clear()
 
 
