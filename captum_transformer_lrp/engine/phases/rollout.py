@@ -11,7 +11,7 @@ an equal part.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeAlias
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class Rollout(Phase):
     @classmethod
     def needs(cls, step: Step) -> Keeps:
         """See :class:`Phase`."""
-        return Keeps.VALUES if step.flow in READS_VALUES else Keeps.SHAPES
+        return Keeps.VALUES if step.flow in _READS_VALUES else Keeps.SHAPES
 
     def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
@@ -91,17 +91,42 @@ class Arrivals(Rollout):
         return (None, None)
 
 
-def _keep(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+_Masses: TypeAlias = Sequence[Tensor | None]
+_Mass: TypeAlias = Callable[[Rollout, Step, Call, Tensor], _Masses]
+
+_MASS: Final[dict[Flow, _Mass]] = {}
+"""For each flow the mass of each input, None for none, then that of the pixels; or ``NATIVE``."""
+
+_READS_VALUES: Final[set[Flow]] = set()
+"""What looks at the values of an operation's inputs and output, not only at their shapes."""
+
+
+def _passes(flow: Flow, *, reads_values: bool = False) -> Callable[[_Mass], _Mass]:
+    """Register how token mass passes an operation of this flow."""
+
+    def register(mass: _Mass) -> _Mass:
+        _MASS[flow] = mass
+        if reads_values:
+            _READS_VALUES.add(flow)
+        return mass
+
+    return register
+
+
+@_passes(Flow.KEEP)
+def _keep(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Element by element: every element keeps its mass."""
     return (sum_to_shape(mass, call.inputs[0].shape),)
 
 
-def _native(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.NATIVE)
+def _native(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Pooling: what the derivative does."""
     return NATIVE
 
 
-def _summands(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.SUMMANDS, reads_values=True)
+def _summands(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A sum: each output's mass goes in equal parts to the summands that are not exactly 0.
 
     So a sum over heads is E_h of eq. 13, a dot product keeps its token's mass, and under a mean
@@ -113,21 +138,22 @@ def _summands(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequenc
     return (part * present,)
 
 
-def _blocked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.BLOCKED)
+def _blocked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Attention weights send no mass to the scores that they come from."""
     return (None,)
 
 
-def _masked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.MASKED)
+def _masked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Scaling by a constant keeps mass, but for what is multiplied by zero."""
     assert call.constant is not None
     kept = mass * (call.constant != 0)
     return (sum_to_shape(kept, call.inputs[0].shape),)
 
 
-def _spread_evenly(
-    rollout: Rollout, step: Step, call: Call, mass: Tensor
-) -> Sequence[Tensor | None]:
+@_passes(Flow.SPREAD_EVENLY)
+def _spread_evenly(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A linear layer: each output's mass goes in equal parts to the inputs that it is made from."""
     assert call.weight is not None
     (x,) = call.inputs
@@ -136,7 +162,8 @@ def _spread_evenly(
     return call.vjp(mass / count.clamp(min=1), inputs=(ones,), weight=all_weights)
 
 
-def _averaged(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.AVERAGED)
+def _averaged(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A mean or a sum by a product with constants: each output's mass goes where they are."""
     assert call.weight is not None
     ones = torch.ones_like(call.inputs[0])
@@ -144,15 +171,15 @@ def _averaged(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequenc
     return call.vjp(share, inputs=(ones,))
 
 
-def _spread_over_features(
-    rollout: Rollout, step: Step, call: Call, mass: Tensor
-) -> Sequence[Tensor | None]:
+@_passes(Flow.SPREAD_OVER_FEATURES)
+def _spread_over_features(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """``F.linear``: each token's mass, spread evenly over its input features."""
     (x,) = call.inputs
     return ((mass.sum(-1, keepdim=True) / x.shape[-1]).expand_as(x),)
 
 
-def _to_pixels(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.TO_PIXELS)
+def _to_pixels(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A convolution that makes tokens: their mass goes to the pixels that they are made from.
 
     Bilinearly upsampled, as the paper does, and past the convolutions in between: further down no
@@ -165,9 +192,8 @@ def _to_pixels(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequen
     return None, grid.at_pixels(mass.sum(-1 - len(grid.axes), keepdim=True))
 
 
-def _patches_to_pixels(
-    rollout: Rollout, step: Step, call: Call, mass: Tensor
-) -> Sequence[Tensor | None]:
+@_passes(Flow.PATCHES_TO_PIXELS)
+def _patches_to_pixels(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """``F.linear`` of patches that were cut out of an image, as the convolution that it is.
 
     Where they are no regular grid, each patch's mass is the same at all of its pixels.
@@ -182,7 +208,8 @@ def _patches_to_pixels(
     return None, patches.grid.at_pixels(of_tokens.unsqueeze(1))
 
 
-def _skip_add(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.SKIP_ADD)
+def _skip_add(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.
 
     Around an attention that all mass is to go through (``rollout.through``) nothing is skipped.
@@ -196,7 +223,8 @@ def _skip_add(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequenc
     )
 
 
-def _attention(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.ATTENTION)
+def _attention(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """``A @ V``: mass goes to the values by the weighted map.
 
     While mass is held back, it is kept here; it goes on with what arrives the next time.
@@ -228,7 +256,8 @@ def _attention(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequen
     return (None, to_values) if position == 0 else (to_values, None)
 
 
-def _product(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.PRODUCT, reads_values=True)
+def _product(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A product of two activations that is no attention: by the size of what is multiplied.
 
     Where queries are compared with places, what goes to the places is held back as by an attention.
@@ -253,9 +282,8 @@ def _product(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence
     return found
 
 
-def _accumulation(
-    rollout: Rollout, step: Step, call: Call, mass: Tensor
-) -> Sequence[Tensor | None]:
+@_passes(Flow.ACCUMULATION, reads_values=True)
+def _accumulation(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A sum of several tensors' elements: by the size of what is added."""
     sizes = [value.abs() for value in call.inputs]
     total = call.forward(*sizes)
@@ -263,7 +291,8 @@ def _accumulation(
     return [size * part for size, part in zip(sizes, call.vjp(share, inputs=sizes), strict=True)]
 
 
-def _unknown(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.UNKNOWN, reads_values=True)
+def _unknown(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Nothing is known of it: mass goes to inputs of its shape, else by the magnitudes of eq. 2."""
     alike = [value.shape == mass.shape for value in call.inputs]
     if any(alike):
@@ -282,12 +311,14 @@ def _unknown(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence
     return tuple(size * factor.reshape(-1, *[1] * (size.dim() - 1)) for size in sizes)
 
 
-def _refused(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.REFUSED, reads_values=True)
+def _refused(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A call without a rule raises where mass comes to it, as where relevance does."""
     return tuple(step.rule.relevance(call, mass))
 
 
-def _unit(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.UNIT, reads_values=True)
+def _unit(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A module explained as a whole: tokens keep their mass if the shape says that they can."""
     first, *others = call.inputs
     if first.shape == mass.shape:
@@ -300,37 +331,3 @@ def _unit(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> Sequence[Te
             "does not say which token is which: explain it without a rule of its own"
         )
     return (kept, *(None for _ in others))
-
-
-READS_VALUES: Final = frozenset(
-    {
-        Flow.SUMMANDS,
-        Flow.PRODUCT,
-        Flow.ACCUMULATION,
-        Flow.UNKNOWN,
-        Flow.REFUSED,
-        Flow.UNIT,
-    }
-)
-"""What looks at the values of an operation's inputs and output, not only at their shapes."""
-
-_MASS: Final[dict[Flow, Callable[[Rollout, Step, Call, Tensor], Sequence[Tensor | None]]]] = {
-    Flow.KEEP: _keep,
-    Flow.NATIVE: _native,
-    Flow.SUMMANDS: _summands,
-    Flow.BLOCKED: _blocked,
-    Flow.MASKED: _masked,
-    Flow.SPREAD_EVENLY: _spread_evenly,
-    Flow.AVERAGED: _averaged,
-    Flow.SPREAD_OVER_FEATURES: _spread_over_features,
-    Flow.TO_PIXELS: _to_pixels,
-    Flow.PATCHES_TO_PIXELS: _patches_to_pixels,
-    Flow.SKIP_ADD: _skip_add,
-    Flow.ATTENTION: _attention,
-    Flow.PRODUCT: _product,
-    Flow.ACCUMULATION: _accumulation,
-    Flow.UNKNOWN: _unknown,
-    Flow.REFUSED: _refused,
-    Flow.UNIT: _unit,
-}
-"""For each flow the mass of each input, None for none, then that of the pixels; or ``NATIVE``."""

@@ -196,13 +196,13 @@ class Interception(TorchFunctionMode):
         unit = self._units.current() if self._units.present else None
         if self._writes.replaced or self._units.present:
             args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
-        if record_unannounced(self.context, tensors_in((args, kwargs))):
-            return self.call(function, args, kwargs)
-        if function in UPDATES:
-            return in_place.updated(self.context, function, args, kwargs)
         tensors = tensors_in((args, kwargs))
         marks = self.tape.marks
         active = [tensor for tensor in tensors if tensor in marks]
+        if len(active) < len(tensors) and record_unannounced(self.context, tensors):
+            return self.call(function, args, kwargs)
+        if function in UPDATES:
+            return in_place.updated(self.context, function, args, kwargs)
         if not active:
             return without_activation(self.context, function, args, kwargs)
         if function in INDEXED:
