@@ -111,6 +111,9 @@ class GridOptions(PhotoOptions):
     """Those of the grid pointing game."""
 
     grid: int = option(2, "Photos along each side.", least=2)
+    rounds: int = option(
+        1, "How often the photos are shared out; in each round a photo is in one grid.", least=1
+    )
     confidence: float = option(0.9, "The least probability of a photo's class.", least=0, most=1)
 
 

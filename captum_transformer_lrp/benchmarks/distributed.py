@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 # The slowest process may need this much longer than the fastest for its share of the examples.
@@ -62,9 +63,11 @@ def joined_processes() -> Iterator[Processes]:
 def own_device(name: str) -> str:
     """This process' device: under ``torchrun``, ``cuda`` means the GPU of its local rank.
 
+    More processes than GPUs take them in turn.
+
     >>> own_device("cpu")
     'cpu'
     """
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        return f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "cuda" and "LOCAL_RANK" in os.environ and (count := torch.cuda.device_count()):
+        return f"cuda:{int(os.environ['LOCAL_RANK']) % count}"
     return name

@@ -10,7 +10,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,11 @@ def grid_pointing(
 ) -> Result:
     """Put photos of different classes into a grid, and see which of them each class's map lights.
 
-    First the model classifies every photo by itself; those whose true class it gives a probability
-    of at least ``confidence`` are put into grids at random, each into one.  A grid has the model's
-    input size: its photos are made smaller.  Then every class in a grid is explained, and measured
-    is the share of the map's positive attribution that lies in the cell of the class's own photo.
+    First the model classifies every photo by itself.  Those whose true class it gives a probability
+    of at least ``confidence`` are put into grids at random, each into one in each round.  A grid
+    has the model's input size: its photos are made smaller.  Then every class in a grid is
+    explained, and measured is the share of the map's positive attribution that lies in the cell of
+    the class's own photo.
     Chance, and a map that does not depend on the class, is 1/grid² on average; a map without any
     positive attribution counts as 0.
 
@@ -69,8 +70,9 @@ def grid_pointing(
         seed: of the grids, too.
         show_progress: as there.
         so_far: as there.
-        options: ``grid``, photos along each side (2); ``confidence``, the least probability of the
-            true class (0.9); ``limit``, at most so many grids.
+        options: ``grid``, photos along each side (2); ``rounds``, how often the photos are shared
+            out (1); ``confidence``, the least probability of the true class (0.9); ``limit``, at
+            most so many grids.
 
     Returns:
         ``"localisation"`` in per cent: the mean over the grids of the mean over a grid's classes;
@@ -110,7 +112,10 @@ def grid_pointing(
             if record.skipped is None and record.values["probability"] >= empty.confidence
         ]
         cells = empty.grid**2
-        grids = make_grids([found[index] for index in sorted(confident)], cells, seed)
+        candidates = [found[index] for index in sorted(confident)]
+        dealt = (make_grids(candidates, cells, seed + turn) for turn in range(empty.rounds))
+        # Few photos can give the same grid again.
+        grids = list(dict.fromkeys(chain.from_iterable(dealt)))
         if not grids:
             raise BenchmarkError(
                 f"the model gives its true class a probability of at least {empty.confidence} for "

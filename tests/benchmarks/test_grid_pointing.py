@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +86,26 @@ def test_photos_without_confidence_are_left_out(
     """A model with random weights is confident of nothing."""
     with pytest.raises(BenchmarkError, match=r"at least 0.9 for 0 of 6 photos, expected 4"):
         grid_pointing(tiny, photos, output=tmp_path)
+
+
+def test_each_round_shares_the_photos_out_again_and_no_grid_comes_twice(
+    data: list[LabelledImage], tmp_path: Path
+) -> None:
+    """Five photos of five classes make one grid in each round."""
+    model = ImageModel(
+        "colors",
+        nn.Sequential(nn.Flatten(), nn.Linear(2700, 5)),
+        lambda photo: torch.zeros(3, 30, 30),
+        tuple("abcde"),
+    )
+    photos = [replace(photo, label=number) for number, photo in enumerate(data[:5])]
+    counts = []
+    for rounds in (1, 3, 500):
+        folder = tmp_path / str(rounds)
+        result = grid_pointing(
+            model, photos, ["random"], output=folder, rounds=rounds, confidence=0
+        )
+        counts.append(result.figure("random", "localisation").count)
+    assert counts[:2] == [1, 3]
+    # Five photos can be left out, and the others come in 24 orders.
+    assert 60 < counts[2] < 120

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from captum_transformer_lrp.benchmarks import BenchmarkError, Result, run
+from captum_transformer_lrp.benchmarks.distributed import own_device
 from captum_transformer_lrp.benchmarks.runner import seeded
 
 from .conftest import Dice
@@ -365,3 +366,17 @@ def test_random_numbers_of_every_kind_are_seeded_and_given_back() -> None:
             inside.append(drawn())
     assert inside[0] == inside[1]
     assert drawn() == expected
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "gpus", "expected"),
+    [(None, 2, "cuda"), ("1", 2, "cuda:1"), ("5", 2, "cuda:1"), ("3", 0, "cuda")],
+)
+def test_processes_take_the_gpus_in_turn(
+    local_rank: str | None, gpus: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    if local_rank is not None:
+        monkeypatch.setenv("LOCAL_RANK", local_rank)
+    assert own_device("cuda") == expected
+    assert own_device("cuda:0") == "cuda:0"
