@@ -81,10 +81,10 @@ class TensorTable(Generic[Value]):
 
 
 class HeldTable(Generic[Value]):
-    """A dictionary from tensors to anything, which keeps its tensors alive.
+    """A dictionary by identity, from tensors or modules to anything, which keeps them alive.
 
     Args:
-        pairs: tensors, each with what is known of it.
+        pairs: such objects, each with what is known of it.
 
     Example:
         >>> import torch
@@ -94,33 +94,33 @@ class HeldTable(Generic[Value]):
         ('zeros', 'unknown', True)
     """
 
-    def __init__(self, pairs: Iterable[tuple[Tensor, Value]] = ()) -> None:
-        self._found = {id(tensor): (tensor, value) for tensor, value in pairs}
+    def __init__(self, pairs: Iterable[tuple[object, Value]] = ()) -> None:
+        self._found = {id(one): (one, value) for one, value in pairs}
 
     @overload
-    def get(self, tensor: Tensor) -> Value | None: ...
+    def get(self, one: object) -> Value | None: ...
     @overload
-    def get(self, tensor: Tensor, default: Value) -> Value: ...
-    def get(self, tensor: Tensor, default: Value | None = None) -> Value | None:
-        """What is known of a tensor."""
-        entry = self._found.get(id(tensor))
+    def get(self, one: object, default: Value) -> Value: ...
+    def get(self, one: object, default: Value | None = None) -> Value | None:
+        """What is known of an object."""
+        entry = self._found.get(id(one))
         return default if entry is None else entry[1]
 
-    def __getitem__(self, tensor: Tensor) -> Value:
-        return self._found[id(tensor)][1]
+    def __getitem__(self, one: object) -> Value:
+        return self._found[id(one)][1]
 
-    def __setitem__(self, tensor: Tensor, value: Value) -> None:
-        self._found[id(tensor)] = tensor, value
+    def __setitem__(self, one: object, value: Value) -> None:
+        self._found[id(one)] = one, value
 
-    def __contains__(self, tensor: Tensor) -> bool:
-        return id(tensor) in self._found
+    def __contains__(self, one: object) -> bool:
+        return id(one) in self._found
 
     def __len__(self) -> int:
         return len(self._found)
 
-    def pop(self, tensor: Tensor) -> Value:
-        """What was known of a tensor, which is forgotten."""
-        return self._found.pop(id(tensor))[1]
+    def pop(self, one: object) -> Value:
+        """What was known of an object, which is forgotten."""
+        return self._found.pop(id(one))[1]
 
     def values(self) -> list[Value]:
         """What is known of each."""

@@ -13,6 +13,7 @@ from types import CodeType, FrameType
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
 
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.rules import CaptumRule, Rule
 from captum_transformer_lrp.rules.captum import EngineRule
@@ -69,8 +70,7 @@ class Units:
         """The user's rule for a module, set on it or registered for its class."""
         rule = vars(module).get("rule")
         if not isinstance(rule, PropagationRule) or isinstance(rule, EngineRule):
-            _, named = self._module_rules.get(id(module), (module, None))
-            rule = named or self._class_rules.get(type(module))
+            rule = self._module_rules.get(module) or self._class_rules.get(type(module))
         if rule is None:
             return None
         return rule if isinstance(rule, Rule) else CaptumRule(rule, module)
@@ -96,10 +96,10 @@ class Units:
 
 def _by_module(
     model: nn.Module | None, rules: Mapping[str, PropagationRule]
-) -> dict[int, tuple[nn.Module, PropagationRule]]:
-    """Modules and the rules that they are given by name, by the modules' identity."""
+) -> HeldTable[PropagationRule]:
+    """The rules that modules are given by name."""
     if not rules:
-        return {}
+        return HeldTable()
     if model is None:
         raise ValueError(
             f"there are rules for modules called {', '.join(map(repr, rules))}, but what is "
@@ -111,7 +111,7 @@ def _by_module(
             nearest = difflib.get_close_matches(name, modules, n=1)
             hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
             raise ValueError(f"there is a rule for {name!r}, but no such module{hint}")
-    return {id(modules[name]): (modules[name], rule) for name, rule in rules.items()}
+    return HeldTable((modules[name], rule) for name, rule in rules.items())
 
 
 def is_single_operation(module: nn.Module) -> bool:
