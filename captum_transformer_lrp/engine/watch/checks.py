@@ -20,9 +20,8 @@ from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.values import is_dequantisable
 from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
-from captum_transformer_lrp.engine.watch.thread_state import interruption
 from captum_transformer_lrp.engine.watch.writes import unchanged
-from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
+from captum_transformer_lrp.errors import ExplanationError, NoAttentionError, interruption
 
 
 def tensors_of(inputs: Any) -> tuple[Tensor, ...]:
