@@ -191,8 +191,11 @@ def check_model(model: nn.Module) -> None:
 
 def _looks_up_packed(module: nn.Module) -> bool:
     """Whether a module looks embeddings up in what bitsandbytes has packed."""
-    kind = type(getattr(module, "weight", None))
-    return isinstance(module, nn.Embedding) and "bitsandbytes" in kind.__module__
+    if not isinstance(module, nn.Embedding):
+        return False
+    # Not as an attribute: a parametrised weight is computed, and changes the module.
+    kind = type(module._parameters.get("weight"))
+    return "bitsandbytes" in kind.__module__
 
 
 def _kind_of_state(tensor: Tensor) -> str | None:
