@@ -305,7 +305,7 @@ def options_of(kind: type) -> list[tuple[Field[Any], Any]]:
     """Each option of a benchmark, or of a class of options, with its type.
 
     >>> [one.name for one, _ in options_of(GridOptions)]
-    ['limit', 'device', 'labels', 'grid', 'confidence']
+    ['limit', 'device', 'labels', 'grid', 'rounds', 'confidence']
     """
     hints = get_type_hints(kind)
     return [(one, hints[one.name]) for one in fields(kind) if "about" in one.metadata]

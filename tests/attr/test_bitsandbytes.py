@@ -8,6 +8,7 @@ from the copy's.
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -146,8 +147,16 @@ def logits(model: Any, words: Any) -> Tensor:
         return torch.cat([model(**words(text, return_tensors="pt")).logits for text in SENTENCES])
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("form", FORMS)
+QUICK = {("nf4", "transformer_attribution"), ("int8", "attnlrp")}
+
+
+@pytest.mark.parametrize(
+    ("form", "method"),
+    [
+        pytest.param(*one, marks=() if one in QUICK else pytest.mark.slow)
+        for one in itertools.product(FORMS, METHODS)
+    ],
+)
 def test_maps_are_those_of_a_copy_with_dequantised_weights(
     classifier: tuple[Any, Any], form: str, method: str
 ) -> None:

@@ -301,6 +301,7 @@ def test_a_metric_takes_options_after_colons(
     assert len({found.figure("random", name).value for name in names}) == 3
 
 
+@pytest.mark.slow
 def test_the_command_measures_every_metric(checkpoint: Path, photos: Path, tmp_path: Path) -> None:
     command = ["benchmark", "metrics", "--model", "test_vit", "--checkpoint", str(checkpoint)]
     command += ["--data", str(photos), "--output", str(tmp_path), "--limit", "2"]

@@ -124,7 +124,12 @@ def test_road_by_cells_puts_the_true_map_before_noise() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"removal": "road"}, {"cells": 5}, {"cells": 5, "removal": "road"}]
+    "options",
+    [
+        pytest.param({"removal": "road"}, marks=pytest.mark.slow),
+        {"cells": 5},
+        pytest.param({"cells": 5, "removal": "road"}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_perturbation_test_takes_road_and_cells(
     tiny: ImageModel, photos: Path, tmp_path: Path, options: dict[str, object]
