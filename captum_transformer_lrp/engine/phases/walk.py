@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,6 +17,12 @@ from captum_transformer_lrp.engine.graph.switch import TapeSwitch
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.phases.rollout import Rollout
 from captum_transformer_lrp.errors import interruption
+
+FEWEST_TOGETHER: Final = 4
+"""So many seeds go down in one pass, however large the model is."""
+
+MOST_ELEMENTS: Final = 1 << 21
+"""More than the fewest go down in one pass while what is wanted of them has fewer elements."""
 
 
 def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]]) -> Tensor | None:
@@ -130,15 +137,17 @@ def backward_to_each(
 def backward_together(
     tape: Tape, phase: Phase, output: Tensor, seeds: Sequence[Tensor], wanted: Sequence[Tensor]
 ) -> list[list[Tensor]]:
-    """Run one phase for several seeds in one pass; for each what :meth:`Tape.backward` returns."""
+    """Run one phase for several seeds at once; for each what :meth:`Tape.backward` returns."""
 
     def run(seed: Tensor) -> list[Tensor]:
         return tape.backward(phase, output, seed, wanted)
 
     if len(seeds) > 1:
         outside = sys.exc_info()[1]
+        size = sum(one.numel() for one in wanted)
+        together = max(FEWEST_TOGETHER, MOST_ELEMENTS // max(size, 1))
         try:
-            found = torch.func.vmap(run)(torch.stack(list(seeds)))
+            found = torch.func.vmap(run, chunk_size=together)(torch.stack(list(seeds)))
             return [[one[place] for one in found] for place in range(len(seeds))]
         except RuntimeError as error:
             if interruption(error, outside):
