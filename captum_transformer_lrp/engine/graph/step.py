@@ -24,7 +24,9 @@ class Keeps(enum.IntEnum):
     SHAPES = 0
     OUTPUT = 1
     """Its output, and the shapes of its inputs."""
-    VALUES = 2
+    INPUTS = 2
+    """Its inputs, from which its output is computed again."""
+    VALUES = 3
     """Its output and its inputs."""
 
 
@@ -68,6 +70,8 @@ class Step:
         tensors = saved.saved_tensors
         kept = 1 if self.keeps is Keeps.OUTPUT else 0
         tensors = [*tensors[:kept], *(stand_in(one) for one in self.shapes), *tensors[kept:]]
+        if self.keeps is Keeps.INPUTS:
+            tensors.insert(0, self.kernel.forward(tensors[: self.inputs], None))
         rest = [raised(one, tensors[0].dtype) for one in tensors[1 + self.inputs :]]
         return Call(
             function=self.function,

@@ -13,7 +13,7 @@ from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Step
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.rules import Rule
-from captum_transformer_lrp.rules.kernels import Kernel
+from captum_transformer_lrp.rules.kernels import Kernel, MatmulKernel
 
 
 def record(
@@ -49,6 +49,10 @@ def record(
         tape.stabilizer, tape.epsilon,
     )  # fmt: skip
     step.keeps = max((phase.needs(step) for phase in tape.phases), default=Keeps.SHAPES)
+    is_product = step.keeps is Keeps.VALUES and isinstance(kernel, MatmulKernel)
+    if is_product and output.numel() > 2 * sum(one.numel() for one in inputs):
+        # The scores of a long text take much memory, and little time to be computed again.
+        step.keeps = Keeps.INPUTS
     kept = [
         value if original is None else original
         for value in others
@@ -79,6 +83,8 @@ class TapeSwitch(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if step.keeps is Keeps.VALUES:
             ctx.save_for_backward(value, *tensors)
+        elif step.keeps is Keeps.INPUTS:
+            ctx.save_for_backward(*tensors)
         else:
             inputs, others = tensors[: step.inputs], tensors[step.inputs :]
             keeps_output = step.keeps is Keeps.OUTPUT
