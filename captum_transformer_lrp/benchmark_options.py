@@ -188,25 +188,6 @@ class TextPerturbationOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """Those of fine-tuning a classifier before it is explained."""
-
-    train: Path | None = option(
-        None,
-        "First fine-tune --model on the training split, into this folder, and explain the result. "
-        "A training that was stopped goes on.",
-    )
-    train_only: bool = option(False, "Only train, and measure the accuracy.", flag="--train-only")
-    epochs: int = option(3, "Of the training.", least=1)
-    batch_size: int = option(8, "Of the training.", least=1)
-    learning_rate: float = option(5e-5, "Of the training, the highest.")
-    train_limit: int | None = option(
-        None, "Train on and validate with at most so many of each split.", least=1
-    )
-    checkpoint_every: int = option(50, "Steps of the training between two checkpoints.", least=1)
-
-
-@dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
     """Those of the measurement of time and memory."""
 

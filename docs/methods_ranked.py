@@ -111,7 +111,12 @@ def rankings() -> dict[str, Ranking]:
     """Of photos and of texts."""
     columns = compared.measured_of([*compared.COLUMNS, *compared.SINGLE])
     return {
-        "photos": Ranking([one for one in columns if one.asks in compared.ASKED]),
+        "photos": Ranking(
+            sorted(
+                (one for one in columns if one.asks in compared.ASKED),
+                key=lambda one: compared.ASKED.index(one.asks),
+            )
+        ),
         "texts": Ranking([one for one in columns if one.asks == compared.TEXTS]),
     }
 
