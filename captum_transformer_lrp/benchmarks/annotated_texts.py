@@ -33,14 +33,7 @@ from captum_transformer_lrp.models import TextModel
 
 @dataclass(frozen=True)
 class ReadDocument:
-    """An annotated document with what the classifier makes of it.
-
-    Args:
-        document: the document.
-        encoded: its pieces, cut to what the classifier reads.
-        logits: float32 (C,), on the CPU.
-        target: the index of the document's class.
-    """
+    """A document, its pieces cut to what the classifier reads, its logits, and its class' index."""
 
     document: AnnotatedDocument
     encoded: EncodedTokens
@@ -177,14 +170,10 @@ def text_summary(
     panels: Mapping[Any, str],
     *labels: str,
 ) -> Summary:
-    """Figures with one curve for each panel and method.
+    """Figures, with one curve for each panel and method.
 
-    Args:
-        figures: all of them.
-        columns: of the table.
-        steps: x by the end of a figure's condition.
-        panels: the panels' titles, by metric and explained class.
-        labels: of x, and of y where it is not the metric.
+    ``steps`` has x by the end of a figure's condition; ``panels`` the titles by metric and class;
+    ``labels`` are those of x, and of y where it is not the metric.
     """
     at = {(one.method, one.metric, one.condition): one for one in figures}
     methods = list(dict.fromkeys(one.method for one in figures if one.method != MODEL))
@@ -204,28 +193,19 @@ def text_summary(
 def corpus_classes(
     found: Sequence[str], class_names: Sequence[str], labels: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Which output of a classifier stands for each class of a corpus.
+    """Which output of a classifier stands for each class of a corpus, as far as it has them.
 
     Args:
         found: the classes that the corpus' documents have.
         class_names: the classifier's, one for each logit.
         labels: for a class of the corpus, the classifier's name for it, where they differ.
 
-    Returns:
-        The classes of the corpus that the classifier has; documents of others are left out by name.
-
     Raises:
-        BenchmarkError: if fewer than two classes are found in the classifier, or a name of
-            ``labels`` is not there.
+        BenchmarkError: if fewer than two classes are found, or a name of ``labels`` is not there.
 
     Example:
         >>> corpus_classes(["NEG", "POS"], ["negative", "pos"], {"NEG": "negative"})
         {'NEG': 0, 'POS': 1}
-        >>> corpus_classes(["NEG", "POS"], ["LABEL_0", "LABEL_1"])
-        Traceback (most recent call last):
-        ...
-        captum_transformer_lrp.benchmarks.errors.BenchmarkError: the corpus has the classes NEG,
-        POS, the classifier LABEL_0, LABEL_1: say which is which with labels, such as NEG=LABEL_0
     """
     by_name = {name.casefold(): index for index, name in enumerate(class_names)}
     advice = f"say which is which with labels, such as {found[0] if found else 'NEG'}="
@@ -252,9 +232,6 @@ def corpus_classes(
 
 def _longest(classifier: TextModel) -> int:
     """The most pieces that the classifier takes."""
-    config = getattr(classifier.model, "config", None)
-    limits = [classifier.tokenizer.model_max_length]
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        limits.append(positions)
-    return int(min(limits))
+    limit: int = classifier.tokenizer.model_max_length
+    positions = getattr(getattr(classifier.model, "config", None), "max_position_embeddings", None)
+    return min(limit, positions) if isinstance(positions, int) and positions > 0 else limit

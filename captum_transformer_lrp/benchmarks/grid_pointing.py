@@ -60,10 +60,9 @@ def grid_pointing(
     positive attribution counts as 0.
 
     Args:
-        model: from :func:`~captum_transformer_lrp.models.load_image_model`, or made by hand.
-        data: a folder of photos (see
-            :func:`~captum_transformer_lrp.benchmarks.images.labelled_images`) or the photos.
-        methods: names as in :func:`~captum_transformer_lrp.benchmarks.methods.methods_by_name`.
+        model: as in :class:`ModelBenchmark`.
+        data: a folder of photos or the photos, as in :func:`labelled_images`.
+        methods: names.
         output: as those that follow, of :func:`~captum_transformer_lrp.benchmarks.run`.
         labels: a file of labels, if the names of files and folders do not tell the classes.
         device: where to compute.
@@ -81,21 +80,6 @@ def grid_pointing(
     Raises:
         BenchmarkError: for data, methods or an output folder that do not fit, and if there are too
             few confidently classified photos of different classes for a grid.
-
-    Example:
-        >>> import tempfile
-        >>> from captum_transformer_lrp import examples
-        >>> from captum_transformer_lrp.benchmarks import LabelledImage, grid_pointing
-        >>> from captum_transformer_lrp.models import load_image_model
-        >>> model = load_image_model("bundled/scenes")
-        >>> folder = Path(examples.__file__).parent / "assets" / "scenes"
-        >>> data = [LabelledImage(name, folder / f"{name}.png", model.class_names.index(name))
-        ...     for name in ("butterfly", "horse", "tractor", "crocodile")]
-        >>> with tempfile.TemporaryDirectory() as output:
-        ...     result = grid_pointing(model, data, ["transformer_attribution", "random"],
-        ...         output=output, confidence=0.5)
-        >>> result.figure("transformer_attribution", "localisation").value > 50
-        True
     """
     empty = GridPointing(model, [], methods, device=device, **options)  # which checks the options
     found = photos(data, model, labels)
@@ -143,15 +127,9 @@ def grid_pointing(
 def make_grids(
     candidates: Sequence[LabelledImage], count: int, seed: int
 ) -> list[tuple[LabelledImage, ...]]:
-    """Share photos out among grids, at random, the photos of a grid being of different classes.
+    """Share photos out among grids of ``count``, at random, each of different classes.
 
-    Args:
-        candidates: the photos.
-        count: photos in a grid.
-        seed: of the order.
-
-    Returns:
-        The grids; photos that are left over are in none.
+    Photos that are left over are in none.
 
     Example:
         >>> photos = [LabelledImage(f"{n}.jpg", Path(f"{n}.jpg"), n % 3) for n in range(6)]
@@ -213,13 +191,7 @@ class Classification(PhotoBenchmark[Tensor]):
 
 @dataclass(frozen=True)
 class Grid:
-    """Photos in one image.
-
-    Args:
-        pixels: normalised, (1, 3, H, W).
-        cells: for each photo its rows and its columns.
-        classes: for each photo its class.
-    """
+    """Photos in one image (1, 3, H, W): each one's rows and columns, and its class."""
 
     pixels: Tensor
     cells: tuple[tuple[slice, slice], ...]

@@ -21,14 +21,7 @@ _TESTS = ("positive", "negative")
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo with what the model makes of it.
-
-    Args:
-        pixels: normalised, (1, 3, H, W).
-        without: what takes pixels away.
-        label: its true class.
-        predicted: the class that the model predicts.
-    """
+    """Normalised pixels (1, 3, H, W), what takes some away, the true and the predicted class."""
 
     pixels: Tensor
     without: Without
