@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +26,6 @@ from captum_transformer_lrp.benchmarks.eraser import (
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.model_benchmark import ModelBenchmark
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Figure, Summary
-from captum_transformer_lrp.benchmarks.statistics import ExactMean
 from captum_transformer_lrp.models import TextModel
 
 
@@ -148,46 +146,9 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
             output: Any = self.classifier(input_ids, **keywords)
         return output.logits[0].float().cpu()
 
-    def figures(
-        self,
-        records: Callable[[], Iterator[Record]],
-        values: Callable[[Record], Mapping[str, Mapping[tuple[str, str], float]]],
-        unit: str = "%",
-        more: Sequence[str] = (),
-    ) -> list[Figure]:
-        """The accuracy, and the means over the documents of each method's values."""
-        means, accuracy = self.means(unit, more), ExactMean()
-        for record in records():
-            accuracy.add(100.0 * (record.values["target"] == record.values["predicted"]))
-            means.add(values(record))
-        return [accuracy.figure(MODEL, "accuracy"), *means.figures()]
-
-
-def text_summary(
-    figures: Sequence[Figure],
-    columns: Sequence[str],
-    steps: Mapping[str, float],
-    panels: Mapping[Any, str],
-    *labels: str,
-) -> Summary:
-    """Figures, with one curve for each panel and method.
-
-    ``steps`` has x by the end of a figure's condition; ``panels`` the titles by metric and class;
-    ``labels`` are those of x, and of y where it is not the metric.
-    """
-    at = {(one.method, one.metric, one.condition): one for one in figures}
-    methods = list(dict.fromkeys(one.method for one in figures if one.method != MODEL))
-    curves = [
-        Curve.of(
-            [at[method, metric, f"{which}, {step}"] for step in steps],
-            title,
-            list(steps.values()),
-            *(labels if len(labels) == 2 else (*labels, metric)),
-        )
-        for (metric, which), title in panels.items()
-        for method in methods
-    ]
-    return Summary(tuple(figures), tuple(curves), tuple(columns))
+    def of_model(self, record: Record) -> dict[str, float]:
+        """The accuracy."""
+        return {"accuracy": 100.0 * (record.values["target"] == record.values["predicted"])}
 
 
 def corpus_classes(

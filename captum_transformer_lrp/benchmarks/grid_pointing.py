@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -30,9 +30,8 @@ from captum_transformer_lrp.benchmarks.images import (
     whole_image,
 )
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import MODEL, Result, Summary
+from captum_transformer_lrp.benchmarks.results import Result
 from captum_transformer_lrp.benchmarks.runner import record_folder, run
-from captum_transformer_lrp.benchmarks.statistics import ExactMean
 from captum_transformer_lrp.models import ImageModel
 
 
@@ -181,12 +180,9 @@ class Classification(PhotoBenchmark[Tensor]):
         """There is no method."""
         raise ValueError(f"the model's accuracy is of no method, found {method!r}")
 
-    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
+    def of_model(self, record: Record) -> dict[str, float]:
         """The accuracy."""
-        accuracy = ExactMean()
-        for record in records():
-            accuracy.add(100.0 * record.values["right"])
-        return Summary((accuracy.figure(MODEL, "top-1 accuracy"),))
+        return {"top-1 accuracy": 100.0 * record.values["right"]}
 
 
 @dataclass(frozen=True)
@@ -231,14 +227,13 @@ class GridPointing(GridOptions, ImageBenchmark[Grid]):
         cells = zip(maps, example.cells, strict=True)
         return {"shares": [localisation(one, *cell) for one, cell in cells]}
 
-    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
+    unit = "%"
+
+    def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
         """The mean share, in per cent."""
-        means = self.means()
-        for record in records():
-            for_all = {name: found["shares"] for name, found in record.methods.items()}
-            percent = {name: 100 * sum(one) / len(one) for name, one in for_all.items()}
-            means.add({name: {("localisation", ""): one} for name, one in percent.items()})
-        return Summary(tuple(means.figures()))
+        shares = {name: found["shares"] for name, found in record.methods.items()}
+        percent = {name: 100 * sum(one) / len(one) for name, one in shares.items()}
+        return {name: {("localisation", ""): one} for name, one in percent.items()}
 
 
 def localisation(relevance: Tensor, rows: slice, columns: slice) -> float:

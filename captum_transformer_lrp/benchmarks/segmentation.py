@@ -29,6 +29,7 @@ from captum_transformer_lrp.benchmarks.segmentation_data import (
     resized_mask,
     segmentation_data,
 )
+from captum_transformer_lrp.benchmarks.statistics import MethodMeans
 
 # (metric, the pooled ratios that it is the mean of): a ratio's parts are named in `example_counts`.
 _POOLED: Final = {
@@ -134,7 +135,7 @@ class Segmentation(SegmentationOptions, ImageBenchmark[Segmented]):
             count += 1
             for method, found in record.methods.items():
                 totals[method].update(example_counts(found))
-        means = self.means()
+        means = MethodMeans(self.methods, unit="%")
         for record in records():
             found_of = record.methods.items()
             means.add({of: example_values(one, totals[of], count) for of, one in found_of})
