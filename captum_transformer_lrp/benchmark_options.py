@@ -39,12 +39,9 @@ only block B − 1, the second from the input."""
 def option(default: Any, about: str, **more: Any) -> Any:
     """A field with a sentence about it.
 
-    Args:
-        default: its default.
-        about: the sentence.
-        more: ``least``, ``above`` and ``most``, the limits of numbers; ``flag``, how the command
-            line spells it; ``joined`` where it takes several with commas between them;
-            ``recorded=False`` where no record depends on it.
+    ``more`` are ``least``, ``above`` and ``most``, the limits of numbers; ``flag``, how the command
+    line spells it; ``joined`` where it takes several with commas between them; ``recorded=False``
+    where no record depends on it.
     """
     return field(default=default, metadata={"about": about, **more})
 
@@ -216,22 +213,12 @@ class SpeedOptions:
 
 @dataclass(frozen=True)
 class Command:
-    """A benchmark as the command line has it.
-
-    Args:
-        options: the class of its options.
-        function: where the function is: module and name.
-        data: what ``--data`` is.
-        about: what it does.
-        texts: whether it is of texts.
-        methods: those without ``--methods``.
-    """
+    """A benchmark as the command line has it: what ``--data`` is, what it does, its function."""
 
     options: type[Options]
-    function: tuple[str, str]
     data: str
     about: str
-    texts: bool = False
+    function: str
     methods: tuple[str, ...] = ("paper",)
 
 
@@ -241,43 +228,41 @@ _CORPUS = "A folder in the format of ERASER: docs/ and test.jsonl."
 COMMANDS: Final[Mapping[str, Command]] = {
     "perturbation": Command(
         PerturbationOptions,
-        ("perturbation", "perturbation"),
         _PHOTOS,
         "Remove pixels in the order of each map and measure the accuracy (tables 1 and 3).",
+        "perturbation",
     ),
     "metrics": Command(
         MetricOptions,
-        ("metrics", "map_metrics"),
         _PHOTOS,
         "Measure maps: faithfulness, sanity, robustness, sparseness, any metric of Quantus.",
+        "map_metrics",
     ),
     "segmentation": Command(
         SegmentationOptions,
-        ("segmentation", "segmentation"),
         "gtsegs_ijcv.mat, a folder with an index.json, or one with JPEGImages and "
         "SegmentationClass.",
         "Compare maps with the masks of objects (tables 2 and 3).",
+        "segmentation",
     ),
     "grid-pointing": Command(
         GridOptions,
-        ("grid_pointing", "grid_pointing"),
         _PHOTOS,
         "See whether the map of each class in a grid of photos is in its own photo's cell.",
+        "grid_pointing",
     ),
     "rationale": Command(
         RationaleOptions,
-        ("rationale", "rationale"),
         _CORPUS,
         "Compare the tokens ranked highest with those that people marked (figure 4).",
-        texts=True,
+        "rationale",
     ),
     "text-perturbation": Command(
         TextPerturbationOptions,
-        ("text_perturbation", "text_perturbation"),
         _CORPUS,
         "Take the tokens ranked highest away, or keep only them (ERASER's AOPC).",
-        texts=True,
-        methods=("paper", "random"),
+        "text_perturbation",
+        ("paper", "random"),
     ),
 }
 
@@ -286,7 +271,7 @@ def options_of(kind: type) -> list[tuple[Field[Any], Any]]:
     """Each option of a benchmark, or of a class of options, with its type.
 
     >>> [one.name for one, _ in options_of(GridOptions)]
-    ['limit', 'device', 'labels', 'grid', 'confidence']
+    ['limit', 'device', 'labels', 'grid', 'rounds', 'confidence']
     """
     hints = get_type_hints(kind)
     return [(one, hints[one.name]) for one in fields(kind) if "about" in one.metadata]

@@ -21,6 +21,7 @@ from captum_transformer_lrp.benchmark_options import (
     COMMANDS,
     Command,
     SpeedOptions,
+    TextOptions,
     choices_of,
     options_of,
 )
@@ -47,6 +48,7 @@ benchmark = typer.Typer(
     no_args_is_help=True,
 )
 
+BENCHMARKS = "captum_transformer_lrp.benchmarks"
 _METHODS = typer.Option(
     "--method",
     "--methods",
@@ -129,7 +131,7 @@ def value_of(one: Field[Any], kind: Any, given: Any) -> Any:
 
 def of_benchmark(name: str, command: Command) -> None:
     """Add the command of a benchmark."""
-    own = options_of(command.options)
+    own, texts = options_of(command.options), issubclass(command.options, TextOptions)
 
     def run(model: str, data: Path, **given: Any) -> None:
         options = {one.name: value_of(one, kind, given[one.name]) for one, kind in own}
@@ -138,13 +140,11 @@ def of_benchmark(name: str, command: Command) -> None:
         from captum_transformer_lrp import models
 
         options["device"] = to_device(options["device"])
-        if command.texts:
+        if texts:
             loaded: Any = models.load_text_model(model)
         else:
             loaded = models.load_image_model(model, checkpoint=given["checkpoint"])
-        module, function = command.function
-        found = import_module(f"captum_transformer_lrp.benchmarks.{module}")
-        result = getattr(found, function)(
+        result = getattr(import_module(BENCHMARKS), command.function)(
             loaded,
             data,
             method_names(given["methods"], given.get("ablations", False)),
@@ -157,11 +157,11 @@ def of_benchmark(name: str, command: Command) -> None:
         report(result, folder, given["quiet"])
 
     parameters = [
-        parameter("model", TextModelName if command.texts else ImageModelName),
+        parameter("model", TextModelName if texts else ImageModelName),
         parameter("data", Annotated[Path, typer.Option(help=command.data)]),
         parameter("methods", Annotated[list[str], _METHODS], list(command.methods)),
     ]
-    if not command.texts:
+    if not texts:
         ablations = typer.Option("--ablations", help="Add the variants of the paper's table 3.")
         parameters.append(parameter("checkpoint", Checkpoint, None))
         parameters.append(parameter("ablations", Annotated[bool, ablations], False))
