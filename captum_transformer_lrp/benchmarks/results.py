@@ -89,6 +89,12 @@ class Panel(NamedTuple):
     x: Mapping[str, float]
     labels: tuple[str, str]
 
+    def curve(self, figures: Sequence[Figure]) -> Curve:
+        """The curve through figures of one method."""
+        y, errors = zip(*((one.value, one.standard_error) for one in figures), strict=True)
+        x = tuple(map(float, self.x.values()))
+        return Curve(figures[0].method, self.title, x, y, errors, *self.labels)
+
 
 @dataclass(frozen=True)
 class Summary:

@@ -27,7 +27,7 @@ from captum_transformer_lrp.benchmark_options import options_of
 from captum_transformer_lrp.benchmarks.distributed import Processes, joined_processes
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
 from captum_transformer_lrp.benchmarks.records import Record, RecordFolder
-from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Panel, Result, Summary
+from captum_transformer_lrp.benchmarks.results import MODEL, Panel, Result, Summary
 from captum_transformer_lrp.benchmarks.statistics import ExactMean, MethodMeans
 from captum_transformer_lrp.printing import printable
 
@@ -113,14 +113,7 @@ class Benchmark(ABC, Generic[Example]):
                 points.add(self.points(record))
         at = {(one.method, one.metric, one.condition): one for one in points.figures()}
         curves = [
-            Curve(
-                name,
-                panel.title,
-                tuple(map(float, panel.x.values())),
-                tuple(at[name, panel.metric, condition].value for condition in panel.x),
-                tuple(at[name, panel.metric, condition].standard_error for condition in panel.x),
-                *panel.labels,
-            )
+            panel.curve([at[name, panel.metric, condition] for condition in panel.x])
             for panel in self.panels
             for name in names
         ]
@@ -143,11 +136,9 @@ def run(
     The earlier run may have had another limit of examples: those that are in both are not run
     again.  Where another run is writing to the folder, this one waits for it.  Records that are
     damaged, and those of examples whose contents have changed, are named by a warning and made
-    again.
-
-    Under ``torchrun`` the examples are shared among its processes, which may be more or fewer than
-    in the earlier run.  The figures are the same to the last digit, on the same kind of machine
-    with the same number of threads.
+    again.  Under ``torchrun`` the examples are shared among its processes, which may be more or
+    fewer than in the earlier run.  The figures are the same to the last digit, on the same kind of
+    machine with the same number of threads.
 
     Args:
         benchmark: the benchmark.
@@ -155,11 +146,7 @@ def run(
         seed: of methods that draw random numbers.
         show_progress: whether to show a bar with the remaining time, and damaged examples.
         save: whether to write the result there, too.
-        so_far: run nothing and write nothing, only sum up what there is of an unfinished run,
-            which may be going on meanwhile.
-
-    Returns:
-        The result, in every process.
+        so_far: run nothing and write nothing, only sum up what there is of an unfinished run.
 
     Raises:
         BenchmarkError: if there are no readable examples, or the folder is of other settings.
@@ -274,19 +261,6 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def progress_bar(shown: bool) -> Progress:
-    """A bar with the remaining time, on stderr."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
-
-
 def _flat(found: Mapping[str, Any]) -> dict[tuple[str, str], float]:
     return {
         (name, condition): value
@@ -315,7 +289,15 @@ def _run_shard(
     if not indices:
         return
     shown = show_progress and processes.rank == 0
-    progress = progress_bar(shown)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
     share = f" (process 1 of {processes.world})" if processes.world > 1 else ""
     identifiers = benchmark.identifiers()
     with progress, folder.shard(processes.rank, processes.world) as shard:
