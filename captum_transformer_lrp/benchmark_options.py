@@ -185,6 +185,18 @@ class TextPerturbationOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextMetricOptions(TextOptions):
+    """Those of single metrics of texts."""
+
+    metrics: Sequence[str] = option(
+        ("deletion", "insertion", "saco", "mprt", "random_logit", "sparseness"),
+        "What is measured, with options after colons; may be given several times, or with commas. "
+        "A wrong name lists all.",
+        flag="--metric",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SpeedOptions:
     """Those of the measurement of time and memory."""
 
@@ -263,6 +275,12 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "Take the tokens ranked highest away, or keep only them (ERASER's AOPC).",
         "text_perturbation",
         ("paper", "random"),
+    ),
+    "text-metrics": Command(
+        TextMetricOptions,
+        _CORPUS,
+        "Measure maps of tokens: deletion and insertion, sanity, sparseness.",
+        "text_metrics",
     ),
 }
 

@@ -50,7 +50,7 @@ class ReadDocument:
 
 @dataclass(frozen=True, eq=False)
 class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
-    """A benchmark of methods that rank the tokens of annotated documents.
+    """A benchmark of methods that explain classifiers of annotated documents.
 
     ``data`` is a folder in the format of ERASER (see
     :mod:`~captum_transformer_lrp.benchmarks.eraser`), or its documents.
@@ -122,6 +122,20 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
             "read": len(example.encoded.read),
         }
 
+    def logits(self, input_ids: Tensor, keywords: Mapping[str, Tensor]) -> Tensor:
+        """The classifier's logits of one text, float32 (C,), on the CPU."""
+        with torch.no_grad():
+            output: Any = self.classifier(input_ids, **keywords)
+        return output.logits[0].float().cpu()
+
+    def of_model(self, record: Record) -> dict[str, float]:
+        """The accuracy."""
+        return {"accuracy": 100.0 * (record.values["target"] == record.values["predicted"])}
+
+
+class TokenRanking(TextBenchmark):
+    """One of the order in which a method puts the tokens."""
+
     def evaluate(self, example: ReadDocument, method: str) -> dict[str, Any]:
         """For each explained class what :meth:`measure` finds."""
         targets = [example.explained(which) for which in self.explain]
@@ -139,16 +153,6 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
     @abstractmethod
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """What to note of a ranking of the tokens that were read, as JSON."""
-
-    def logits(self, input_ids: Tensor, keywords: Mapping[str, Tensor]) -> Tensor:
-        """The classifier's logits of one text, float32 (C,), on the CPU."""
-        with torch.no_grad():
-            output: Any = self.classifier(input_ids, **keywords)
-        return output.logits[0].float().cpu()
-
-    def of_model(self, record: Record) -> dict[str, float]:
-        """The accuracy."""
-        return {"accuracy": 100.0 * (record.values["target"] == record.values["predicted"])}
 
 
 def corpus_classes(

@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.benchmark_options import TextPerturbationOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import (
-    ReadDocument,
-    TextBenchmark,
-)
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TokenRanking
 from captum_transformer_lrp.benchmarks.corpus_tokens import EncodedTokens
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.records import Record
@@ -26,7 +23,7 @@ _METRICS: Final = ("comprehensiveness", "sufficiency")
 
 
 @dataclass(frozen=True, eq=False)
-class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
+class TextPerturbationBenchmark(TextPerturbationOptions, TokenRanking):
     r"""Comprehensiveness and sufficiency, averaged over rationales of several lengths.
 
     With p(x) the probability of the explained class and r_b the b % of the tokens that rank
