@@ -17,3 +17,19 @@ class NoAttentionError(ExplanationError):
 
 class ArgumentError(ValueError):
     """An argument that the caller must change; the message says what was found and expected."""
+
+
+def interruption(
+    error: BaseException | None, outside: BaseException | None = None
+) -> KeyboardInterrupt | None:
+    """The Ctrl-C that an exception comes from, if any.
+
+    Args:
+        error: what was raised.
+        outside: what was being handled before already.
+    """
+    while error is not None and error is not outside:
+        if isinstance(error, KeyboardInterrupt):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

@@ -86,6 +86,7 @@ def test_help_takes_less_than_seven_tenths_of_a_second() -> None:
     assert used() - before < 0.7
 
 
+@pytest.mark.slow
 def test_the_methods_do_not_import_the_libraries_of_models() -> None:
     code = f"""
 import captum_transformer_lrp
@@ -102,6 +103,7 @@ TransformerAttribution(model).attribute(torch.randn(1, 4, 8), target=1)
     assert not {"transformers", "timm", "torchvision"} & set(eval(done.stdout))
 
 
+@pytest.mark.slow
 def test_a_library_of_models_is_imported_by_the_first_model_of_it() -> None:
     code = f"from captum_transformer_lrp import models; {REPORT}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -141,6 +143,7 @@ main()
     ]
 
 
+@pytest.mark.slow
 def test_pictures_need_no_package_of_the_command_line() -> None:
     code = """
 import sys

@@ -29,11 +29,11 @@ TINY = [
     "test_vit3",  # attention pooling
     "test_coatnet",  # convolutions, relative positions
     "edgenext_xx_small",  # cross-covariance attention
-    "efficientvit_m0",  # cascaded heads, one after another
+    pytest.param("efficientvit_m0", marks=pytest.mark.slow),  # cascaded heads, one after another
     "levit_128s",  # attention that makes fewer tokens
     "mobilevit_xxs",  # unfolded patches
     "pit_ti_224",  # pooling between stages
-    "xcit_nano_12_p16_224",  # class attention
+    pytest.param("xcit_nano_12_p16_224", marks=pytest.mark.slow),  # class attention
 ]
 
 

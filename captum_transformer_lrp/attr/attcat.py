@@ -14,7 +14,6 @@ from captum_transformer_lrp.attr.token_attribution import (
     one_sequence,
 )
 from captum_transformer_lrp.attr.views import Pass
-from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 
 
@@ -53,7 +52,7 @@ class AttCat(OneRecordingAttribution):
     def _token_values(self, recording: Recording, start: Tensor, steps: Pass) -> Tensor:
         pairs = one_sequence(recording, steps)
         hidden = [residual.stream for _, residual in pairs]
-        gradients = recording.backward(Phase.GRADIENT, start, hidden)
+        gradients = recording.backward(recording.gradient, start, hidden)
         values = []
         for (step, residual), gradient in zip(pairs, gradients, strict=True):
             stream = residual.stream

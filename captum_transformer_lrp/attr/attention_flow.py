@@ -26,7 +26,7 @@ from captum_transformer_lrp.attr.base import (
 )
 from captum_transformer_lrp.attr.matrices import attention_matrices
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class AttentionFlow(RecordedAttribution):
         (torch.Size([2, 101]), True)
     """
 
-    phases = frozenset({Phase.ROLLOUT})
+    phases = (Rollout,)
 
     def __init__(
         self,
@@ -187,7 +187,6 @@ class AttentionFlow(RecordedAttribution):
 
         def explained(recording: Recording, start: Tensor) -> Any:
             def row_of(steps: views.Pass) -> Tensor:
-                recording.tape.leave_out_attentions()
                 # Without attention all mass stays where the model reads its answer from.
                 readout = views.token_mass(recording, start, steps=steps).detach()
                 for of_output, last, before, flow in known:
@@ -207,19 +206,14 @@ class AttentionFlow(RecordedAttribution):
 
     def _matrices(self, recording: Recording, steps: views.Pass) -> list[Tensor]:
         """E_h A + I of every attention, its rows divided by their sums, (N, S, S) each."""
-        for step in steps:
-            step.weighted = step.attention.detach()
+        maps = {step.index: step.attention.detach() for step in steps}
         # Plain attention only: anything else raises here.
-        matrices = attention_matrices(recording, steps)
+        matrices = attention_matrices(recording, steps, maps)
         if self.head_fusion != "mean":
             matrices = [
-                views.fused_heads(
-                    recording, step.attention.detach(), step, self.head_fusion
-                ).squeeze(1)
+                views.fused_heads(recording, maps[step.index], step, self.head_fusion).squeeze(1)
                 for step in steps
             ]
-        for step in steps:
-            step.weighted = None
         identity = torch.eye(matrices[0].shape[-1]).to(matrices[0])
         skipped = [matrix + identity for matrix in matrices]
         return [matrix / matrix.sum(-1, keepdim=True) for matrix in skipped]

@@ -8,7 +8,7 @@ from torch import Tensor
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution, gradients
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Gradient, Rollout
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
@@ -40,7 +40,7 @@ class AttentionGradCam(SingleAttentionAttribution):
         torch.Size([2, 3, 160, 160])
     """
 
-    phases = frozenset({Phase.GRADIENT, Phase.ROLLOUT})
+    phases = (Rollout, Gradient)
 
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         (gradient,) = gradients(recording, start, [step])

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import RolloutAttribution, Settings
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
 
 HeadFusion: TypeAlias = Literal["mean", "max", "min"]
@@ -50,7 +50,7 @@ class AttentionRollout(RolloutAttribution):
         torch.Size([2, 101])
     """
 
-    phases = frozenset({Phase.ROLLOUT})
+    phases = (Rollout,)
 
     def __init__(
         self,
@@ -72,17 +72,21 @@ class AttentionRollout(RolloutAttribution):
         """False: attention weights are not multiplied by what they weigh."""
         return False
 
-    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
+    def _maps(
+        self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]
+    ) -> dict[int, Tensor]:
+        maps = {}
         for step in used:
             attention = step.attention.detach()
             if self.head_fusion == "mean" and not self.discard_ratio:
-                step.weighted = attention  # the rollout phase takes the mean by itself
+                maps[step.index] = attention  # the rollout phase takes the mean by itself
                 continue
             fused = views.fused_heads(recording, attention, step, self.head_fusion)
             if self.discard_ratio:
                 fused = _without_lowest(fused, self.discard_ratio)
             fused = fused.expand_as(views.per_head(attention, step))
-            step.weighted = views.as_attention(fused, step)
+            maps[step.index] = views.as_attention(fused, step)
+        return maps
 
 
 def check_head_fusion(head_fusion: str) -> None:

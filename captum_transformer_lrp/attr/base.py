@@ -23,10 +23,11 @@ from captum_transformer_lrp.attr.reach import check_reach
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase
+from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.lineage.passes import beside, passes
+from captum_transformer_lrp.engine.phases import ALL_PHASES
+from captum_transformer_lrp.engine.phases.walk import backward_to_each
 from captum_transformer_lrp.engine.recording import Recording, recorded
-from captum_transformer_lrp.engine.walk import backward_to_each
 from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.errors import ExplanationError
@@ -128,7 +129,7 @@ class RecordedAttribution(Attribution):
     keeps_readout: bool = False
     keeps_streams: bool = False
     checkpointing: bool = False
-    phases: frozenset[Phase] = ALL_PHASES
+    phases: Sequence[type[Phase]] = ALL_PHASES
     __signature__: ClassVar[inspect.Signature]
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -202,7 +203,7 @@ class RecordedAttribution(Attribution):
         additional_forward_args: Any,
         *,
         keeps_books: bool = False,
-        again_for: frozenset[Phase] | None = None,
+        again_for: Sequence[type[Phase]] | None = None,
     ) -> AbstractContextManager[Recording]:
         args, kwargs = split_arguments(additional_forward_args)
         return recorded(
@@ -228,14 +229,13 @@ class RecordedAttribution(Attribution):
         explained: Sequence[tuple[Any, Sequence[Tensor]]],
         inputs: Any,
         args: Any,
+        used: Sequence[AttentionStep],
     ) -> None:
         """Raise for maps that are constants because nothing can arrive."""
-        steps = recording.tape.attentions
-        used = [step.index for step in steps if step.weighted is not None]
         check_reach(
             lambda phases: self._recorded(inputs, args, again_for=phases),
             explained,
-            (used or list(range(len(steps)))) if self.needs_attention else None,
+            [step.index for step in used] if self.needs_attention else None,
             len(recording.shapes),
         )
 
@@ -248,11 +248,12 @@ class RecordedAttribution(Attribution):
         internal_batch_size: int | None = None,
         *,
         maps_of: Callable[[Any], Sequence[Tensor]] = tensors_in,
+        used: Callable[[Recording], Sequence[AttentionStep]] = lambda one: one.tape.attentions,
     ) -> list[Any]:
         """Record once, and call ``explained(recording, seed)`` for every target.
 
         With ``internal_batch_size`` once for so many examples at a time.  ``maps_of`` says which
-        tensors of what it returns are attributions.
+        tensors of what it returns are attributions, ``used`` which attentions they are made of.
         """
         tensors_of(inputs)
         targets = [plain(target) for target in targets]
@@ -275,7 +276,7 @@ class RecordedAttribution(Attribution):
                     if of_target := maps_of(result):
                         maps.append((target, of_target))
                     found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
-                self._check_reach(recording, maps, some, args)
+                self._check_reach(recording, maps, some, args, used(recording))
                 parts.append(found)
         return [joined(of_target) for of_target in zip(*parts, strict=True)]
 
@@ -283,7 +284,7 @@ class RecordedAttribution(Attribution):
 class RolloutAttribution(RecordedAttribution):
     """A method whose map is a rollout: a row of a product of matrices, one for each attention.
 
-    A subclass says in :meth:`_weigh` which map each attention takes part with.
+    A subclass says in :meth:`_maps` which map each attention takes part with.
     """
 
     @overload
@@ -401,11 +402,20 @@ class RolloutAttribution(RecordedAttribution):
                 keep_identity,
             ),
             internal_batch_size,
+            used=lambda recording: self._used(recording, start_layer),
         )
 
     @abstractmethod
-    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
-        """Give every step of ``used`` its ``weighted`` map, for the target of seed ``start``."""
+    def _maps(
+        self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]
+    ) -> dict[int, Tensor]:
+        """The map by which every step of ``used`` carries mass, by its index.
+
+        Args:
+            recording: the forward pass.
+            start: the seed of the target.
+            used: the attentions that take part.
+        """
 
     def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
         """The attentions that take part: of each pass those from ``start_layer`` on."""
@@ -430,29 +440,13 @@ class RolloutAttribution(RecordedAttribution):
         keep_identity: bool,
     ) -> Tensor | tuple[Tensor, ...]:
         used = self._used(recording, start_layer)
-        recording.tape.leave_out_attentions()
-        self._weigh(recording, start, used)
-        if granularity == "matrix" or row_normalize:
-            return self._from_matrix(
-                recording, start, inputs, granularity, row_normalize, keep_identity
-            )
-        return mass_view(recording, start, inputs, granularity, moved=not keep_identity)
-
-    def _from_matrix(
-        self,
-        recording: Recording,
-        start: Tensor,
-        inputs: Any,
-        granularity: views.Granularity,
-        row_normalize: bool,
-        keep_identity: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
-        used = [step for step in views.one_pass(recording) if step.weighted is not None]
-        matrices = attention_matrices(recording, used)
+        maps = self._maps(recording, start, used)
+        if granularity != "matrix" and not row_normalize:
+            return mass_view(recording, start, inputs, granularity, maps, moved=not keep_identity)
+        used = [step for step in views.one_pass(recording) if step.index in maps]
+        matrices = attention_matrices(recording, used, maps)
         if granularity == "matrix":
             return rollout_matrix(matrices, row_normalize=row_normalize)
-        for step in used:
-            step.weighted = None
         # Without attention all mass stays where the model reads its answer from.
         readout = views.token_mass(recording, start)
         unmoved, moved = rollout_parts(matrices, row_normalize=row_normalize)
@@ -567,16 +561,19 @@ class SingleAttentionAttribution(RecordedAttribution):
             if granularity != "input":
                 views.one_pass(recording)  # there is but one
             chosen = self._steps(recording)
-            recording.tape.leave_out_attentions()
-            for step in chosen:
-                step.weighted = self._weighted(recording, start, step)
+            maps = {step.index: self._weighted(recording, start, step) for step in chosen}
             if granularity == "matrix":
-                return attention_matrices(recording, chosen)[0]
-            recording.tape.through = sum(step.event for step in chosen)
-            return mass_view(recording, start, inputs, granularity)
+                return attention_matrices(recording, chosen, maps)[0]
+            through = sum(step.event for step in chosen)
+            return mass_view(recording, start, inputs, granularity, maps, through=through)
 
         return self._each_target(
-            inputs, targets, additional_forward_args, explained, internal_batch_size
+            inputs,
+            targets,
+            additional_forward_args,
+            explained,
+            internal_batch_size,
+            used=self._steps,
         )
 
     @abstractmethod
@@ -622,17 +619,20 @@ def mass_view(
     start: Tensor,
     inputs: Any,
     granularity: views.Granularity,
+    maps: Mapping[int, Tensor],
     *,
     moved: bool = False,
+    through: int = 0,
 ) -> Tensor | tuple[Tensor, ...]:
     """The mass that a seed at the logits sends to tokens or inputs.
 
-    With ``moved`` without what no attention has moved.
+    Takes the arguments of :func:`~captum_transformer_lrp.attr.views.input_mass`.
     """
     if granularity == "token":
-        return views.token_mass(recording, start, moved=moved).detach()
-    maps = views.input_mass(recording, recording.output, start, moved=moved)
-    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in maps))
+        row = views.token_mass(recording, start, maps, moved=moved, through=through)
+        return row.detach()
+    found = views.input_mass(recording, recording.output, start, maps, moved=moved, through=through)
+    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in found))
 
 
 def row_view(
@@ -650,7 +650,6 @@ def row_view(
     of_passes = []
     for steps in passes(recording.tape, recording.output):
         row = row_of(steps).detach()
-        recording.tape.leave_out_attentions()
         stream = views.token_stream(recording, steps)
         spread = views.spread_over_features(recording, row, steps)
         of_passes.append(views.input_mass(recording, stream, spread))
@@ -661,31 +660,35 @@ def row_view(
 def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """∇A of each step."""
     wanted = [step.attention for step in steps]
-    return recording.backward(Phase.GRADIENT, start, wanted)
+    return recording.backward(recording.gradient, start, wanted)
 
 
-def weigh_by_gradients(
+def maps_by_gradients(
     recording: Recording,
     start: Tensor,
     steps: Sequence[AttentionStep],
     weighted: Callable[[int, Tensor], Tensor],
-) -> None:
-    """Give every step the map that ``weighted(place, ∇A)`` returns, by its place in ``steps``."""
+) -> dict[int, Tensor]:
+    """For every step the map that ``weighted(place, ∇A)`` returns, by its place in ``steps``."""
+    maps = {}
 
     def arrived(place: int, gradient: Tensor) -> None:
-        steps[place].weighted = weighted(place, gradient)
+        maps[steps[place].index] = weighted(place, gradient)
 
     if len(recording.targets) > 1:  # they go down together, and what is found is kept for later
         for place, gradient in enumerate(gradients(recording, start, steps)):
             arrived(place, gradient)
     else:
-        backward_to_each(recording.tape, Phase.GRADIENT, recording.output, start, steps, arrived)
+        backward_to_each(
+            recording.tape, recording.gradient, recording.output, start, steps, arrived
+        )
+    return maps
 
 
 def relevances(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """R of each step."""
     wanted = [step.attention for step in steps]
-    return recording.backward(Phase.RELEVANCE, start, wanted)
+    return recording.backward(recording.relevance, start, wanted)
 
 
 def sum_all(values: Sequence[Tensor]) -> Tensor:

@@ -120,7 +120,6 @@ class BiAttention(TokenAttribution):
 
         def explained(recording: Recording, start: Tensor) -> Any:
             perceived = self._perceived(recording, start)
-            recording.tape.leave_out_attentions()
             readout = views.token_mass(recording, start).detach()
             weighed = next(feedback).to(perceived) * perceived
             row = (readout.unsqueeze(1) @ weighed).squeeze(1)

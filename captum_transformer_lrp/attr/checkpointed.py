@@ -14,9 +14,8 @@ from torch import Tensor
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine.checkpoints import Log, Pending, Replay, Segment
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.walk import holding_back
 
 Combine = Callable[[AttentionStep, Tensor | None, Tensor], Tensor]
 """An attention's weighted map, of its gradient and its relevance."""
@@ -79,8 +78,6 @@ def rolled_out(
         )
         for start in recording.targets
     ]
-    tape = recording.tape
-    tape.reaches_pixels = stream is None
     at_stream: list[Tensor] | None = None
     place = None if stream is None else log.number(stream)
     with closing(log.again()) as segments:
@@ -94,7 +91,6 @@ def rolled_out(
             if place in segment.made:
                 at_stream = [one for one in found if one is not None]
                 break
-    tape.reaches_pixels = True
     tuples = _is_tuple(inputs)
     if place is not None:
         at_stream = at_stream or [descent.carried()[place] for descent in descents]
@@ -116,35 +112,37 @@ def _through(
     goes_on: bool,
 ) -> Tensor | None:
     """Carry one target through one segment; returns the mass at tensor ``place``, if made there."""
-    tape = recording.tape
-    maps = [step.attention for step in used]
+    wanted = [step.attention for step in used]
+    maps = {}
     if used or goes_on:
-        relevances = replay.backward(Phase.RELEVANCE, descent.relevance, maps, goes_on=goes_on)
+        relevances = replay.backward(
+            recording.relevance, descent.relevance, wanted, goes_on=goes_on
+        )
         gradients: Sequence[Tensor | None] = [None] * len(used)
         if descent.gradient:
-            gradients = replay.backward(Phase.GRADIENT, descent.gradient, maps, goes_on=goes_on)
+            gradients = replay.backward(
+                recording.gradient, descent.gradient, wanted, goes_on=goes_on
+            )
         for step, gradient, relevance in zip(used, gradients, relevances, strict=True):
-            step.weighted = combined(step, gradient, relevance)
+            maps[step.index] = combined(step, gradient, relevance)
+    rollout = Rollout(maps, reaches_pixels=place is None)
     is_here = place in segment.made
-    wanted = [replay.made[place]] if is_here and place is not None else []
+    tokens = [replay.made[place]] if is_here and place is not None else []
     if descent.moved is None:
-        found = replay.backward(Phase.ROLLOUT, descent.mass, wanted)
+        found = replay.backward(rollout, descent.mass, tokens)
     else:
-        with holding_back(tape) as send_on:
-            replay.backward(Phase.ROLLOUT, descent.mass, wanted)
-            send_on()
-            found = replay.backward(Phase.ROLLOUT, descent.moved, wanted)
-    for step in used:
-        step.weighted = None
+        rollout.holds_back = True
+        replay.backward(rollout, descent.mass, tokens)
+        rollout.holds_back = False
+        found = replay.backward(rollout, descent.moved, tokens)
     return found[0] if is_here else None
 
 
 def _at_inputs(recording: Recording, log: Log, descent: Descent) -> tuple[Tensor, ...]:
-    tape = recording.tape
     mass = descent.carried()
     numbers = [number for number in log.outside if number in mass]
-    arrived = tape.backward(
-        Phase.ROLLOUT,
+    arrived = recording.tape.backward(
+        Rollout(),
         [log.outside[number] for number in numbers],
         [mass[number] for number in numbers],
         recording.all_leaves,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from captum_transformer_lrp.attr.base import RolloutAttribution, weigh_by_gradients
+from captum_transformer_lrp.attr.base import RolloutAttribution, maps_by_gradients
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.recording import Recording
 
@@ -41,8 +41,10 @@ class GenericAttention(RolloutAttribution):
         torch.Size([2, 3, 160, 160])
     """
 
-    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
-        weigh_by_gradients(
+    def _maps(
+        self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]
+    ) -> dict[int, Tensor]:
+        return maps_by_gradients(
             recording,
             start,
             used,

@@ -22,7 +22,6 @@ from captum_transformer_lrp.attr.token_attribution import (
 )
 from captum_transformer_lrp.engine.graph.ancestors import made_from
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
@@ -97,7 +96,7 @@ class LeGrad(OneRecordingAttribution):
             tokens = by_token(recording, output.detach(), output)
             pooled = mean_of_live(tokens, live).unsqueeze(1).requires_grad_()
             score = recording.read_out(as_stream(recording, pooled.expand_as(tokens), last))
-            (of_pooled,) = recording.tape.backward(Phase.GRADIENT, score, start, [pooled])
+            (of_pooled,) = recording.tape.backward(recording.gradient, score, start, [pooled])
             share = live / live.sum(1, keepdim=True).clamp(min=1)
             seed = as_stream(recording, of_pooled * share.unsqueeze(-1), output)
             values.append(self._of_block(recording, step, output, seed, live))
@@ -108,7 +107,7 @@ class LeGrad(OneRecordingAttribution):
     ) -> Tensor:
         """One block's value of every token, (N, S)."""
         tape = recording.tape
-        (gradient,) = tape.backward(Phase.GRADIENT, output, seed, [step.attention])
+        (gradient,) = tape.backward(recording.gradient, output, seed, [step.attention])
         positive = views.per_head(gradient, step).clamp(min=0) * (maps_of(step) != 0)
         return mean_of_live(positive.mean(1), live)
 

@@ -98,7 +98,6 @@ class LibraGradient(TransformerLRP):
         row = mean_of(values)
         if granularity == "token":
             return [(row,)]
-        recording.tape.leave_out_attentions()
         spread = views.spread_over_features(recording, row)
         maps = views.input_mass(recording, views.token_stream(recording), spread)
         return [tuple(one.detach() for one in maps)]

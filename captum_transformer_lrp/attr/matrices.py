@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.lineage.passes import blocks
+from captum_transformer_lrp.engine.phases import Arrivals
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
 
-def attention_matrices(recording: Recording, steps: views.Pass) -> list[Tensor]:
-    """E_h of each block's weighted map, (N, S, S) each.
+def attention_matrices(
+    recording: Recording, steps: views.Pass, maps: Mapping[int, Tensor]
+) -> list[Tensor]:
+    """E_h of each block's map, (N, S, S) each; ``maps`` are by the attentions' indices.
 
     Several attentions of a block are its heads, if they are joined, or branches, if they are
     added.  The mass that the block's sum sends to each head of each tells which: all heads of one
@@ -27,15 +29,15 @@ def attention_matrices(recording: Recording, steps: views.Pass) -> list[Tensor]:
     """
     count, found = recording.output.shape[0], {}
     for step in steps:
-        assert step.weighted is not None
-        maps = views.per_head(step.weighted, step)
-        if maps.dim() != 4 or maps.shape[0] != count or maps.shape[2] != maps.shape[3]:
+        weighted = views.per_head(maps[step.index], step)
+        shape = weighted.shape
+        if len(shape) != 4 or shape[0] != count or shape[2] != shape[3]:
             raise ExplanationError(
                 f"{step.name} attends within windows or between different tokens (its map has "
-                f"shape {tuple(step.weighted.shape)}), so there is no one matrix over all tokens: "
+                f"shape {tuple(step.attention.shape)}), so there is no one matrix over all tokens: "
                 'use granularity="input" or "token" without row_normalize'
             )
-        found[step.index] = (maps * _shares(recording, step, maps)).sum(1)
+        found[step.index] = (weighted * _shares(recording, step, weighted)).sum(1)
     sizes = {matrix.shape[-1] for matrix in found.values()}
     if len(sizes) > 1:
         raise ExplanationError(
@@ -58,21 +60,15 @@ def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
     stream = next((one for one in tape.streams if one.attentions & step.event), None)
     if stream is None:
         return torch.full_like(maps[:, :, :, :1], 1 / maps.shape[1])
-    step.is_probed = True
-    try:
-        with views.attentions_left_out(tape):
-            ones = torch.ones_like(stream.branch)
-            tape.backward(Phase.ROLLOUT, stream.branch, ones, [step.attention])
-        arrived, step.arrived = step.arrived, None
-    finally:
-        step.is_probed = False
-    if arrived is None:
+    arrivals = Arrivals(step.index)
+    tape.backward(arrivals, stream.branch, torch.ones_like(stream.branch), [step.attention])
+    if arrivals.found is None:
         raise ExplanationError(
             f"{step.name} lies below another attention of its block, so there is no one matrix "
             'over all tokens: use granularity="input" or "token" without row_normalize'
         )
     of_token = stream.branch.numel() / (maps.shape[0] * maps.shape[2])
-    return views.per_head(arrived, step)[..., :1] / of_token
+    return views.per_head(arrivals.found, step)[..., :1] / of_token
 
 
 def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor:

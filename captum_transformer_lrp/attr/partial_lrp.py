@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import Settings, SingleAttentionAttribution, relevances
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.rules import preset as named_preset
 
@@ -46,7 +46,7 @@ class PartialLRP(SingleAttentionAttribution):
     """
 
     propagates_relevance = True
-    phases = frozenset({Phase.RELEVANCE, Phase.ROLLOUT})
+    phases = (Relevance, Rollout)
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr.base import SingleAttentionAttribution
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
 
 
@@ -31,7 +31,7 @@ class RawAttention(SingleAttentionAttribution):
         1.0
     """
 
-    phases = frozenset({Phase.ROLLOUT})
+    phases = (Rollout,)
 
     @property
     def multiplies_by_inputs(self) -> bool:

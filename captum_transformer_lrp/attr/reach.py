@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr.targets import seed
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.phases import Gradient, Rollout
+from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.walk import moved_mass
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
 
-Again = Callable[[frozenset[Phase]], AbstractContextManager[Recording]]
+Again = Callable[[Sequence[type[Phase]]], AbstractContextManager[Recording]]
 """Records the same forward pass again, for other phases."""
 
 
@@ -54,15 +55,18 @@ def check_reach(
             suspects.append((target, is_zero, constant))
     if not suspects:
         return
-    with again(frozenset({Phase.GRADIENT})) as recording:
-        by_gradient = [_arrives(recording, one, Phase.GRADIENT) for one, *_ in suspects]
+    with again([Gradient]) as recording:
+        by_gradient = [_arrives(recording, one, recording.gradient) for one, *_ in suspects]
         derived = [_derived(recording, one, used or ()) for one, *_ in suspects]
-    with again(frozenset({Phase.ROLLOUT})) as recording:
+    with again([Rollout]) as recording:
         for suspect, has_gradient, has_derivative in zip(
             suspects, by_gradient, derived, strict=True
         ):
-            depends = has_gradient | _arrives(recording, suspect[0], Phase.ROLLOUT)
-            moved = depends if used is None else _arrives(recording, suspect[0], None, used)
+            depends = has_gradient | _arrives(recording, suspect[0], _rollout(recording))
+            moved = depends
+            if used is not None:
+                of_used = _rollout(recording, used)
+                moved = _arrives(recording, suspect[0], of_used, moved=True)
             goes_round = has_gradient.any(0) & ~has_derivative if used is not None else None
             _raise(*suspect, depends, moved, goes_round)
 
@@ -135,21 +139,23 @@ def _is_constant(values: Tensor, *, zero: bool = False) -> Tensor:
     return (rows == (0 if zero else rows[:, :1])).all(1)
 
 
-def _arrives(
-    recording: Recording, target: Any, phase: Phase | None, used: Sequence[int] = ()
-) -> Tensor:
+def _rollout(recording: Recording, used: Sequence[int] | None = None) -> Rollout:
+    """Mass by the attention maps as they are, of all attentions or of those that are used."""
+    steps = recording.tape.attentions
+    taken = [step for step in steps if used is None or step.index in used]
+    return Rollout({step.index: step.attention.detach() for step in taken})
+
+
+def _arrives(recording: Recording, target: Any, phase: Phase, *, moved: bool = False) -> Tensor:
     """For each input and example whether a phase comes to it, (inputs, N).
 
-    None for the mass that at least one of the attentions ``used`` has moved.
+    With ``moved`` whether any of its mass that an attention has moved does.
     """
     tape = recording.tape
-    for step in tape.attentions:
-        taken = phase is not None or step.index in used
-        step.weighted = step.attention.detach() if taken else None
     start = _seed(recording, target)
     try:
-        if phase is None:
-            arrived = moved_mass(tape, recording.output, start, recording.all_leaves)
+        if moved and isinstance(phase, Rollout):
+            arrived = moved_mass(tape, phase, recording.output, start, recording.all_leaves)
         else:
             arrived = tape.backward(phase, recording.output, start, recording.all_leaves)
     except ExplanationError:  # it comes as far as something that would refuse it
@@ -165,7 +171,7 @@ def _derived(recording: Recording, target: Any, used: Sequence[int]) -> Tensor:
     arrived = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     if steps:
         wanted = [step.attention for step in steps]
-        found = recording.tape.backward(Phase.GRADIENT, recording.output, start, wanted)
+        found = recording.tape.backward(recording.gradient, recording.output, start, wanted)
         for one, step in zip(found, steps, strict=True):
             arrived |= _of_examples(one, step.mark.examples)
     return arrived

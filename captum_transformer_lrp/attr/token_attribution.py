@@ -119,7 +119,6 @@ class OneRecordingAttribution(TokenAttribution):
         self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
     ) -> list[Any]:
         def explained(recording: Recording, start: Tensor) -> Any:
-            recording.tape.leave_out_attentions()
             return row_view(
                 recording,
                 inputs,

@@ -13,7 +13,6 @@ from torch import Tensor
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.token_attribution import as_stream, by_token
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
-from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
@@ -84,5 +83,5 @@ def _pulled_back(
     assert step.output is not None
     tape = recording.tape
     laid_out = as_stream(recording, seed, residual.branch)
-    (found,) = tape.backward(Phase.GRADIENT, residual.branch, laid_out, [step.output])
+    (found,) = tape.backward(recording.gradient, residual.branch, laid_out, [step.output])
     return views.heads_apart(found, step)

@@ -15,9 +15,9 @@ from captum_transformer_lrp.attr.base import (
     Settings,
     check_finite,
     gradients,
+    maps_by_gradients,
     relevances,
     sum_all,
-    weigh_by_gradients,
 )
 from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import Explanation
@@ -25,8 +25,9 @@ from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.step import Books
 from captum_transformer_lrp.engine.lineage.passes import passes
+from captum_transformer_lrp.engine.phases import Relevance
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.engine.watch.checks import check_finite_output
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
@@ -164,13 +165,13 @@ class TransformerAttribution(RolloutAttribution):
             steps = tape.attentions
             leaves = recording.all_leaves
             wanted = [step.attention for step in steps]
-            tape.absorbed = {}
-            found = tape.backward(Phase.RELEVANCE, recording.output, start, [*wanted, *leaves])
+            books = Books()
+            found = tape.backward(Relevance(books), recording.output, start, [*wanted, *leaves])
             of_attentions = found[: len(steps)]
             of_leaves = found[len(steps) :]
             summed = tuple(recording.at_inputs(of_leaves))
             total = sum_all(
-                [value.flatten(1).sum(1) for value in summed] + list(tape.absorbed.values())
+                [value.flatten(1).sum(1) for value in summed] + list(books.shares.values())
             )
             explanation = Explanation(
                 attributions=attributions,
@@ -194,12 +195,13 @@ class TransformerAttribution(RolloutAttribution):
                     )
                 ),
                 relevances=summed,
-                absorbed={n: v for n, v in tape.absorbed.items() if bool(v.any())},
+                absorbed=books.found(),
                 total=total,
             )
             check_finite(explanation.attributions)
             maps = [(target, tensors_in(attributions))]
-            self._check_reach(recording, maps, inputs, additional_forward_args)
+            used = self._used(recording, start_layer)
+            self._check_reach(recording, maps, inputs, additional_forward_args, used)
             return explanation.to(recording.dtype)
 
     def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
@@ -264,20 +266,21 @@ class TransformerAttribution(RolloutAttribution):
         place = next(n for n, one in enumerate(recording.targets) if one is start)
         return recording.together.pop(place)
 
-    def _weigh(self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]) -> None:
+    def _maps(
+        self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]
+    ) -> dict[int, Tensor]:
         relevance_of = relevances(recording, start, used)
         if self.head_weighting == "gradient":
             waiting = dict(enumerate(relevance_of))
             relevance_of.clear()  # what has been combined need not be kept
-            weigh_by_gradients(
+            return maps_by_gradients(
                 recording,
                 start,
                 used,
                 lambda place, gradient: self._combined(used[place], gradient, waiting.pop(place)),
             )
-        else:
-            for step, relevance in zip(used, relevance_of, strict=True):
-                step.weighted = self._combined(step, None, relevance)
+        pairs = zip(used, relevance_of, strict=True)
+        return {step.index: self._combined(step, None, relevance) for step, relevance in pairs}
 
     def _combined(self, step: AttentionStep, gradient: Tensor | None, relevance: Tensor) -> Tensor:
         """(∇A ⊙ R)⁺ of eq. 13, or what replaces it in an ablation."""

@@ -20,7 +20,7 @@ from captum_transformer_lrp.attr.base import (
     captum_method,
     sum_all,
 )
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.phases import Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.rules import Preset
 from captum_transformer_lrp.rules import preset as named_preset
@@ -78,7 +78,7 @@ class TransformerLRP(RecordedAttribution):
 
     needs_attention = False
     propagates_relevance = True
-    phases = frozenset({Phase.RELEVANCE, Phase.ROLLOUT})
+    phases = (Relevance, Rollout)
 
     def __init__(
         self,
@@ -280,7 +280,7 @@ class TransformerLRP(RecordedAttribution):
         """Relevance of ``wanted``, for each seed of a target."""
         output = recording.output.detach()
         return recording.backward_from(
-            Phase.RELEVANCE, one_hot, wanted, lambda one: self._seeds(output, one)
+            recording.relevance, one_hot, wanted, lambda one: self._seeds(output, one)
         )
 
     def _down(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,10 +10,10 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
 from captum_transformer_lrp.engine.lineage.passes import beside, only_pass
+from captum_transformer_lrp.engine.phases import Rollout
+from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.engine.walk import moved_mass
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
 
@@ -29,7 +28,13 @@ def check_granularity(granularity: str, known: Sequence[str] = GRANULARITIES) ->
 
 
 def input_mass(
-    recording: Recording, origin: Tensor, seed: Tensor, *, moved: bool = False
+    recording: Recording,
+    origin: Tensor,
+    seed: Tensor,
+    maps: Mapping[int, Tensor] | None = None,
+    *,
+    moved: bool = False,
+    through: int = 0,
 ) -> tuple[Tensor, ...]:
     """Carry mass from ``origin`` down to the inputs.
 
@@ -37,22 +42,31 @@ def input_mass(
         recording: the forward pass.
         origin: where mass starts, on the tape.
         seed: how much, of the shape of ``origin``.
+        maps: as of :class:`~captum_transformer_lrp.engine.phases.Rollout`; None for no attention.
         moved: whether to leave out what no attention has moved.
+        through: bits of attentions that mass must go through, not around.
 
     Returns:
         A map for each input, shaped as it is: for images the mass of the patch grid, bilinearly
         upsampled and spread evenly over the channels; for embeddings spread evenly over their
         features; for token ids (N, S).
     """
-    return at_inputs(recording, _carried(recording, origin, seed, recording.all_leaves, moved))
+    rollout = Rollout(maps, through=through)
+    arrived = _carried(recording, rollout, origin, seed, recording.all_leaves, moved)
+    return at_inputs(recording, arrived)
 
 
 def _carried(
-    recording: Recording, origin: Tensor, seed: Tensor, wanted: Sequence[Tensor], moved: bool
+    recording: Recording,
+    rollout: Rollout,
+    origin: Tensor,
+    seed: Tensor,
+    wanted: Sequence[Tensor],
+    moved: bool,
 ) -> list[Tensor]:
     if moved:
-        return moved_mass(recording.tape, origin, seed, wanted)
-    return recording.tape.backward(Phase.ROLLOUT, origin, seed, wanted)
+        return moved_mass(recording.tape, rollout, origin, seed, wanted)
+    return recording.tape.backward(rollout, origin, seed, wanted)
 
 
 def at_inputs(recording: Recording, arrived_at: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -112,13 +126,20 @@ def token_stream(recording: Recording, steps: Pass | None = None) -> Tensor:
 
 
 def token_mass(
-    recording: Recording, seed: Tensor, *, moved: bool = False, steps: Pass | None = None
+    recording: Recording,
+    seed: Tensor,
+    maps: Mapping[int, Tensor] | None = None,
+    *,
+    moved: bool = False,
+    through: int = 0,
+    steps: Pass | None = None,
 ) -> Tensor:
     """Mass that the logits send to each token below the first attention, (N, S).
 
-    With ``moved`` without what no attention has moved.
+    Takes the arguments of :func:`input_mass`, and the attentions of a pass.
     """
-    mass = at_tokens(recording, recording.output, seed, steps, moved=moved)
+    origin = recording.output
+    mass = at_tokens(recording, origin, seed, steps, maps, moved=moved, through=through)
     return summed_by_token(recording, mass, steps)
 
 
@@ -127,17 +148,15 @@ def at_tokens(
     origin: Tensor,
     seed: Tensor,
     steps: Pass | None,
+    maps: Mapping[int, Tensor] | None = None,
     *,
     moved: bool = False,
+    through: int = 0,
 ) -> Tensor:
     """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
-    tape = recording.tape
-    tape.reaches_pixels = False
-    try:
-        (mass,) = _carried(recording, origin, seed, [token_stream(recording, steps)], moved)
-    finally:
-        tape.reaches_pixels = True
-    return mass
+    rollout = Rollout(maps, through=through, reaches_pixels=False)
+    wanted = [token_stream(recording, steps)]
+    return _carried(recording, rollout, origin, seed, wanted, moved)[0]
 
 
 def summed_by_token(recording: Recording, values: Tensor, steps: Pass | None = None) -> Tensor:
@@ -200,16 +219,12 @@ def feature_axis(recording: Recording, steps: Pass | None = None) -> int:
         return mark.features
     if stream.dim() < 3 or step.output is None:
         return -1
-    weighted = step.weighted
-    try:
-        step.weighted = any_positive(step.attention)
-        for seed in (any_positive(step.output), torch.ones_like(step.output)):
-            mass = at_tokens(recording, step.output, seed, steps).detach()
-            axes = _constant_axes(mass, mark.examples.axis or 0)
-            if len(axes) == 1:
-                return axes[0] - stream.dim()
-    finally:
-        step.weighted = weighted
+    maps = {step.index: any_positive(step.attention)}
+    for seed in (any_positive(step.output), torch.ones_like(step.output)):
+        mass = at_tokens(recording, step.output, seed, steps, maps).detach()
+        axes = _constant_axes(mass, mark.examples.axis or 0)
+        if len(axes) == 1:
+            return axes[0] - stream.dim()
     return -1
 
 
@@ -319,18 +334,6 @@ def fused_heads(recording: Recording, values: Tensor, step: AttentionStep, fusio
     return maps.amax(1, keepdim=True) if fusion == "max" else maps.amin(1, keepdim=True)
 
 
-@contextmanager
-def attentions_left_out(tape: Tape) -> Iterator[None]:
-    """Mass goes around all attentions in the block."""
-    weighted = [step.weighted for step in tape.attentions]
-    tape.leave_out_attentions()
-    try:
-        yield
-    finally:
-        for step, before in zip(tape.attentions, weighted, strict=True):
-            step.weighted = before
-
-
 def are_same_tokens(recording: Recording, in_blocks: Sequence[Pass]) -> bool:
     """Whether what skips all attentions of a pass is for each token the same token.
 
@@ -342,11 +345,10 @@ def are_same_tokens(recording: Recording, in_blocks: Sequence[Pass]) -> bool:
         return True
     tokens = summed_by_token(recording, token_stream(recording, last).detach(), last)
     row = any_positive(tokens)
-    with attentions_left_out(tape):
-        seed = spread_over_features(recording, row, last)
-        steps = [step for block in in_blocks for step in block]
-        mass = at_tokens(recording, token_stream(recording, last), seed, steps)
-        found = summed_by_token(recording, mass, steps)
+    seed = spread_over_features(recording, row, last)
+    steps = [step for block in in_blocks for step in block]
+    mass = at_tokens(recording, token_stream(recording, last), seed, steps)
+    found = summed_by_token(recording, mass, steps)
     if found.shape != row.shape:
         return False
     ratio = found / row  # one number for all, such as 2 where two skip connections lead around

@@ -23,7 +23,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
 )
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.engine.graph.values import stand_in_for
 from captum_transformer_lrp.engine.watch.interception import Interception

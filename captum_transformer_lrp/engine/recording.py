@@ -14,10 +14,16 @@ from torch import Tensor, nn
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import ALL_PHASES, Phase, Tape
-from captum_transformer_lrp.engine.table import table
-from captum_transformer_lrp.engine.walk import at_positions, backward_together, keep_what_makes
-from captum_transformer_lrp.engine.watch.call_rules import CallRules
+from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
+from captum_transformer_lrp.engine.operations import TABLE
+from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance
+from captum_transformer_lrp.engine.phases.walk import (
+    at_positions,
+    backward_together,
+    keep_what_makes,
+)
 from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
     check_finite_output,
@@ -41,8 +47,8 @@ from captum_transformer_lrp.rules.rule_set import RuleSet
 EXAMPLES_TOGETHER = 16
 """So many examples fill a processor; beyond, several targets at once cost memory for no time."""
 
-_Request: TypeAlias = tuple[Phase, int, tuple[int, ...]]
-"""A phase, the place of a target, and the ids of the tensors that are wanted."""
+_Request: TypeAlias = tuple[Phase, int, tuple[Tensor, ...]]
+"""A phase, the place of a target, and the tensors that are wanted, which are hashed by identity."""
 
 
 @dataclass
@@ -66,6 +72,8 @@ class Recording:
             together.
         ahead: what was found for later targets together with an earlier one.
         together: by the place of a target, its explanation, where all are made together.
+        gradient: the gradient phase.
+        relevance: the relevance phase.
     """
 
     tape: Tape
@@ -80,6 +88,8 @@ class Recording:
     targets: list[Tensor] = field(default_factory=list)
     ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
     together: dict[int, Any] = field(default_factory=dict)
+    gradient: Gradient = field(default_factory=Gradient)
+    relevance: Relevance = field(default_factory=Relevance)
 
     def asked(self, targets: Sequence[Any]) -> list[Any]:
         """Keep of the output only the positions that targets name, if they are few.
@@ -127,13 +137,13 @@ class Recording:
         found for them is kept until they are asked for.
 
         Args:
-            phase: any but the rollout phase, whose maps are each target's own.
+            phase: :attr:`gradient` or :attr:`relevance`; a rollout's maps are each target's own.
             start: the target's one-hot.
             wanted: tensors on the tape.
             seeds_of: what is propagated for a target, given its one-hot; the same for every target
                 that is asked for with the same ``wanted``.
         """
-        tensors = tuple(map(id, wanted))
+        tensors = tuple(wanted)
         place = next((n for n, one in enumerate(self.targets) if one is start), None)
         if place is None:
             return backward_together(self.tape, phase, self.output, seeds_of(start), wanted)
@@ -217,7 +227,7 @@ def recorded(
     dtype: torch.dtype = torch.float32,
     epsilon: float = 0.0,
     needs_attention: bool = True,
-    phases: frozenset[Phase] = ALL_PHASES,
+    phases: Sequence[type[Phase]] = ALL_PHASES,
     checkpointing: bool = False,
 ) -> Iterator[Recording]:
     """Run ``forward_func(*inputs, *args, **kwargs)`` on a tape, which lasts for the ``with`` block.
@@ -233,7 +243,7 @@ def recorded(
     if isinstance(forward_func, nn.Module):
         check_model(forward_func)
     tape = Tape(stabilizer, keeps_books=keeps_books, keeps_streams=keeps_streams or keeps_readout,
-                phases=frozenset() if checkpointing else phases, epsilon=epsilon)  # fmt: skip
+                phases=() if checkpointing else phases, epsilon=epsilon)  # fmt: skip
     snapshot = Snapshot(forward_func, inputs, args, kwargs)
     interception = _watching(
         forward_func, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout
@@ -282,21 +292,21 @@ def _read_out(interception: Interception, output: Tensor, value: Tensor) -> Tens
     tape = interception.tape
     start = tape.residuals[-1].output
     tape.marks[value] = tape.marks[start]
-    known = {id(start): value}
+    known = HeldTable([(start, value)])
     for function, args, kwargs, result in list(tape.readout):
-        if not any(id(tensor) in known for tensor in tensors_in((args, kwargs))):
+        if not any(tensor in known for tensor in tensors_in((args, kwargs))):
             continue
-        change = lambda tensor: known.get(id(tensor), tensor)  # noqa: E731
+        change = lambda tensor: known.get(tensor, tensor)  # noqa: E731
         again = interception.call(function, replace_tensors(args, change),
                           replace_tensors(kwargs, change))  # fmt: skip
-        pairs = zip(tensors_in(result), tensors_in(again), strict=True)
-        known.update((id(old), new) for old, new in pairs)
-    if id(output) not in known:
+        for old, new in zip(tensors_in(result), tensors_in(again), strict=True):
+            known[old] = new
+    if output not in known:
         raise ExplanationError(
             "it is not known how the model reads its answer from its last tokens: the logits "
             "are not made by calls after its last skip connection alone"
         )
-    return known[id(output)]
+    return known[output]
 
 
 def _watching(
@@ -310,12 +320,9 @@ def _watching(
 ) -> Interception:
     """What watches the forward pass, for a batch with as many examples as ``like``."""
     model = forward_func if isinstance(forward_func, nn.Module) else None
-    device = like.device.type
-    precision = Precision(torch.float32 if device == "mps" else dtype, device)
-    call_rules = CallRules(rules, model)
-    known = table(call_rules.functions)
+    precision = Precision(dtype, like.device.type)
     return Interception(
-        tape, model, len(like), call_rules, known, precision=precision, keeps_readout=keeps_readout
+        tape, model, len(like), rules, TABLE, precision=precision, keeps_readout=keeps_readout
     )
 
 
@@ -338,7 +345,7 @@ def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], 
             )
             leaves.append([stand_in])
         else:
-            context.look_ups.ids[id(stand_in)] = TokenIds.given(stand_in, index)
+            context.look_ups.ids[stand_in] = TokenIds.given(stand_in, index)
             leaves.append([])
         arguments.append(stand_in)
     return arguments, leaves

@@ -16,13 +16,14 @@ from torch.overrides import TorchFunctionMode
 
 from captum_transformer_lrp.engine.graph.arguments import Function, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
-from captum_transformer_lrp.engine.table import table
-from captum_transformer_lrp.engine.watch.call_rules import CallRules
-from captum_transformer_lrp.engine.watch.frames import calling_frame, calling_modules
+from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.operations import TABLE
+from captum_transformer_lrp.engine.phases import Relevance
 from captum_transformer_lrp.engine.watch.hooks import REGISTRATIONS
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
+from captum_transformer_lrp.engine.watch.units import calling_frame, calling_modules
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.base import engine_propagates
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -35,6 +36,7 @@ from captum_transformer_lrp.rules.rule_set import RuleSet, UserRules
 from captum_transformer_lrp.rules.stabilizers import SignAwareStabilizer
 
 _CAPTUM_FORWARD = LRP._forward_fn_wrapper.__code__
+_CAPTUM_HOOKS = (PropagationRule.forward_hook.__code__, Rule.forward_hook.__code__)
 
 
 class StockLRP(TorchFunctionMode):
@@ -55,16 +57,14 @@ class StockLRP(TorchFunctionMode):
         self._rules = rules
         self._stabilizer = stabilizer
         self._epsilon = epsilon
+        self._books = Books()
         self._frame: FrameType | None = None
         self._interception: _LayerwiseInterception | None = None
 
     @property
     def absorbed(self) -> dict[str, Tensor]:
         """The share of the output's relevance that each parameter has absorbed, (N,) each."""
-        if self._interception is None:
-            return {}
-        found = self._interception.tape.absorbed
-        return {name: amount for name, amount in found.items() if bool(amount.any())}
+        return self._books.found()
 
     def __torch_function__(
         self,
@@ -84,26 +84,23 @@ class StockLRP(TorchFunctionMode):
         """Let go of the last forward pass, but for what was absorbed."""
         self._frame = None
         if self._interception is not None:
-            absorbed = self.absorbed
             self._interception.close()
             self._interception.tape.clear()
-            self._interception.tape.absorbed = absorbed
 
     def _begin(self, frame: FrameType) -> _LayerwiseInterception:
         self.close()
         self._frame = frame
         attribution: LRP = frame.f_locals["self"]
         inputs = [one for one in frame.f_locals["inputs"] if isinstance(one, Tensor)]
-        tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon)
-        tape.phase = Phase.RELEVANCE
-        tape.explicit_zeros = True
-        rules = CallRules(self._rules, attribution.model)
+        tape = Tape(self._stabilizer, keeps_books=True, epsilon=self._epsilon, phases=[Relevance])
+        self._books = Books()
+        tape.phase = Relevance(self._books, explicit_zeros=True)
         interception = _LayerwiseInterception(
-            tape, attribution.model, inputs[0].shape[0], rules, table(rules.functions)
+            tape, attribution.model, inputs[0].shape[0], self._rules, TABLE
         )
         interception.context.writes.snapshot = Snapshot(attribution.model).note()
         for index, value in enumerate(inputs):
-            rules.input_dims[index] = value.dim()
+            interception.context.rules.input_dims[index] = value.dim()
             if value.requires_grad:
                 tape.marks[value] = Mark(
                     interception.context.examples, origins=1 << index, source=index, base=object()
@@ -131,8 +128,8 @@ class _LayerwiseInterception(Interception):
     """Leaves modules with a rule of Captum to Captum's hooks."""
 
     def call(self, function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if function in REGISTRATIONS:  # Captum's, which are to see relevance
-            return function(*self._resolved(args), **kwargs)
+        if function in REGISTRATIONS and any(map(calling_frame, _CAPTUM_HOOKS)):
+            return function(*self._resolved(args), **kwargs)  # no hook of the user's
         for _, module in calling_modules():
             rule = vars(module).get("rule")
             if isinstance(rule, PropagationRule) and not isinstance(rule, Rule):

@@ -20,7 +20,8 @@ from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks
 from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_parts
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.phases import Gradient, Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording, find_logits
 from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.engine.watch.writes import unchanged
@@ -191,7 +192,7 @@ class _Examined:
 
     def gradient(self, recording: Recording, start: Tensor) -> Check:
         name, claim = "gradient", "gradient at the inputs is autograd's"
-        if Phase.GRADIENT not in self.attribution.phases:
+        if Gradient not in self.attribution.phases:
             return Check.skipped(name, claim, f"{self.method} uses no gradients")
         try:
             # Reversible layers add to the gradients of parameters in their own backward pass.
@@ -208,13 +209,11 @@ class _Examined:
         if not self.attribution.propagates_relevance:
             reason = f"{self.method} propagates no relevance"
             return Check.skipped(name, claim, reason), {}
-        tape = recording.tape
-        tape.absorbed = {}
-        leaves = recording.all_leaves
-        arrived = tape.backward(Phase.RELEVANCE, recording.output, start, leaves)
+        books, leaves = Books(), recording.all_leaves
+        arrived = recording.tape.backward(Relevance(books), recording.output, start, leaves)
         parts = [one.flatten(1).sum(1) for one in recording.at_inputs(arrived)]
-        total = torch.stack([*parts, *tape.absorbed.values()]).sum(0)
-        absorbed = {one: float(share.abs().mean()) for one, share in tape.absorbed.items()}
+        total = torch.stack([*parts, *books.shares.values()]).sum(0)
+        absorbed = {one: float(share.abs().mean()) for one, share in books.shares.items()}
         found = float((total - 1).abs().max())
         return Check.at_most(name, claim, found, self.most[name]), absorbed
 
@@ -253,12 +252,10 @@ class _Examined:
         if not isinstance(self.attribution, RolloutAttribution):
             return Check.skipped(name, claim, f"{self.method} has no matrix C")
         used = self.attribution._used(recording, 0)
-        recording.tape.leave_out_attentions()
         try:
-            self.attribution._weigh(recording, start, used)
-            matrices = attention_matrices(recording, used)
-            row = views.token_mass(recording, start, moved=True)
-            recording.tape.leave_out_attentions()
+            maps = self.attribution._maps(recording, start, used)
+            matrices = attention_matrices(recording, used, maps)
+            row = views.token_mass(recording, start, maps, moved=True)
             readout = views.token_mass(recording, start)
         except ExplanationError as error:
             return Check.skipped(name, claim, str(error))
@@ -284,7 +281,7 @@ class _Examined:
 
     def classes(self, output: Tensor) -> Check:
         name, claim = "classes", "maps of two classes differ"
-        if self.attribution.phases == {Phase.ROLLOUT}:
+        if tuple(self.attribution.phases) == (Rollout,):
             return Check.skipped(name, claim, f"{self.method} is the same for every class")
         if callable(self.target):
             return Check.skipped(name, claim, "the target is a function, which has no class")
@@ -312,11 +309,8 @@ def _are_the_only_paths(recording: Recording, start: Tensor) -> bool:
     """Whether what no attention moves goes by the skip connections around attentions alone."""
     around = [one for one in recording.tape.residuals if one.attends]
     wanted = [tensor for one in around for tensor in (one.output, one.stream)]
-    recording.tape.reaches_pixels = False
-    try:
-        found = recording.tape.backward(Phase.ROLLOUT, recording.output, start, wanted)
-    finally:
-        recording.tape.reaches_pixels = True
+    rollout = Rollout(reaches_pixels=False)
+    found = recording.tape.backward(rollout, recording.output, start, wanted)
     masses = [float(one.sum()) for one in found]
     return all(abs(a - b) < 1e-6 for a, b in zip(masses[::2], masses[1::2], strict=True))
 

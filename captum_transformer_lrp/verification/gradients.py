@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from captum_transformer_lrp.engine.graph.tape import Phase
 from captum_transformer_lrp.engine.recording import Recording, find_logits
 
 
@@ -34,7 +33,9 @@ def gradients_at_inputs(
     Raises:
         LookupError: if the embeddings that the plain model looks up cannot be recognised.
     """
-    taped = recording.tape.backward(Phase.GRADIENT, recording.output, start, recording.all_leaves)
+    taped = recording.tape.backward(
+        recording.gradient, recording.output, start, recording.all_leaves
+    )
     leaves = tuple(
         value.detach().clone().requires_grad_() if value.is_floating_point() else value
         for value in inputs

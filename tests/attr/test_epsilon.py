@@ -175,10 +175,9 @@ def test_nothing_is_lost_to_the_identity(granularity: Any) -> None:
     """Attention moves 1e-5 of the mass.  In float32 six digits of that come out."""
 
     class Little(AttentionRollout):
-        def _weigh(self, recording: Any, start: Tensor, used: Any) -> None:
-            super()._weigh(recording, start, used)
-            for step in used:
-                step.weighted = step.weighted * 1e-5
+        def _maps(self, recording: Any, start: Tensor, used: Any) -> dict[int, Tensor]:
+            maps = super()._maps(recording, start, used)
+            return {index: one * 1e-5 for index, one in maps.items()}
 
     model, images = Pooled(1.0).eval(), torch.randn(2, 3, 160, 160)
     found = Little(model).attribute(images, granularity=granularity)

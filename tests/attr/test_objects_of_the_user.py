@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm
 from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
     DynamicCache,
     GPT2Config,
     GPT2LMHeadModel,
@@ -701,3 +703,32 @@ def test_token_ids_that_a_model_writes_are_unchanged() -> None:
     expected = plain.attribute(torch.tensor([[5, 3, 7]]), 1)
     expected[0, 1] = 0  # the model's own token, which nobody has given
     assert torch.allclose(found, expected)
+
+
+def test_parametrized_embeddings_are_read_by_the_model_alone() -> None:
+    """No check of the model computes a weight, which may change its module."""
+    reads = []
+
+    class Counted(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            reads.append(weight.shape)
+            return weight
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=9,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+    )
+    model = BertForSequenceClassification(config).eval()
+    parametrize.register_parametrization(model.bert.embeddings.word_embeddings, "weight", Counted())
+    ids = torch.tensor([[1, 2, 3]])
+    reads.clear()
+    with torch.no_grad():
+        model(ids)
+    once = len(reads)
+    reads.clear()
+    TransformerAttribution(lambda ids: model(ids).logits).attribute(ids, target=1)
+    assert len(reads) == once

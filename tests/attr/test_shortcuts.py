@@ -23,7 +23,7 @@ from captum_transformer_lrp import (
     TransformerLRP,
 )
 from captum_transformer_lrp.engine.graph import switch
-from captum_transformer_lrp.engine.graph.tape import ALL_PHASES
+from captum_transformer_lrp.engine.phases import ALL_PHASES
 from captum_transformer_lrp.rules import LinearRule, PassRule, SignAwareStabilizer, rows
 from captum_transformer_lrp.rules import weighted as weighted_rules
 from captum_transformer_lrp.rules.call import Call
@@ -122,7 +122,7 @@ def test_a_rule_that_cannot_take_targets_together_takes_them_one_by_one(vit_case
 def test_what_no_phase_needs_is_not_missed(case: Any, method: Callable[..., Any]) -> None:
     spare, full = method(case.model), method(case.model)
     full.phases = ALL_PHASES
-    assert spare.phases < full.phases
+    assert set(spare.phases) < set(full.phases)
     found = [one.attribute(case.inputs, 1, case.kwargs) for one in (spare, full)]
     assert torch.equal(*found)
 

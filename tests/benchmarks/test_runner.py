@@ -134,6 +134,7 @@ def test_an_unfinished_run_can_be_looked_at(tmp_path: Path) -> None:
     assert after == before
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_examples(tmp_path: Path) -> None:
     """200 more examples note 20 kB each; the peak grows by their names and little else."""
 

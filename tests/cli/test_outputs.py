@@ -151,6 +151,7 @@ def test_a_link_stays_a_link_and_permissions_stay(tmp_path: Path) -> None:
     assert (tmp_path / "new.html").stat().st_mode == (tmp_path / "plain.html").stat().st_mode
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_what_was_there(tmp_path: Path) -> None:
     pytest.importorskip("resource")
     output = tmp_path / "page.html"

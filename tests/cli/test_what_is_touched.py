@@ -33,6 +33,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_commands_touch_nothing_but_their_folders(work: Path) -> None:
     scenes = [*FAST, "--image-model", "bundled/scenes"]
     commands = [

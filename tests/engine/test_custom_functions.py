@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import ExplanationError, TransformerAttribution
 from captum_transformer_lrp.attr.targets import seed
-from captum_transformer_lrp.engine.graph.tape import Phase
 
 
 class Swish(torch.autograd.Function):
@@ -111,7 +110,7 @@ def gradient(model: Model, x: Tensor) -> Tensor:
     with method._recorded(x, None) as recording:
         start = seed(recording.output, 1)
         (found,) = recording.tape.backward(
-            Phase.GRADIENT, recording.output, start, recording.all_leaves
+            recording.gradient, recording.output, start, recording.all_leaves
         )
         return found
 

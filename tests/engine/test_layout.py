@@ -19,10 +19,9 @@ ROOT = Path(captum_transformer_lrp.__file__).parent
 LAYERS = [
     ["rules", "errors"],
     ["engine.graph"],
-    ["engine.flows"],
     ["engine.watch"],
     ["engine.operations"],
-    ["engine.walk", "engine.table", "engine.lineage"],
+    ["engine.lineage", "engine.phases"],
     ["engine.checkpoints", "engine.recording", "engine.stock"],
     ["attr"],
 ]
@@ -31,6 +30,8 @@ LAYERS = [
 FORBIDDEN = {
     "rules": ["engine", "attr"],
     "engine": ["attr"],
+    "engine.lineage": ["engine.watch", "engine.operations"],
+    "engine.phases": ["engine.watch", "engine.operations"],
     "engine.operations": [
         "engine.watch." + name for name in ("interception", "moves", "in_place", "unit_calls")
     ],
@@ -122,6 +123,30 @@ def test_every_file_of_the_engine_is_in_a_layer(graph: dict[str, set[str]]) -> N
     parts = [part for layer in LAYERS for part in layer]
     engine = [name for name in graph if belongs(name, "engine") and name != f"{PACKAGE}.engine"]
     assert [name for name in engine if not any(belongs(name, part) for part in parts)] == []
+
+
+def test_methods_give_arguments_rather_than_set_state() -> None:
+    """What a method set on a tape or an attention would change what the next one finds."""
+    found = {
+        ast.unparse(node)
+        for path in (ROOT / "attr").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.ctx, ast.Store)
+        and not ast.unparse(node).startswith(("self.", "cls."))
+    }
+    assert found <= {"recording.targets", "rollout.holds_back"}
+
+
+def test_what_is_found_by_its_identity_is_held() -> None:
+    """Another object may get the id() of one that is no more; each of these files holds its own."""
+    found = {
+        path.stem
+        for path in (ROOT / "engine").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "id"
+    }
+    assert found <= {"tensor_table", "snapshot", "memory", "joins", "references", "writes"}
 
 
 @pytest.mark.parametrize(

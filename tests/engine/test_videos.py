@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from captum.attr import LRP
 from torch import Tensor, nn
 
 from captum_transformer_lrp import (
@@ -12,6 +13,7 @@ from captum_transformer_lrp import (
     ExplanationError,
     TransformerAttribution,
     TransformerLRP,
+    transformer_rules,
 )
 
 FRAMES, CHANNELS, SIDE, PATCH, WIDTH = 3, 2, 8, 4, 6
@@ -71,6 +73,19 @@ def test_a_class_token_cut_from_the_first_rows_belongs_to_no_example(
     explanation = TransformerAttribution(model).explain(videos, 1)
     shares = explanation.absorbed["Frames (constant)"]
     assert bool((shares.abs() > 1e-3).all())
+
+
+@pytest.mark.filterwarnings("ignore:Input Tensor 0 did not already require gradients")
+def test_captum_s_own_lrp_reports_what_that_class_token_absorbs(
+    model: nn.Module, videos: Tensor
+) -> None:
+    """To find out that it depends on no input takes a backward pass in the forward pass."""
+    with transformer_rules() as propagation:
+        LRP(model).attribute(videos, 1)
+    expected = TransformerAttribution(model).explain(videos, 1).absorbed
+    assert "Frames (constant)" in propagation.absorbed
+    for name, share in propagation.absorbed.items():
+        torch.testing.assert_close(share, expected[name], rtol=1e-9, atol=1e-12)
 
 
 def test_rollout_follows_the_frames_too(model: nn.Module, videos: Tensor) -> None:

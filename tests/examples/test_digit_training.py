@@ -69,6 +69,7 @@ def test_a_picture_may_show_the_digit_alone_that_is_asked_for() -> None:
         assert torch.equal(shown, questions.sides == which)
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,9 +12,10 @@ from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
-from captum_transformer_lrp.engine.table import table
-from captum_transformer_lrp.engine.watch.call_rules import CallRules
+from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.operations import TABLE
+from captum_transformer_lrp.engine.phases import Relevance
 from captum_transformer_lrp.engine.watch.interception import Interception
 from captum_transformer_lrp.rules import SignAwareStabilizer
 from captum_transformer_lrp.rules.rule_set import UserRules
@@ -46,11 +47,11 @@ class Equations:
         stabilizer: Any = None,
     ) -> Propagated:
         """The engine's answer for ``operation(*inputs)``; examples lie along dimension 0."""
-        tape = Tape(stabilizer or SignAwareStabilizer(), keeps_books=True)
+        stabilizer = stabilizer or SignAwareStabilizer()
+        tape = Tape(stabilizer, keeps_books=True, phases=[Relevance])
         model = operation if isinstance(operation, nn.Module) else None
-        call_rules = CallRules(UserRules(rules).over(None), model)
-        known = table(call_rules.functions)
-        watch = Interception(tape, model, inputs[0].shape[0], call_rules, known)
+        rule_set = UserRules(rules).over(None)
+        watch = Interception(tape, model, inputs[0].shape[0], rule_set, TABLE)
         leaves = [value.detach().clone().requires_grad_() for value in inputs]
         for place, leaf in enumerate(leaves):
             tape.marks[leaf] = Mark(watch.context.examples, origins=1 << place, base=object())
@@ -60,9 +61,11 @@ class Equations:
         watch.close()
         if relevance is None:
             relevance = Equations.seed(output)
-        found = tape.backward(Phase.RELEVANCE, output, relevance, leaves)
+        books = Books()
+        phase = Relevance(books)
+        found = tape.backward(phase, output, relevance, leaves)
         nothing = torch.zeros(inputs[0].shape[0], dtype=output.dtype)
-        absorbed = sum(tape.absorbed.values(), nothing)
+        absorbed = sum(books.shares.values(), nothing)
         return Propagated(output.detach(), [one.detach() for one in found], absorbed)
 
     @staticmethod

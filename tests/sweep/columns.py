@@ -14,7 +14,8 @@ from captum_transformer_lrp import (
     verify,
 )
 from captum_transformer_lrp.attr.targets import seed
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.phases import Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording
 from tests.sweep.cases import Case
 from tests.sweep.results import Result
@@ -61,12 +62,10 @@ def readout(recording: Recording, start: Tensor) -> str:
     tape = recording.tape
     if not tape.streams:
         return "no skip connection around an attention"
-    for step in tape.attentions:
-        step.weighted = None
     stream = tape.streams[-1].tensor
     mark = tape.mark(stream)
     assert mark is not None
-    (mass,) = tape.backward(Phase.ROLLOUT, recording.output, start, [stream])
+    (mass,) = tape.backward(Rollout(), recording.output, start, [stream])
     if mark.examples.axis is not None and mark.examples.index is None:
         mass = mass.select(mark.examples.axis, 0)
         features = stream.dim() - 1 == mass.dim()
@@ -119,9 +118,11 @@ def _propagates(case: Case) -> float | str:
         ) as recording:
             start = seed(recording.output, case.target)
             leaves = [leaf for found in recording.leaves for leaf in found]
-            arrived = recording.tape.backward(Phase.RELEVANCE, recording.output, start, leaves)
+            books = Books()
+            phase = Relevance(books)
+            arrived = recording.tape.backward(phase, recording.output, start, leaves)
             parts = [value.flatten(1).sum(1) for value in arrived]
-            total = torch.stack([*parts, *recording.tape.absorbed.values()]).sum(0)
+            total = torch.stack([*parts, *books.shares.values()]).sum(0)
             return float((total - 1).abs().max())
     except ExplanationError as error:
         return f"{type(error).__name__}: {error}"

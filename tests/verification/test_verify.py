@@ -24,7 +24,9 @@ from captum_transformer_lrp import (
 )
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine import recording
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.phases import Gradient, Relevance
 from captum_transformer_lrp.verification.occlusion import occlusion
 from captum_transformer_lrp.verification.results import Check
 
@@ -202,17 +204,15 @@ def test_a_watched_run_that_differs_fails_the_output() -> None:
     assert failures(verify(Watched(), embeddings(), 1)) == ["output"]
 
 
-@pytest.mark.parametrize(
-    ("phase", "check"), [(Phase.GRADIENT, "gradient"), (Phase.RELEVANCE, "relevance")]
-)
+@pytest.mark.parametrize(("phase", "check"), [(Gradient, "gradient"), (Relevance, "relevance")])
 def test_a_wrong_backward_pass_fails(
-    monkeypatch: pytest.MonkeyPatch, phase: Phase, check: str
+    monkeypatch: pytest.MonkeyPatch, phase: type[Phase], check: str
 ) -> None:
     plain = Tape.backward
 
     def wrong(self: Tape, one: Phase, *args: Any, **options: Any) -> list[Tensor]:
         found = plain(self, one, *args, **options)
-        return [value * 1.001 for value in found] if one is phase else found
+        return [value * 1.001 for value in found] if isinstance(one, phase) else found
 
     monkeypatch.setattr(Tape, "backward", wrong)
     assert failures(verify(Small(), embeddings(), 1)) == [check]

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.step import NoPhase
+from captum_transformer_lrp.engine.graph.tape import Tape
 
 Edge: TypeAlias = tuple[Any, int]
-"""A node of autograd's graph, and which of its outputs."""
+"""A node of autograd's graph, or a leaf, and which of its outputs.
+
+Nodes and tensors hash by identity, so a set tells edges apart, and holds them.  It must: PyTorch
+makes Python's object of a node anew for each question, unless one is alive still.
+"""
 
 
 def edge_of(tensor: Tensor) -> Edge:
@@ -22,38 +27,36 @@ def edge_of(tensor: Tensor) -> Edge:
 
 def edges_below(tensor: Tensor, stops: Iterable[Tensor] = ()) -> Iterator[Edge]:
     """Everything that a tensor was made from, itself included, but nothing below ``stops``."""
-    ends = {_key(edge): edge for edge in map(edge_of, stops)}
-    waiting, seen = [edge_of(tensor)], dict[tuple[int, int], Edge]()
+    ends = set(map(edge_of, stops))
+    waiting, seen = [edge_of(tensor)], set[Edge]()
     while waiting:
         edge = waiting.pop()
-        if _key(edge) in seen:
+        if edge in seen:
             continue
-        seen[_key(edge)] = edge
+        seen.add(edge)
         yield edge
-        if _key(edge) not in ends and not isinstance(edge[0], Tensor):
+        if edge not in ends and not isinstance(edge[0], Tensor):
             waiting += _inputs(edge[0])
 
 
 def made_from(tensor: Tensor, others: Sequence[Tensor]) -> list[bool]:
     """Which of several tensors one was made from."""
-    below = {_key(edge): edge for edge in edges_below(tensor)}
-    return [_key(edge_of(one)) in below for one in others]
+    below = set(edges_below(tensor))
+    return [edge_of(one) in below for one in others]
 
 
 def is_made_from(tensor: Tensor, other: Tensor) -> bool:
     """Whether one tensor was made from the other, or is it."""
-    end = edge_of(other)
-    return any(_key(edge) == _key(end) for edge in edges_below(tensor, [other]))
+    end = {edge_of(other)}
+    return any(edge in end for edge in edges_below(tensor, [other]))
 
 
 def is_made_from_alone(tensor: Tensor, other: Tensor) -> bool:
     """Whether all that one tensor knows of the inputs came by the other."""
     end = edge_of(other)
-    below = list(edges_below(tensor, [other]))
-    leaves = [edge for edge in below if isinstance(edge[0], Tensor)]
-    return all(_key(edge) == _key(end) for edge in leaves) and any(
-        _key(edge) == _key(end) for edge in below
-    )
+    below = set(edges_below(tensor, [other]))
+    leaves = {edge for edge in below if isinstance(edge[0], Tensor)}
+    return end in below and leaves <= {end}
 
 
 def is_on_tape(tape: Tape, tensor: Tensor) -> bool:
@@ -86,7 +89,7 @@ def is_of_features(tape: Tape, tensor: Tensor, axis: int) -> bool:
         return (mark.features - axis) % tensor.dim() == 0
     line = torch.zeros_like(tensor)
     line[tuple(slice(None) if n == axis % tensor.dim() else 0 for n in range(tensor.dim()))] = 1
-    with tape.asked(Phase.GRADIENT):
+    with tape.walking(NoPhase()):
         return _is_line_of_features(edge_of(tensor), tensor, line)
 
 
@@ -94,7 +97,7 @@ def _is_line_of_features(start: Edge, output: Tensor | GradientEdge, line: Tenso
     for edge in _made_by_calls(start):
         found: Tensor | None = line
         root = GradientEdge(*edge)
-        if _key(edge) != _key(start):
+        if edge not in {start}:
             (found,) = torch.autograd.grad(output, root, line, retain_graph=True, allow_unused=True)
         if found is None or not bool(found.any()):
             continue
@@ -122,14 +125,6 @@ def _made_by_calls(start: Edge) -> Iterator[Edge]:
             yield edge
         else:
             waiting += _inputs(edge[0])
-
-
-def _key(edge: Edge) -> tuple[int, int]:
-    """An edge by its identity, as long as the edge itself is kept.
-
-    PyTorch makes Python's object of a node anew for each question, unless one is alive still.
-    """
-    return id(edge[0]), edge[1]
 
 
 def _inputs(node: Any) -> Iterator[Edge]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
+from torch._ops import OpOverloadPacket
 
 Function = Callable[..., Any]
 Args = tuple[Any, ...]
@@ -79,6 +80,8 @@ def expand(function: Function) -> Function:
 
 def title(function: Function) -> str:
     """A function's name for a message, e.g. ``Tensor.mul``."""
+    if isinstance(function, OpOverloadPacket):
+        return str(function)
     name = str(getattr(function, "__qualname__", None) or getattr(function, "__name__", function))
     return name.replace("_VariableFunctionsClass", "torch").replace("TensorBase", "Tensor")
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 
 
 def report_constants(
     tape: Tape,
     result: Tensor,
     values: Sequence[Tensor],
-    again: Callable[[Mapping[int, Tensor]], Tensor],
+    again: Callable[[HeldTable[Tensor]], Tensor],
     title: Callable[[Tensor], str],
 ) -> None:
     """Report the relevance of constants and parameters that are joined to activations.
@@ -23,14 +24,14 @@ def report_constants(
         tape: where to.
         result: the joined tensor.
         values: what it was joined from.
-        again: joins other tensors in the same way, given for each of ``values`` by its id.
+        again: joins other tensors in the same way, given for each of ``values``.
         title: what a constant's share is reported under.
     """
     floating = [value for value in values if value.is_floating_point()]
     constants = [value for value in floating if tape.mark(value) is None]
     if not constants:
         return
-    names = {id(value): title(value) for value in constants}
+    names = HeldTable((value, title(value)) for value in constants)
     mark = tape.mark(result)
     assert mark is not None
     examples = mark.examples
@@ -43,31 +44,32 @@ def report_constants(
     shared = [value for value in constants if not any(value is one for one in per_example)]
 
     def report(relevance: Tensor) -> None:
-        if tape.phase is not Phase.RELEVANCE:
+        books = tape.phase.books
+        if books is None:
             return
         with torch.enable_grad():
-            leaves = {id(value): value.detach() for value in values}
+            leaves = HeldTable((value, value.detach()) for value in values)
             for value in floating:
-                leaves[id(value)].requires_grad_()
-            wanted = [leaves[id(value)] for value in floating]
+                leaves[value].requires_grad_()
+            wanted = [leaves[value] for value in floating]
             found = torch.autograd.grad(again(leaves), wanted, relevance, allow_unused=True)
-        arrived = {
-            id(value): torch.zeros_like(value) if one is None else one
+        arrived = HeldTable(
+            (value, torch.zeros_like(value) if one is None else one)
             for value, one in zip(floating, found, strict=True)
-        }
+        )
         for value in per_example:
-            amount = arrived[id(value)]
+            amount = arrived[value]
             total = amount.flatten(1).sum(1) if count > 1 else amount.sum().reshape(1)
-            tape.absorb(names[id(value)], total)
+            books.absorb(names[value], total)
         if shared:  # what nobody else has got
             rest = examples.sum(relevance)
             for value in floating:
                 of_value = tape.mark(value)
                 if of_value is not None:
-                    rest = rest - of_value.examples.sum(arrived[id(value)])
+                    rest = rest - of_value.examples.sum(arrived[value])
             for value in per_example:
-                rest = rest - arrived[id(value)].flatten(1).sum(1)
-            tape.absorb(", ".join(dict.fromkeys(names[id(value)] for value in shared)), rest)
+                rest = rest - arrived[value].flatten(1).sum(1)
+            books.absorb(", ".join(dict.fromkeys(names[value] for value in shared)), rest)
 
     result.register_hook(report)
 
@@ -80,9 +82,10 @@ def report_filling(tape: Tape, result: Tensor, inside: Tensor, name: str) -> Non
     examples = mark.examples
 
     def report(relevance: Tensor) -> None:
-        if tape.phase is Phase.RELEVANCE:
+        books = tape.phase.books
+        if books is not None:
             outside = relevance.masked_fill(inside, 0)
             if bool(outside.any()):
-                tape.absorb(name, examples.sum(outside))
+                books.absorb(name, examples.sum(outside))
 
     result.register_hook(report)

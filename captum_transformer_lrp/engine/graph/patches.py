@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.grids import Axis, Grid
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Tape
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,8 @@ def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
 
     None unless they are a regular grid of windows that no pixel is in twice.
     """
-    if Phase.ROLLOUT not in tape.phases:
+    rollout = next((phase() for phase in tape.phases if phase.carries_mass), None)
+    if rollout is None:
         return None
     count = x.shape[:-1].numel()
     number = torch.arange(1.0, count + 1, dtype=torch.float64, device=x.device)
@@ -59,8 +60,7 @@ def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
         values.to(x.dtype).reshape(*x.shape[:-1], 1).expand_as(x)
         for values in (torch.ones_like(number), number)
     ]
-    with tape.asked(Phase.ROLLOUT):
-        times, whose = (tape.backward(Phase.ROLLOUT, x, seed, [plane])[0] for seed in seeds)
+    times, whose = (tape.backward(rollout, x, seed, [plane])[0] for seed in seeds)
     alike = (times == 0) | ((times / times.max() - 1).abs() < 1e-4)
     whose = torch.where(times == 0, 0, whose / times)
     exact = bool(((whose - whose.round()).abs() < 0.1).all())

@@ -75,11 +75,6 @@ class AttentionStep:
             attentions without another upstream have an output.
         output: the product, A V.
         residual: the skip connection around it, if there is one.
-        weighted: the map that the rollout phase carries mass by, (∇A ⊙ R)⁺ for the paper's method;
-            None for an attention that takes no part.
-        is_probed: whether mass ends here, for :attr:`arrived` to be read.
-        arrived: the mass that came to each query of each head, at every key of A.
-        held_back: mass that no attention has moved yet, while ``walk.moved_mass`` moves it.
     """
 
     index: int
@@ -93,7 +88,3 @@ class AttentionStep:
     values: Tensor | None = None
     output: Tensor | None = None
     residual: Residual | None = None
-    weighted: Tensor | None = None
-    is_probed: bool = False
-    arrived: Tensor | None = None
-    held_back: Tensor | None = None

@@ -1,14 +1,10 @@
-"""The tape: what a model did in one forward pass, replayed backward in three phases.
+"""The tape: what a model did in one forward pass, walked backward in several phases.
 
 Every call with a rule is followed by a *switch* (``switch.py``), one autograd function whose
-forward pass is the identity.  Its backward pass asks the tape which phase it is in:
-
-* ``GRADIENT`` — the gradient goes on into the call's own autograd graph, as if nothing were there;
-* ``RELEVANCE`` — the call's rule divides the relevance among its inputs;
-* ``ROLLOUT`` — token mass goes on along attention and skip connections (eq. 13–14 as a backward
-  pass).
-
-Calls that only move elements have no switch: their derivative is right in every phase.
+forward pass is the identity.  Its backward pass asks the
+:class:`~captum_transformer_lrp.engine.graph.step.Phase` that is under way what goes on to the
+call's inputs (see :mod:`captum_transformer_lrp.engine.phases`).  Calls that only move elements
+have no switch: their derivative is right in every phase.
 
 Weights are kept as the model has them.  Those of a lower precision than the tape's are raised
 anew whenever a phase needs them.
@@ -16,11 +12,9 @@ anew whenever a phase needs them.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,109 +22,9 @@ from torch import Tensor
 from captum_transformer_lrp.engine.graph.made_of import MadeOf
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Normalized, Residual, Stream
+from captum_transformer_lrp.engine.graph.step import NoPhase, Phase
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
-from captum_transformer_lrp.engine.graph.values import Shape, raised, stand_in
-from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.kernels import Kernel
-
-
-class Keeps(enum.Enum):
-    """What the switch behind a call keeps of the call's activations."""
-
-    VALUES = enum.auto()
-    """Its output and its inputs."""
-    OUTPUT = enum.auto()
-    """Its output, and the shapes of its inputs."""
-    SHAPES = enum.auto()
-
-
-class Phase(enum.Enum):
-    """The three backward phases."""
-
-    GRADIENT = enum.auto()
-    RELEVANCE = enum.auto()
-    ROLLOUT = enum.auto()
-
-
-ALL_PHASES = frozenset(Phase)
-
-
-NATIVE: Final = ()
-"""Returned by a flow that leaves the matter to the call's own derivative."""
-
-
-@dataclass(frozen=True)
-class Flow:
-    """How token mass passes an operation in the rollout phase.
-
-    Args:
-        mass: given the step, its call and the mass of the call's output: the mass of each input,
-            None for none at all, then that of the pixels; or :data:`NATIVE`.
-        reads_values: whether it looks at the values of the inputs and output, not only at their
-            shapes.
-        keeps_places: whether the output has the places and features of the inputs.
-    """
-
-    mass: Callable[[Step, Call, Tensor], Sequence[Tensor | None]]
-    reads_values: bool = True
-    keeps_places: bool = False
-
-    def __call__(self, step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-        """See ``mass``."""
-        return self.mass(step, call, mass)
-
-
-@dataclass(eq=False)
-class Step:
-    """What the switch behind one call needs to know.
-
-    ``shapes`` are those of the call's inputs, of its output too if ``keeps`` is ``SHAPES``; empty
-    where they are kept themselves.
-    """
-
-    tape: Tape
-    function: Callable[..., Any]
-    kernel: Kernel
-    rule: Rule
-    flow: Flow
-    mark: Mark
-    name: str
-    inputs: int
-    has_graph: bool = True
-    has_pixels: bool = False
-    has_weight: bool = False
-    has_bias: bool = False
-    has_constant: bool = False
-    gate: int | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    keeps: Keeps = Keeps.VALUES
-    shapes: Sequence[Shape] = ()
-
-    def call(self, saved: Sequence[Tensor]) -> Call:
-        """The call, put together again from the tensors that autograd kept."""
-        kept = 1 if self.keeps is Keeps.OUTPUT else 0
-        saved = [*saved[:kept], *(stand_in(one) for one in self.shapes), *saved[kept:]]
-        rest = [raised(one, saved[0].dtype) for one in saved[1 + self.inputs :]]
-        return Call(
-            function=self.function,
-            kernel=self.kernel,
-            output=saved[0],
-            inputs=tuple(saved[1 : 1 + self.inputs]),
-            weight=rest.pop(0) if self.has_weight else None,
-            bias=rest.pop(0) if self.has_bias else None,
-            constant=rest.pop(0) if self.has_constant else None,
-            gate=self.gate,
-            examples=self.mark.examples,
-            stabilizer=self.tape.stabilizer,
-            epsilon=self.tape.epsilon,
-            keeps_books=self.tape.keeps_books,
-            absorb=self._absorb,
-        )
-
-    def _absorb(self, amount: Callable[[], Tensor]) -> None:
-        if self.tape.keeps_books:
-            self.tape.absorb(self.name, amount())
 
 
 class Tape:
@@ -145,6 +39,7 @@ class Tape:
         epsilon: ε of eq. 2.
 
     Attributes:
+        phase: what is under way; without any, moves pass on what arrives, and calls do not.
         originals: for constants in the tape's precision what they were raised from.
         attentions: the attentions, in the order of the forward pass.
         streams: what skips attentions, for each addition around any.
@@ -153,13 +48,6 @@ class Tape:
         normalizations: the normalisations, in the order of the forward pass.
         readout: the calls that make the output, if they are kept: function, arguments, keyword
             arguments and result.
-        through: events of an attention that the rollout phase must go through, not around.
-        explicit_zeros: whether inputs without relevance are sent zeros, as Captum's hooks on
-            modules expect, rather than nothing at all.
-        reaches_pixels: whether mass of tokens that convolutions make goes to the pixels that they
-            are made from, as on its way to the inputs.
-        held: mass that has arrived at places that queries are compared with, while it is kept.
-        holds_back: whether attentions keep the mass that arrives, rather than move it.
         skips: how many skip connections there have been.
         other_mixing: names of layers with a softmax or a product of activations that is no
             attention.
@@ -171,7 +59,7 @@ class Tape:
         *,
         keeps_books: bool,
         keeps_streams: bool = True,
-        phases: frozenset[Phase] = ALL_PHASES,
+        phases: Sequence[type[Phase]],
         epsilon: float = 0.0,
     ) -> None:
         self.stabilizer = stabilizer
@@ -179,21 +67,15 @@ class Tape:
         self.keeps_streams = keeps_streams
         self.phases = phases
         self.epsilon = epsilon
-        self.phase = Phase.GRADIENT
+        self.phase: Phase = NoPhase()
         self.originals: TensorTable[Tensor] = TensorTable()
         self.marks: TensorTable[Mark] = TensorTable()
         self.attentions: list[AttentionStep] = []
-        self.through = 0
-        self.explicit_zeros = False
         self.streams: list[Stream] = []
         self.made_of = MadeOf()
         self.residuals: list[Residual] = []
         self.normalizations: list[Normalized] = []
         self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
-        self.absorbed: dict[str, Tensor] = {}
-        self.reaches_pixels = True
-        self.held: list[list[Tensor]] = []
-        self.holds_back = False
         self.skips = 0
         self.other_mixing: list[str] = []
         self._events = self._linear_events = 0
@@ -218,12 +100,6 @@ class Tape:
         """Whether a tensor has passed a linear layer since its stream began."""
         return bool(mark.events & self._linear_events)
 
-    def leave_out_attentions(self) -> None:
-        """No attention takes part in the rollout phase, until it is given what carries mass."""
-        for step in self.attentions:
-            step.weighted = None
-        self.through = 0
-
     def clear(self) -> None:
         """Let go of the graph; it and the tape hold each other."""
         for step in self.attentions:  # what made their outputs refers to them
@@ -235,7 +111,6 @@ class Tape:
         self.residuals.clear()
         self.normalizations.clear()
         self.readout.clear()
-        self.absorbed = {}
 
     def note_residual(self, residual: Residual, events: int) -> None:
         """Note a skip connection around the attentions of ``events``, if streams are kept."""
@@ -252,23 +127,14 @@ class Tape:
             if step.event & events and step.residual is None:
                 step.residual = residual
 
-    def absorb(self, name: str, amount: Tensor) -> None:
-        """Add to the relevance that ends in parameter or operation ``name``, shape (N,)."""
-        before = self.absorbed.get(name)
-        self.absorbed[name] = amount if before is None else before + amount
-
     @contextmanager
-    def asked(self, phase: Phase) -> Iterator[None]:
-        """A block in which a phase is run to learn something, while the model runs still.
-
-        Nothing of it counts: the phase and the books are the same behind the block.
-        """
-        before, books = self.phase, self.absorbed
-        self.phase, self.absorbed = phase, dict(books)
+    def walking(self, phase: Phase) -> Iterator[None]:
+        """A block in which a phase is under way, in the place of any other."""
+        outer, self.phase = self.phase, phase
         try:
             yield
         finally:
-            self.phase, self.absorbed = before, books
+            self.phase = outer
 
     def backward(
         self,
@@ -278,8 +144,8 @@ class Tape:
         wanted: Sequence[Tensor],
     ) -> list[Tensor]:
         """Run one phase from an output, or several, to ``wanted``; zeros where nothing arrives."""
-        self.phase = phase
-        found = torch.autograd.grad(output, wanted, seed, retain_graph=True, allow_unused=True)
+        with self.walking(phase):
+            found = torch.autograd.grad(output, wanted, seed, retain_graph=True, allow_unused=True)
         return [
             torch.zeros_like(tensor) if value is None else value
             for tensor, value in zip(wanted, found, strict=True)

@@ -1,9 +1,9 @@
-"""What is known of tensors, for as long as they live."""
+"""What is known of tensors: for as long as they live, or for as long as the table does."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Generic, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar, overload
 from weakref import KeyedRef
 
 from torch import Tensor
@@ -74,6 +74,57 @@ class TensorTable(Generic[Value]):
             tensor = reference()
             if tensor is not None:
                 yield tensor, value
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._found.clear()
+
+
+class HeldTable(Generic[Value]):
+    """A dictionary by identity, from tensors or modules to anything, which keeps them alive.
+
+    Args:
+        pairs: such objects, each with what is known of it.
+
+    Example:
+        >>> import torch
+        >>> tensor = torch.zeros(2)
+        >>> table = HeldTable([(tensor, "zeros")])
+        >>> table.get(tensor), table.get(torch.zeros(2), "unknown"), tensor in table
+        ('zeros', 'unknown', True)
+    """
+
+    def __init__(self, pairs: Iterable[tuple[object, Value]] = ()) -> None:
+        self._found = {id(one): (one, value) for one, value in pairs}
+
+    @overload
+    def get(self, one: object) -> Value | None: ...
+    @overload
+    def get(self, one: object, default: Value) -> Value: ...
+    def get(self, one: object, default: Value | None = None) -> Value | None:
+        """What is known of an object."""
+        entry = self._found.get(id(one))
+        return default if entry is None else entry[1]
+
+    def __getitem__(self, one: object) -> Value:
+        return self._found[id(one)][1]
+
+    def __setitem__(self, one: object, value: Value) -> None:
+        self._found[id(one)] = one, value
+
+    def __contains__(self, one: object) -> bool:
+        return id(one) in self._found
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def pop(self, one: object) -> Value:
+        """What was known of an object, which is forgotten."""
+        return self._found.pop(id(one))[1]
+
+    def values(self) -> list[Value]:
+        """What is known of each."""
+        return [value for _, value in self._found.values()]
 
     def clear(self) -> None:
         """Forget everything."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,13 +15,11 @@ class Unit:
     """One call of a module that has a rule.
 
     Args:
-        frame: the interpreter's frame of the call, which identifies it while it runs.
         module: the module.
         rule: its rule.
         arguments: positional and keyword arguments of the call.
     """
 
-    frame: FrameType | None
     module: nn.Module
     rule: Rule
     arguments: tuple[tuple[Any, ...], dict[str, Any]]

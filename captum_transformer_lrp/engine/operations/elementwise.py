@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, first_tensor
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.seen import Normalized
-from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.errors import ExplanationError
@@ -30,7 +29,7 @@ def elementwise(
     args: Args,
     kwargs: Kwargs,
     *,
-    flow: Flow = flows.keep,
+    flow: Flow = Flow.KEEP,
     event: bool = False,
     kernel: Kernel | None = None,
     run: Function | None = None,
@@ -74,7 +73,7 @@ def _activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
         dim = _softmax_axis(args, kwargs, source.dim())
         require_apart(watch, mark.examples, [dim], source.dim())
     attends = mark is not None and mark.scores and function in _OF_SCORES
-    changes: dict[str, Any] = {"attention": True, "flow": flows.blocked} if attends else {}
+    changes: dict[str, Any] = {"attention": True, "flow": Flow.BLOCKED} if attends else {}
     output = elementwise(watch, function, args, kwargs, event=True, activated=True, **changes)
     if inplace:
         watch.replace(args[0], output)
@@ -206,7 +205,7 @@ def _softmax(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         args,
         kwargs,
         kernel=kernel,
-        flow=flows.blocked if attends else flows.keep,
+        flow=Flow.BLOCKED if attends else Flow.KEEP,
         softmax=True,
         attention=attends,
         base=object(),

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import merged
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -54,7 +54,7 @@ def _grouped_mm(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
         experts,
         None,
         run(rows, experts),
-        flows.spread_over_features,
+        Flow.SPREAD_OVER_FEATURES,
     )
 
 
@@ -99,7 +99,7 @@ def _accumulate(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
         inputs,
         run(*inputs),
         rule=watch.rules.of(function),
-        flow=flows.accumulation,
+        flow=Flow.ACCUMULATION,
         mark=merged(marks, examples).but(source=None, base=object(), statistic=False),
     )
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
@@ -15,10 +14,12 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import merged
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.operations.contractions import LostAttentionError
 from captum_transformer_lrp.engine.watch.context import Context, MixedExamplesError
-from captum_transformer_lrp.engine.watch.refusals import RefusalRule, refused
+from captum_transformer_lrp.engine.watch.refusals import RefusalRule
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules import Rule, TaylorRule
 from captum_transformer_lrp.rules.examples import broadcast_examples
@@ -42,25 +43,26 @@ def generic(
     output = function(*args, **kwargs)
     active = [tensor for tensor in tensors_in((args, kwargs)) if watch.mark(tensor)]
     rule: Rule
-    flow = flows.unknown
+    flow = Flow.UNKNOWN
     if refusal is None and function in watch.rules.functions:
         rule = watch.rules.of(function)
     elif not (watch.rules.strict or isinstance(refusal, MixedExamplesError)):
         rule = TaylorRule()
     elif isinstance(refusal, MixedExamplesError):
-        rule, flow = RefusalRule(ExplanationError, str(refusal)), refused
+        rule, flow = RefusalRule(ExplanationError, str(refusal)), Flow.REFUSED
     else:
         fourier = "fft" in title(function)
         what = "a Fourier transform, which mixes tokens without any attention map"
         refusal = refusal or watch.unsupported(function, what if fourier else "activations")
         if fourier:
             watch.tape.other_mixing.append(watch.names.caller())
-        rule, flow = RefusalRule(UnsupportedOperationError, str(refusal), advises=True), refused
-    positions = {id(tensor): place for place, tensor in enumerate(active)}
-    found = [id(tensor) for tensor in tensors_in(output)]
+        rule = RefusalRule(UnsupportedOperationError, str(refusal), advises=True)
+        flow = Flow.REFUSED
+    found = HeldTable((tensor, place) for place, tensor in enumerate(tensors_in(output)))
 
     def again(number: int, *values: Tensor) -> Tensor:
-        change = lambda t: values[positions[id(t)]] if id(t) in positions else t  # noqa: E731
+        known = HeldTable(zip(active, values, strict=True))
+        change = lambda t: known.get(t, t)  # noqa: E731
         result = function(*replace_tensors(args, change), **replace_tensors(kwargs, change))
         return tensors_in(result)[number]
 
@@ -70,15 +72,15 @@ def generic(
     def recorded(result: Tensor) -> Tensor:
         if not result.requires_grad or watch.mark(result) is not None:
             return result
-        number = found.index(id(result))
+        number = found[result]
         examples = broadcast_examples(marks[0].examples, active[0].shape, result.shape)
-        if flow is refused and result.shape[:1] == (watch.examples.count,):
+        if flow is Flow.REFUSED and result.shape[:1] == (watch.examples.count,):
             examples = watch.examples  # so that it is the refusal that is told
         mark = merged(marks, examples)
         kernel = AutogradKernel(lambda *values: again(number, *values))
         mark = mark.but(
             events=mark.events | event, source=None, base=object(), channels=0, features=None,
-            columns=None if flow is refused else mark.columns,
+            columns=None if flow is Flow.REFUSED else mark.columns,
         )  # fmt: skip
         name = watch.names.caller()
         return watch.record(

@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.patches import averaged_grid, patches_below
-from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import registry
@@ -38,7 +37,7 @@ def _linear(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
             return product if bias is None else product + bias
     output = watch.computed(F.linear, x, weight, bias)
     if bias is None and not isinstance(weight, nn.Parameter) and only_averages(weight):
-        return weighted(watch, torch.mean, LinearKernel(), x, weight, None, output, flows.averaged)
+        return weighted(watch, torch.mean, LinearKernel(), x, weight, None, output, Flow.AVERAGED)
     return weighted(watch, function, LinearKernel(), x, weight, bias, output)
 
 
@@ -50,7 +49,7 @@ def weighted(
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
-    flow: Flow = flows.spread_over_features,
+    flow: Flow = Flow.SPREAD_OVER_FEATURES,
     examples: Examples | None = None,
     grid: Grid | None = None,
 ) -> Tensor:
@@ -62,9 +61,9 @@ def weighted(
     if examples is None:
         require_apart(watch, mark.examples, [-1], x.dim())
     patches = None
-    if mark.planes and not mark.attentions and flow is flows.spread_over_features:
+    if mark.planes and not mark.attentions and flow is Flow.SPREAD_OVER_FEATURES:
         patches = patches_below(watch.tape, x, mark.planes)
-        grid, flow = None if patches is None else patches.grid, flows.patches_to_pixels
+        grid, flow = None if patches is None else patches.grid, Flow.PATCHES_TO_PIXELS
     return watch.record(
         function,
         kernel,
@@ -96,14 +95,14 @@ def weighted(
     )
 
 
-_TO_PIXELS = (flows.to_pixels, flows.patches_to_pixels)
+_TO_PIXELS = (Flow.TO_PIXELS, Flow.PATCHES_TO_PIXELS)
 
 
 def _features(function: Function, weight: Tensor, flow: Flow) -> int | None:
     """The axis, counted from the end, that a layer's outputs lie along."""
     if function in registry.CONVOLUTIONS:
         return 1 - weight.dim()
-    return -1 if flow is flows.spread_over_features else None
+    return -1 if flow is Flow.SPREAD_OVER_FEATURES else None
 
 
 def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> int:
@@ -209,8 +208,8 @@ def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor, grid: Grid | None) 
     """Below the first attention a convolution makes the tokens; later ones move their mass."""
     pointwise = all(size == 1 for size in weight.shape[2:])
     if mark.attentions or pointwise or grid is None:
-        return flows.spread_evenly
-    return flows.to_pixels if _are_pixels(mark, x) else flows.spread_evenly
+        return Flow.SPREAD_EVENLY
+    return Flow.TO_PIXELS if _are_pixels(mark, x) else Flow.SPREAD_EVENLY
 
 
 def _are_pixels(mark: Mark, x: Tensor) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid, pooled_grid, resized_grid
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.patches import planes_behind
@@ -61,7 +61,7 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         (source,),
         output,
         rule=watch.rules.of(function),
-        flow=flows.summands if function in _SUMS else flows.native,
+        flow=Flow.SUMMANDS if function in _SUMS else Flow.NATIVE,
         mark=mark.but(
             examples=examples,
             source=None,

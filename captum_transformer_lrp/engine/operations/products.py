@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.tape import Flow
 from captum_transformer_lrp.engine.operations.contractions import Axes, refuse_weighed, shares_of
 from captum_transformer_lrp.engine.operations.linear import only_averages, weighted
 from captum_transformer_lrp.engine.operations.product_examples import (
@@ -185,7 +184,7 @@ def multiplied(
         queries_and_keys = _queries_and_keys(operands[0], free[position], axes[position])
         record = _attention(watch, operands, position, queries_and_keys, event, mark.attentions)
         facts: dict[str, Any] = {"attention": record, "position": position, "gate": position}
-        flow: Flow = flows.attention
+        flow: Flow = Flow.ATTENTION
         mark = merged([(of_v, of_u)[position]], examples).but(
             attention=False,
             softmax=False,
@@ -194,14 +193,12 @@ def multiplied(
             events=mark.events | event,
         )
     else:
-        flow = flows.product
+        flow = Flow.PRODUCT
         # Q · (softmax(K)ᵀ · V): queries choose among contexts, as scores choose among values.
         shares, places = shares_of(watch, (u, v), axes, free)
         facts = {"mass": shares}
         if places is not None:
-            held: list[Tensor] = []
-            watch.tape.held.append(held)
-            facts |= {"places": places, "held": held}
+            facts["places"] = places
         watch.tape.other_mixing.append(watch.names.caller())
         mark = mark.but(scores=True, events=mark.events | event)
     mark = mark.but(
@@ -240,9 +237,9 @@ def _linear(
     found = examples or matmul_examples(mark, x, output, last=of_v is not None)
     tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
     kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
-    flow = flows.spread_over_features if tokenwise else flows.spread_evenly
+    flow = Flow.SPREAD_OVER_FEATURES if tokenwise else Flow.SPREAD_EVENLY
     if only_averages(weight, axes[of_v is None]):
-        function, flow = torch.mean, flows.averaged
+        function, flow = torch.mean, Flow.AVERAGED
     product = weighted(watch, function, kernel, x, weight, None, output, flow, found)
     if x.dim() > 2 and weight.dim() > 2:  # learned queries, as latents and probes have them
         known = watch.mark(product)
@@ -354,7 +351,7 @@ def _solve_triangular(watch: Context, function: Function, args: Args, kwargs: Kw
         (matrix, right),
         output,
         rule=watch.rules.of(function),
-        flow=flows.unknown,
+        flow=Flow.UNKNOWN,
         mark=mark.but(
             events=mark.events | watch.tape.new_event(),
             source=None,

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     attends_beyond,
@@ -97,7 +97,7 @@ def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: A
             (u, v),
             output,
             rule=watch.rules.of(function if function in registry.SCALINGS else torch.mul),
-            flow=flows.product,
+            flow=Flow.PRODUCT,
             mark=mark.but(
                 events=mark.events | watch.tape.new_event(),
                 source=None,
@@ -172,7 +172,7 @@ def function_of_same(
         (direct,),
         output,
         rule=watch.rules.of_module() or _ACTIVATION,
-        flow=flows.keep,
+        flow=Flow.KEEP,
         mark=of_direct.but(
             events=of_u.events | of_v.events, source=None, channels=0, activated=True
         ),
@@ -198,7 +198,7 @@ def scaled_by_constant(
         (x,),
         output,
         rule=watch.rules.of_module() or _SCALE,
-        flow=flows.keep if constant is None else flows.masked,
+        flow=Flow.KEEP if constant is None else Flow.MASKED,
         mark=mark.but(
             examples=broadcast_examples(mark.examples, x.shape, output.shape),
             source=None,

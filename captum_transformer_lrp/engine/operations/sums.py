@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.ancestors import before_copies
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import (
     Mark,
     attends_beyond,
@@ -125,7 +125,7 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
         (x,),
         output,
         rule=_rule(watch, x, constant, takes_nothing=takes_nothing),
-        flow=flows.keep,
+        flow=Flow.KEEP,
         mark=mark,
         constant=constant,
         name=watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else "",
@@ -192,7 +192,7 @@ def _skip_add(
         (u, v),
         output,
         rule=_rule(watch, u, v),
-        flow=flows.skip_add,
+        flow=Flow.SKIP_ADD,
         mark=mark,
         mass=factors,
         branch=branch_attentions,

@@ -20,9 +20,8 @@ from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.values import is_dequantisable
 from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
-from captum_transformer_lrp.engine.watch.thread_state import interruption
 from captum_transformer_lrp.engine.watch.writes import unchanged
-from captum_transformer_lrp.errors import ExplanationError, NoAttentionError
+from captum_transformer_lrp.errors import ExplanationError, NoAttentionError, interruption
 
 
 def tensors_of(inputs: Any) -> tuple[Tensor, ...]:
@@ -179,7 +178,7 @@ def check_model(model: nn.Module) -> None:
                 f"{where} is compiled, so its calls cannot be watched: build it without "
                 ".compile(), or update PyTorch to 2.6 or newer"
             )
-        if ("quantized" in home and "quantized" in home.split(".")) or "bitsandbytes" in home:
+        if ("quantized" in home and "quantized" in home.split(".")) or _looks_up_packed(module):
             raise ExplanationError(
                 f"{where} is quantised, so there are no weights to propagate relevance through: "
                 "explain the floating-point model"
@@ -188,6 +187,15 @@ def check_model(model: nn.Module) -> None:
             found = None if tensor is None else _kind_of_state(tensor)
             if found is not None:
                 raise ExplanationError(f"{own_name} of {where} is {found}")
+
+
+def _looks_up_packed(module: nn.Module) -> bool:
+    """Whether a module looks embeddings up in what bitsandbytes has packed."""
+    if not isinstance(module, nn.Embedding):
+        return False
+    # Not as an attribute: a parametrised weight is computed, and changes the module.
+    kind = type(module._parameters.get("weight"))
+    return "bitsandbytes" in kind.__module__
 
 
 def _kind_of_state(tensor: Tensor) -> str | None:

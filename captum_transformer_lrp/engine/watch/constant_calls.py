@@ -69,7 +69,7 @@ def ignored(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> A
 def without_activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """A call on constants or token ids alone."""
     for tensor in tensors_in((args, kwargs)):
-        if id(tensor) in watch.look_ups.ids:
+        if tensor in watch.look_ups.ids:
             return with_token_ids(watch, function, args, kwargs)
     for tensor in tensors_in((args, kwargs)):
         if message := of_no_call(watch, tensor):

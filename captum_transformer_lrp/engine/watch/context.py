@@ -9,13 +9,14 @@ from weakref import proxy
 
 import torch
 from torch import Tensor
-from torch._ops import HigherOrderOperator
+from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph import books, switch
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, title
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import Flow, Phase, Tape
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.names import Names
@@ -58,12 +59,12 @@ class Writes:
     """What the model has written in place.
 
     Args:
-        replaced: for tensors, by their id(), themselves and what stands for them now.
+        replaced: what stands for a tensor now.
         memory: the storages that have been written to.
         snapshot: which tensors are the user's, whose memory is never written to.
     """
 
-    replaced: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    replaced: HeldTable[Tensor] = field(default_factory=HeldTable)
     memory: set[int] = field(default_factory=set)
     snapshot: Snapshot = field(default_factory=Snapshot)
 
@@ -78,11 +79,11 @@ class LookUps:
     """Token ids on their way to embeddings.
 
     Args:
-        ids: what is known of tensors of ids, by their id().
+        ids: what is known of tensors of ids.
         leaves: for each look-up the input, the embeddings and the places of their tokens.
     """
 
-    ids: dict[int, TokenIds] = field(default_factory=dict)
+    ids: HeldTable[TokenIds] = field(default_factory=HeldTable)
     leaves: list[tuple[int, Tensor, Tensor]] = field(default_factory=list)
 
 
@@ -147,7 +148,7 @@ class Context:
 
     def made(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
         """Make a call, with autograd's graph if anybody will ask for the gradient."""
-        if Phase.GRADIENT not in self.tape.phases:
+        if not any(phase.follows_graph for phase in self.tape.phases):
             return self.computed(function, *args, **kwargs)
         result: Tensor = function(*args, **kwargs)
         return result
@@ -175,7 +176,7 @@ class Context:
 
         What its rule absorbs is reported under ``name``, or else under the calling module's.
         """
-        if mark.columns is not None and (mark.softmax or flow not in (flows.keep, flows.masked)):
+        if mark.columns is not None and (mark.softmax or flow not in (Flow.KEEP, Flow.MASKED)):
             self.refuse_mixed()
         if name is None:
             name = self.names.caller() if self.tape.keeps_books else ""
@@ -186,7 +187,7 @@ class Context:
         self,
         result: Tensor,
         values: Sequence[Tensor],
-        again: Callable[[Mapping[int, Tensor]], Tensor],
+        again: Callable[[HeldTable[Tensor]], Tensor],
     ) -> None:
         """Enter what ``result`` got from constants, made by ``again``, in the books, if any."""
         if self.tape.keeps_books:
@@ -206,6 +207,8 @@ class Context:
             f"{what}: file one with captum_transformer_lrp.rules.register_rule, or set module.rule"
         )
 
+
+_OPERATORS = (HigherOrderOperator, OpOverload, OpOverloadPacket)
 
 Handler = Callable[[Context, Function, Args, Kwargs], Any]
 
@@ -229,7 +232,7 @@ class Table:
 
     Args:
         functions: handlers by function.
-        operators: handlers of PyTorch's higher-order operators, by name.
+        operators: handlers of higher-order and of other libraries' operators, by name.
         other: the handler of everything else; it is given the error, too, of a handler that has
             refused a call.
     """
@@ -241,6 +244,6 @@ class Table:
     def handler(self, function: Function) -> Handler:
         """The handler of a call."""
         found = self.functions.get(function)
-        if found is None and isinstance(function, HigherOrderOperator):
-            found = self.operators.get(function.name())
+        if found is None and isinstance(function, _OPERATORS):
+            found = self.operators.get(str(function).removesuffix(".default"))
         return found or self.other

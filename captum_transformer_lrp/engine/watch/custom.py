@@ -19,7 +19,9 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
-from captum_transformer_lrp.engine.graph.tape import Phase, Tape
+from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.errors import UnsupportedOperationError
 
@@ -31,15 +33,14 @@ class CustomCall:
     """One call of a custom function that is under way or done.
 
     Args:
-        frame: the interpreter's frame of its ``forward``, None when it is let go of.
         calls_modules: whether its forward pass calls modules.  Such a function (a reversible
             block, a checkpoint) computes them again in its backward pass, where nobody watches;
-            what was recorded is derived instead.
+            what was recorded is derived instead, as for a function of bitsandbytes, whose own
+            derivative is of weights in less than what is computed in.
         attends: whether an attention lies in its forward pass.  Its map has no gradient from the
             function's own backward pass; what was recorded is derived instead.
     """
 
-    frame: FrameType | None
     calls_modules: bool = False
     attends: bool = False
 
@@ -48,9 +49,9 @@ class CustomCalls:
     """The custom functions of one forward pass."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, CustomCall] = {}
+        self._calls: dict[FrameType, CustomCall] = {}
         self._forwards: frozenset[CodeType] | None = None
-        self._results: dict[int, CustomCall] = {}
+        self._results: HeldTable[CustomCall] = HeldTable()
 
     def current(self) -> CustomCall | None:
         """The outermost custom function whose forward pass is calling, if any."""
@@ -63,9 +64,7 @@ class CustomCalls:
             if frame.f_code is _MODULE_CALL:
                 module_between = True
             elif frame.f_code in self._forwards:
-                found = self._calls.get(id(frame))
-                if found is None or found.frame is not frame:
-                    found = self._calls[id(frame)] = CustomCall(frame)
+                found = self._calls.setdefault(frame, CustomCall(_rounds(frame)))
                 found.calls_modules |= module_between
             frame = frame.f_back
         return found
@@ -83,44 +82,43 @@ class CustomCalls:
             if watch.mark(tensor) is None or self.returns(tensor):
                 return tensor
             outside = tensor.detach()
-            watch.writes.replaced[id(outside)] = (outside, tensor)
-            self._results[id(outside)] = custom
+            watch.writes.replaced[outside] = tensor
+            self._results[outside] = custom
             return outside
 
         return replace_tensors(result, detached)
 
     def returns(self, tensor: Tensor) -> bool:
         """Whether a tensor is what a custom function sees of a recorded call."""
-        return id(tensor) in self._results
+        return tensor in self._results
 
     def leave(self, watch: Context, result: Tensor, recorded: Tensor) -> None:
         """A result has got the custom function's own derivative."""
-        custom = self._results.pop(id(result))
+        custom = self._results.pop(result)
         if custom.calls_modules:
             return
         if custom.attends:
-            if Phase.GRADIENT in watch.tape.phases:
-                _require_own_derivative(watch, result, recorded)
+            for phase in watch.tape.phases:
+                if phase.follows_graph:
+                    _require_own_derivative(watch, phase(), result, recorded)
             return
         joined: Tensor = _Bridge.apply(watch.tape, result, recorded)
         watch.tape.marks[joined] = watch.tape.marks[recorded]
-        watch.writes.replaced[id(result)] = (result, joined)
+        watch.writes.replaced[result] = joined
 
     def close(self) -> None:
         """Let go of the interpreter's frames, and of results."""
         self._results.clear()
-        for call in self._calls.values():
-            call.frame = None
         self._calls.clear()
 
 
-def _require_own_derivative(watch: Context, result: Tensor, recorded: Tensor) -> None:
+def _require_own_derivative(watch: Context, phase: Phase, result: Tensor, recorded: Tensor) -> None:
     """Raise unless a custom function's backward pass is the derivative of its forward pass."""
     assert result.grad_fn is not None
     below = result.grad_fn.next_functions
     edges = [GradientEdge(node, number) for node, number in below if node is not None]
     seed = torch.linspace(1, 2, result.numel()).to(result).reshape(result.shape)
-    with watch.tape.asked(Phase.GRADIENT):
+    with watch.tape.walking(phase):
         pairs = [
             torch.autograd.grad(one, edges, seed, retain_graph=True, allow_unused=True)
             for one in (result, recorded)
@@ -135,6 +133,11 @@ def _require_own_derivative(watch: Context, result: Tensor, recorded: Tensor) ->
                 "backward is not the derivative of its forward, so that its attention map has no "
                 "gradient: write it with PyTorch functions"
             )
+
+
+def _rounds(frame: FrameType) -> bool:
+    """Whether a custom function's own derivative is of rounded weights."""
+    return str(frame.f_globals.get("__name__")).startswith("bitsandbytes.")
 
 
 def _forwards_of(function: type[torch.autograd.Function]) -> Iterator[CodeType]:
@@ -161,6 +164,6 @@ class _Bridge(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        if ctx.tape.phase is Phase.GRADIENT:
+        if ctx.tape.phase.follows_graph:
             return None, grad, None
         return None, None, grad

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.hooks import BackwardHook, RemovableHandle
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function
-from captum_transformer_lrp.engine.watch.frames import calling_frame
+from captum_transformer_lrp.engine.watch.units import calling_frame
 
 _AROUND_A_MODULE = BackwardHook._apply_on_tensors.__code__
 

@@ -5,7 +5,7 @@ The model goes on with its own tensors; from then on another stands for each tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.structure import OUT_OF_PLACE
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
 from captum_transformer_lrp.engine.watch import moves
 from captum_transformer_lrp.engine.watch.constant_calls import without_activation
@@ -82,8 +83,8 @@ def _set_item(watch: Context, target: Tensor, index: Any, value: Any) -> Tensor:
         changed[index] = what.to(changed.dtype)
         return changed
 
-    def again(replaced: Mapping[int, Tensor]) -> Tensor:
-        return written(replaced[id(target)], replaced[id(value)])
+    def again(replaced: HeldTable[Tensor]) -> Tensor:
+        return written(replaced[target], replaced[value])
 
     with torch.enable_grad():
         changed = written(target, value)
@@ -120,7 +121,7 @@ def replace(watch: Context, target: Tensor, result: Tensor) -> None:
     """From now on ``result`` stands for ``target``, which the model changed in place."""
     if result is target:
         return
-    watch.writes.replaced[id(target)] = (target, result)
+    watch.writes.replaced[target] = result
     if _memory(result) == _memory(target):  # squeeze_() and the like change no value
         return
     base = target._base
@@ -140,13 +141,13 @@ def _write_through(watch: Context, base: Tensor, view: Tensor, result: Tensor) -
         if (mark := watch.mark(base)) is not None:
             watch.tape.marks[onto] = mark
     changed = moves.join(watch, _written_at, (onto, result, *place), {})
-    watch.writes.replaced[id(base)] = (base, changed)
+    watch.writes.replaced[base] = changed
 
 
 def view_made_again(watch: Context, tensor: Tensor) -> Tensor:
     """A view whose memory was changed since, read from what the memory should be now."""
     base = tensor._base
-    found = None if base is None else watch.writes.replaced.get(id(base))
+    found = None if base is None else watch.writes.replaced.get(base)
     if base is None or found is None or not is_laid_out_plainly(base):
         raise ExplanationError(
             f"{watch.names.caller()} reads a view of a tensor that was changed in place since; "

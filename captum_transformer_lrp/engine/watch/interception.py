@@ -9,6 +9,7 @@ notes the provenance of the result.  The model is not touched.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from operator import attrgetter, is_not
 from typing import Any, Protocol
 
@@ -29,21 +30,21 @@ from captum_transformer_lrp.engine.graph.structure import IGNORED, UPDATES
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.graph.values import raised
-from captum_transformer_lrp.engine.watch import hooks, in_place, moves, unit_calls, writes
+from captum_transformer_lrp.engine.watch import hooks, in_place, moves, scatters, unit_calls, writes
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
 from captum_transformer_lrp.engine.watch.checks import check_model
 from captum_transformer_lrp.engine.watch.constant_calls import ignored, without_activation
 from captum_transformer_lrp.engine.watch.context import Context, Table
 from captum_transformer_lrp.engine.watch.custom import CustomCalls
 from captum_transformer_lrp.engine.watch.eager import as_written
-from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.refusals import record_unannounced
 from captum_transformer_lrp.engine.watch.token_calls import INDEXED, check_indices
-from captum_transformer_lrp.engine.watch.units import is_single_operation
+from captum_transformer_lrp.engine.watch.units import calling_modules, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules.examples import Examples
+from captum_transformer_lrp.rules.rule_set import RuleSet
 from captum_transformer_lrp.rules.spellings import spelled
 
 
@@ -62,7 +63,7 @@ class Interception(TorchFunctionMode):
         model: the explained model, for names; None if it is a plain function.
         examples: number of examples in the batch.
         rules: which rule a call goes by.
-        table: what is done with each call.
+        table: what is done with each call, but for those that only move elements.
         precision: what is computed in.
         keeps_readout: whether the calls that make the output are kept.
 
@@ -76,7 +77,7 @@ class Interception(TorchFunctionMode):
         tape: Tape,
         model: nn.Module | None,
         examples: int,
-        rules: CallRules,
+        rules: RuleSet,
         table: Table,
         *,
         precision: Precision | None = None,
@@ -85,11 +86,15 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.tape = tape
         self.log: CallLog | None = None
+        of_calls = CallRules(rules, model)
         self.context = Context(
-            self, tape, Examples(examples), rules, Names(model), precision or Precision()
+            self, tape, Examples(examples), of_calls, Names(model), precision or Precision()
         )
-        self._table = table
-        self._units = rules.units
+        with_rule = dict.fromkeys(of_calls.functions, table.other)
+        functions = {**moves.MOVES, **with_rule, **moves.HANDLERS, **scatters.HANDLERS,
+                     **table.functions}  # fmt: skip
+        self._table = replace(table, functions=functions)
+        self._units = of_calls.units
         self._custom_calls = CustomCalls()
         self._writes = self.context.writes
         self._is_function = model is None
@@ -191,13 +196,13 @@ class Interception(TorchFunctionMode):
         unit = self._units.current() if self._units.present else None
         if self._writes.replaced or self._units.present:
             args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
-        if record_unannounced(self.context, tensors_in((args, kwargs))):
-            return self.call(function, args, kwargs)
-        if function in UPDATES:
-            return in_place.updated(self.context, function, args, kwargs)
         tensors = tensors_in((args, kwargs))
         marks = self.tape.marks
         active = [tensor for tensor in tensors if tensor in marks]
+        if len(active) < len(tensors) and record_unannounced(self.context, tensors):
+            return self.call(function, args, kwargs)
+        if function in UPDATES:
+            return in_place.updated(self.context, function, args, kwargs)
         if not active:
             return without_activation(self.context, function, args, kwargs)
         if function in INDEXED:
@@ -242,11 +247,11 @@ class Interception(TorchFunctionMode):
 
     def resolve(self, tensor: Tensor, unit: Unit | None = None) -> Tensor:
         """The tensor that stands for ``tensor`` now."""
-        replaced = self._writes.replaced.get(id(tensor))
+        replaced = self._writes.replaced.get(tensor)
         if replaced is not None:
             if tensor.grad_fn is not None and self._custom_calls.returns(tensor):
-                self._custom_calls.leave(self.context, tensor, self.resolve(replaced[1], unit))
-            return self.resolve(self._writes.replaced[id(tensor)][1], unit)
+                self._custom_calls.leave(self.context, tensor, self.resolve(replaced, unit))
+            return self.resolve(self._writes.replaced[tensor], unit)
         if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
             return tensor  # inside vmap, which masks are made with; it has no memory of its own
         if self._writes.memory and tensor.untyped_storage()._cdata in self._writes.memory:

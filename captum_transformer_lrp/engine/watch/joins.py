@@ -13,7 +13,8 @@ from torch import Tensor
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
 from captum_transformer_lrp.engine.graph.made_of import Slice
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.step import NoPhase
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.engine.watch.context import Context
@@ -22,19 +23,19 @@ _MOST_PARTS = 64
 """A sum over more slices is a pooling of tokens."""
 
 
-def to_be_joined(watch: Context, active: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Views of activations that are about to be put together, by the activation's id.
+def to_be_joined(watch: Context, active: Sequence[Tensor]) -> HeldTable[Tensor]:
+    """Views of activations that are about to be put together.
 
     The derivative of a part of the result at such a view is that of what was joined; at the
     activation it would be that of all that the others are made from, too.  There are none where
     all activations are alike, and none of them is a sum of slices.
     """
     marks = [mark for one in active if (mark := watch.mark(one))]
-    views: dict[int, Tensor] = {}
+    views: HeldTable[Tensor] = HeldTable()
     sums = any(watch.tape.made_of.slices.get(one) is not None for one in active)
     if sums or any(mark.events != marks[0].events for mark in marks):
         for one, mark in zip(active, marks, strict=True):
-            views[id(one)] = view = one.view_as(one)
+            views[one] = view = one.view_as(one)
             watch.tape.marks[view] = mark
             watch.tape.made_of.sources[view] = one
     return views
@@ -47,7 +48,7 @@ def note_part(watch: Context, part: Tensor, source: Tensor, mark: Mark) -> Mark:
         return mark
     if part.numel() < source.numel():
         ones = torch.ones_like(part)
-        with watch.tape.asked(Phase.GRADIENT):
+        with watch.tape.walking(NoPhase()):
             found = torch.autograd.grad(part, joined, ones, retain_graph=True, allow_unused=True)
         pairs = zip(joined, found, strict=True)
         joined = [one for one, value in pairs if value is not None and bool(value.any())]

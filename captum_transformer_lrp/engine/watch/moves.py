@@ -7,7 +7,7 @@ numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ from captum_transformer_lrp.engine.graph.structure import (
     PERMUTATIONS,
     REARRANGEMENTS,
 )
-from captum_transformer_lrp.engine.graph.tape import Phase
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.watch import hooks, joins
 from captum_transformer_lrp.engine.watch.context import Context, Handler, Handlers
 from captum_transformer_lrp.engine.watch.statistics import note_statistic
@@ -71,7 +71,7 @@ def rearrange(watch: Context, function: Function, args: Args, kwargs: Kwargs) ->
     assert mark is not None
     result = function(*args, **kwargs)
     if hooks.is_hooked(function, args):
-        watch.writes.replaced[id(result)] = result, source
+        watch.writes.replaced[result] = source
         return result
     if function in COPIES:
         watch.tape.marks[result] = mark
@@ -143,15 +143,13 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     active = [t for t in tensors_in((args, kwargs)) if watch.mark(t)]
     marks = [mark for t in active if (mark := watch.mark(t))]
     if views := joins.to_be_joined(watch, active):
-        args, kwargs, active = replace_tensors(
-            (args, kwargs, active), lambda t: views.get(id(t), t)
-        )
+        args, kwargs, active = replace_tensors((args, kwargs, active), lambda t: views.get(t, t))
     result = function(*args, **kwargs)
     if isinstance(result, Tensor):
         if result.requires_grad:
             examples = _joined_examples(watch, function, args, kwargs, active, result)
             if not examples.known and (constants := _constants_among(watch, active)):
-                change = lambda t: constants.get(id(t), t)  # noqa: E731
+                change = lambda t: constants.get(t, t)  # noqa: E731
                 return watch.call(
                     function, replace_tensors(args, change), replace_tensors(kwargs, change)
                 )
@@ -169,19 +167,19 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     return result
 
 
-def _constants_among(watch: Context, active: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Those parts of activations that hold constants alone, detached, by the id of the part.
+def _constants_among(watch: Context, active: Sequence[Tensor]) -> HeldTable[Tensor]:
+    """Those parts of activations that hold constants alone, detached.
 
     Where class tokens have been joined to activations and are cut out again, they carry the
     examples of the rows that they happened to be cut from, but are made from none of them.
     """
-    found = {}
+    found: HeldTable[Tensor] = HeldTable()
     for part in active:
         mark = watch.mark(part)
         if mark is not None and not mark.attentions and not _depends_on_inputs(watch, part):
-            found[id(part)] = part.detach()
-            watch.names.constants[found[id(part)]] = f"{watch.names.caller()} (constant)"
-    return found if len(found) < len(active) else {}
+            found[part] = part.detach()
+            watch.names.constants[found[part]] = f"{watch.names.caller()} (constant)"
+    return found if len(found) < len(active) else HeldTable()
 
 
 def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
@@ -195,11 +193,8 @@ def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
     given = [tensor for tensor, mark in watch.tape.marks.items() if mark.source is not None]
     leaves = [leaf for leaf in given if leaf.is_leaf]
     leaves += [leaf for _, leaf, _ in watch.look_ups.leaves]
-    tape = watch.tape
-    phase = next(one for one in (Phase.RELEVANCE, Phase.ROLLOUT, Phase.GRADIENT)
-                 if one in tape.phases)  # fmt: skip
-    with tape.asked(phase):
-        arrived = tape.backward(phase, part, torch.ones_like(part), leaves)
+    phase = watch.tape.phases[0]()
+    arrived = watch.tape.backward(phase, part, torch.ones_like(part), leaves)
     return any(bool(one.any()) for one in arrived)
 
 
@@ -228,14 +223,12 @@ def _joined_examples(
     if not all(one.known for one in known):
         return unknown_examples(known[0])
     with torch.no_grad():
-        stand_ins = {
-            id(value): numbered(mark.examples, value.shape)
+        stand_ins = HeldTable(
+            (value, numbered(mark.examples, value.shape))
             if (mark := watch.mark(value))
-            else torch.zeros(value.shape)
-            if value.is_floating_point()
-            else value.cpu()
+            else (value, torch.zeros(value.shape) if value.is_floating_point() else value.cpu())
             for value in tensors_in((args, kwargs))
-        }
+        )
         return read_examples(again_with(function, args, kwargs)(stand_ins), known[0].count)
 
 
@@ -265,11 +258,11 @@ def called_with(
 
 def again_with(
     function: Function, args: Args, kwargs: Kwargs
-) -> Callable[[Mapping[int, Tensor]], Tensor]:
-    """The same call on other tensors, given for each of its own by its id."""
+) -> Callable[[HeldTable[Tensor]], Tensor]:
+    """The same call on other tensors, given for each of its own."""
 
-    def call(replaced: Mapping[int, Tensor]) -> Tensor:
-        result: Tensor = called_with(function, args, kwargs, lambda tensor: replaced[id(tensor)])
+    def call(replaced: HeldTable[Tensor]) -> Tensor:
+        result: Tensor = called_with(function, args, kwargs, lambda tensor: replaced[tensor])
         return result
 
     return call

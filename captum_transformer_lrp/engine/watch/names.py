@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
-from captum_transformer_lrp.engine.watch.frames import calling_modules
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable, TensorTable
+from captum_transformer_lrp.engine.watch.units import calling_modules
 
 
 class Names:
@@ -25,7 +25,7 @@ class Names:
     def __init__(self, model: nn.Module | None) -> None:
         self.state: TensorTable[str] = TensorTable()
         self.constants: TensorTable[str] = TensorTable()
-        self._modules: dict[int, str] = {}
+        self._modules: HeldTable[str] = HeldTable()
         self._repeated: TensorTable[bool] = TensorTable()
         if model is not None:
             self.learn(model)
@@ -33,21 +33,22 @@ class Names:
     def learn(self, model: nn.Module, wrapper: nn.Module | None = None) -> None:
         """Note the names of a model's modules, parameters and buffers; a wrapper has none."""
         for name, module in model.named_modules():
-            self._modules.setdefault(id(module), name)
+            if module not in self._modules:
+                self._modules[module] = name
             prefix = f"{name}." if name else ""
             for own_name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor not in self.state:
                     self.state[tensor] = prefix + own_name
-        if wrapper is not None:
-            self._modules.setdefault(id(wrapper), "")
+        if wrapper is not None and wrapper not in self._modules:
+            self._modules[wrapper] = ""
 
     def knows(self, module: nn.Module) -> bool:
         """Whether a module is one of the model's."""
-        return id(module) in self._modules
+        return module in self._modules
 
     def of_module(self, module: nn.Module) -> str:
         """The qualified name of a module, or else its class."""
-        return self._modules.get(id(module)) or type(module).__name__
+        return self._modules.get(module) or type(module).__name__
 
     def caller(self) -> str:
         """The qualified name of the innermost calling module, e.g. ``blocks.0.attn``."""

@@ -13,7 +13,7 @@ class Precision:
 
     Args:
         dtype: what to compute in, unless the model's own is more precise.
-        device_type: where the model runs, ``"cpu"`` or ``"cuda"``.
+        device_type: where the model runs, such as ``"cuda"``; ``"mps"`` has float32 alone.
 
     Attributes:
         given: the precision of what came in, float32 or float64.
@@ -21,7 +21,7 @@ class Precision:
 
     def __init__(self, dtype: torch.dtype = torch.float32, device_type: str = "cpu") -> None:
         self.given = torch.float32
-        self._dtype = dtype
+        self._dtype = torch.float32 if device_type == "mps" else dtype
         self._device_type = device_type
 
     def raised(self, given: Tensor) -> Tensor:

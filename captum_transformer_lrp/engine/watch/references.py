@@ -25,12 +25,12 @@ FUNCTIONS = frozenset({FunctionType, MethodType, functools.partial})
 
 def models_of(function: Any) -> Iterator[Any]:
     """The models that a function leads to: what it is bound to, holds, or names."""
-    pending, seen = [function], set()
+    pending, seen = [function], dict[int, Any]()
     while pending:
         value = pending.pop()
         if id(value) in seen:
             continue
-        seen.add(id(value))
+        seen[id(value)] = value
         if isinstance(value, nn.Module):
             yield value
         elif isinstance(value, functools.partial):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.tape import Flow, Step
 from captum_transformer_lrp.engine.watch.constant_calls import of_no_call
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
@@ -39,14 +39,14 @@ def record_unannounced(watch: Context, tensors: Sequence[Tensor]) -> bool:
             (),
             tensor,
             rule=RefusalRule(UnsupportedOperationError, message),
-            flow=refused,
+            flow=Flow.REFUSED,
             mark=Mark(
                 watch.examples if in_front else unknown_examples(watch.examples),
                 events=watch.tape.new_event(),
                 base=object(),
             ),
         )
-        watch.writes.replaced[id(tensor)] = (tensor, recorded)
+        watch.writes.replaced[tensor] = recorded
     return found
 
 
@@ -81,16 +81,6 @@ class RefusalRule(Rule):
             else "; strict=False is of no use, as the sum that eq. 2 divides by is 0 for it"
         )
         raise self.error(self.message + advice)
-
-
-def _refused(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
-    assert isinstance(step.rule, RefusalRule)
-    step.rule.refuse(call, mass)
-    return tuple(None for _ in call.inputs)
-
-
-refused = Flow(_refused)
-"""The flow of a call that is refused: there must be no mass."""
 
 
 def _has_eq_2(call: Call) -> bool:

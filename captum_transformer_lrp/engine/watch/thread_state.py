@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
+from captum_transformer_lrp.errors import interruption
+
 _functorch = torch._C._functorch
 _autograd = torch._C._autograd
 
@@ -104,22 +106,6 @@ def _are_same(hooks: Any, others: Any) -> bool:
     if hooks is None or others is None:
         return hooks is None
     return all(one is other for one, other in zip(hooks, others, strict=True))
-
-
-def interruption(
-    error: BaseException | None, outside: BaseException | None = None
-) -> KeyboardInterrupt | None:
-    """The Ctrl-C that an exception comes from, if any.
-
-    Args:
-        error: what was raised.
-        outside: what was being handled before already.
-    """
-    while error is not None and error is not outside:
-        if isinstance(error, KeyboardInterrupt):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 _ENTER = _GeneratorContextManager.__enter__.__code__

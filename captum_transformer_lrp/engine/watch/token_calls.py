@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
 )
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.structure import CASTS, JOINS, REARRANGEMENTS, UPDATES
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
 from captum_transformer_lrp.engine.watch import moves
 from captum_transformer_lrp.engine.watch.context import Context
@@ -28,9 +29,9 @@ from captum_transformer_lrp.rules.spellings import spelled
 
 def with_token_ids(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     """A call on token ids: they are moved, computed with, or looked up."""
-    found = [watch.look_ups.ids.get(id(tensor)) for tensor in tensors_in((args, kwargs))]
-    known = {id(one.ids): one for one in found if one is not None}
-    first = next(iter(known.values()))
+    found = [watch.look_ups.ids.get(tensor) for tensor in tensors_in((args, kwargs))]
+    known = HeldTable((one.ids, one) for one in found if one is not None)
+    first = known.values()[0]
     if function in UPDATES:
         return _write_ids(watch, function, args, kwargs, known)
     with torch.no_grad():
@@ -50,20 +51,20 @@ def with_token_ids(watch: Context, function: Function, args: Args, kwargs: Kwarg
     ):
         places = [first.places]
     for part, place in zip(parts, places, strict=bool(places)):
-        watch.look_ups.ids[id(part)] = first.become(part, place)
+        watch.look_ups.ids[part] = first.become(part, place)
     return result
 
 
 def _write_ids(
-    watch: Context, function: Function, args: Args, kwargs: Kwargs, known: dict[int, TokenIds]
+    watch: Context, function: Function, args: Args, kwargs: Kwargs, known: HeldTable[TokenIds]
 ) -> Any:
     """Ids that are written into others, as those of a decoder are."""
     target, _ = first_tensor(args, kwargs)
     base = target if target._base is None else target._base
-    first = next(iter(known.values()))
+    first = known.values()[0]
     followed = is_laid_out_plainly(base) and not base.is_floating_point()
     if followed and _joins_one_input(known):
-        onto = watch.look_ups.ids.get(id(base))
+        onto = watch.look_ups.ids.get(base)
         onto = onto or first.become(base, torch.zeros_like(base, dtype=torch.long))
 
         def run(change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -75,11 +76,12 @@ def _write_ids(
             )
             return changed
 
-        (places,) = moved(run, {**known, id(base): onto})
-        watch.look_ups.ids[id(base)] = first.become(base, places)
+        known[base] = onto
+        (places,) = moved(run, known)
+        watch.look_ups.ids[base] = first.become(base, places)
         if target is not base:
             of_view = places.as_strided(target.shape, target.stride(), int(target.storage_offset()))
-            watch.look_ups.ids[id(target)] = first.become(target, of_view)
+            watch.look_ups.ids[target] = first.become(target, of_view)
     with torch.no_grad():
         return function(*args, **kwargs)
 
@@ -122,7 +124,7 @@ def check_indices(watch: Context, function: Function, args: Args, kwargs: Kwargs
             )
 
 
-def _joins_one_input(known: Mapping[int, TokenIds]) -> bool:
+def _joins_one_input(known: HeldTable[TokenIds]) -> bool:
     return len({one.index for one in known.values()}) == 1
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.rules.examples import Examples, read_examples
 from captum_transformer_lrp.rules.spellings import spelled
 
@@ -67,7 +68,7 @@ class TokenIds:
 
 
 def moved(
-    run: Callable[[Callable[[Tensor], Tensor]], Any], known: dict[int, TokenIds]
+    run: Callable[[Callable[[Tensor], Tensor]], Any], known: HeldTable[TokenIds]
 ) -> list[Tensor]:
     """The places of each id in the result of an operation that moves ids.
 
@@ -76,13 +77,13 @@ def moved(
 
     Args:
         run: the operation, given what to replace each tensor by.
-        known: of its tensors those that are ids, by their id().
+        known: of its tensors those that are ids.
     """
     beyond = 1 + max(int(one.ids.numel()) + int(one.places.max()) for one in known.values())
 
     def result(offset: int) -> list[Tensor]:
         def replaced(tensor: Tensor) -> Tensor:
-            found = known.get(id(tensor))
+            found = known.get(tensor)
             if found is None:
                 return tensor
             return torch.where(found.places > 0, found.places + offset, found.places)

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from captum_transformer_lrp.engine import flows
 from captum_transformer_lrp.engine.graph.arguments import (
     Args,
     Function,
@@ -14,7 +13,9 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
+from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark, merged
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.rules.kernels import AutogradKernel
@@ -49,13 +50,11 @@ def leave_unit(watch: Context, tensor: Tensor, mark: Mark) -> Tensor:
     if inputs[0].shape == tensor.shape:
         examples = marks[0].examples
     args, kwargs = unit.arguments
-    positions = {
-        id(value): place
-        for place, value in enumerate(t for t in tensors_in(unit.arguments) if watch.mark(t))
-    }
+    active = [tensor for tensor in tensors_in(unit.arguments) if watch.mark(tensor)]
 
     def run(*values: Tensor) -> Any:
-        change = lambda t: values[positions[id(t)]] if id(t) in positions else t  # noqa: E731
+        known = HeldTable(zip(active, values, strict=True))
+        change = lambda t: known.get(t, t)  # noqa: E731
         return unit.module(*replace_tensors(args, change), **replace_tensors(kwargs, change))
 
     outside = merged(marks, examples)
@@ -65,7 +64,7 @@ def leave_unit(watch: Context, tensor: Tensor, mark: Mark) -> Tensor:
         inputs,
         tensor,
         rule=unit.rule,
-        flow=flows.unit,
+        flow=Flow.UNIT,
         mark=outside.but(
             events=outside.events | watch.tape.new_event(),
             unit=None,
@@ -76,5 +75,5 @@ def leave_unit(watch: Context, tensor: Tensor, mark: Mark) -> Tensor:
         ),
         name=watch.names.of_module(unit.module),
     )
-    watch.writes.replaced[id(tensor)] = (tensor, switched)
+    watch.writes.replaced[tensor] = switched
     return switched

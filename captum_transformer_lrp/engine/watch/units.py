@@ -1,17 +1,43 @@
-"""Modules with a rule of their own, whose call is explained as one operation."""
+"""Which module is calling, and which has a rule of its own.
+
+A module's call is read from the interpreter's stack, so that no module is touched.
+"""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from types import CodeType, FrameType
 
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
 
+from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.unit import Unit
-from captum_transformer_lrp.engine.watch.frames import calling_modules
 from captum_transformer_lrp.rules import CaptumRule, Rule
 from captum_transformer_lrp.rules.captum import EngineRule
+
+_MODULE_CALL = nn.Module._call_impl.__code__
+
+
+def calling_modules() -> Iterator[tuple[FrameType, nn.Module]]:
+    """The modules whose call is under way in this thread, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _MODULE_CALL:
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module):
+                yield frame, module
+        frame = frame.f_back
+
+
+def calling_frame(code: CodeType) -> FrameType | None:
+    """The innermost frame of a given function in this thread's stack."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame
 
 
 class Units:
@@ -34,7 +60,7 @@ class Units:
     ) -> None:
         self._class_rules = class_rules
         self._module_rules = _by_module(model, module_rules)
-        self._open: dict[int, Unit] = {}
+        self._open: dict[FrameType, Unit] = {}
         # A plain function may call modules that cannot be listed beforehand.
         self.present = bool(class_rules or self._module_rules) or (
             model is None or any("rule" in vars(module) for module in model.modules())
@@ -44,7 +70,7 @@ class Units:
         """The user's rule for a module, set on it or registered for its class."""
         rule = vars(module).get("rule")
         if not isinstance(rule, PropagationRule) or isinstance(rule, EngineRule):
-            rule = self._module_rules.get(id(module)) or self._class_rules.get(type(module))
+            rule = self._module_rules.get(module) or self._class_rules.get(type(module))
         if rule is None:
             return None
         return rule if isinstance(rule, Rule) else CaptumRule(rule, module)
@@ -56,26 +82,24 @@ class Units:
             rule = self.rule_of(module)
             if rule is None:
                 continue
-            found = self._open.get(id(frame))
-            if found is None or found.frame is not frame:
+            found = self._open.get(frame)
+            if found is None:
                 local = frame.f_locals
-                found = Unit(frame, module, rule, (local["args"], local["kwargs"]))
-                self._open[id(frame)] = found
+                found = Unit(module, rule, (local["args"], local["kwargs"]))
+                self._open[frame] = found
         return found
 
     def close(self) -> None:
         """Let go of the interpreter's frames."""
-        for unit in self._open.values():
-            unit.frame = None
         self._open.clear()
 
 
 def _by_module(
     model: nn.Module | None, rules: Mapping[str, PropagationRule]
-) -> dict[int, PropagationRule]:
-    """Rules by the identity of the modules that they are for."""
+) -> HeldTable[PropagationRule]:
+    """The rules that modules are given by name."""
     if not rules:
-        return {}
+        return HeldTable()
     if model is None:
         raise ValueError(
             f"there are rules for modules called {', '.join(map(repr, rules))}, but what is "
@@ -87,7 +111,7 @@ def _by_module(
             nearest = difflib.get_close_matches(name, modules, n=1)
             hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
             raise ValueError(f"there is a rule for {name!r}, but no such module{hint}")
-    return {id(modules[name]): rule for name, rule in rules.items()}
+    return HeldTable((modules[name], rule) for name, rule in rules.items())
 
 
 def is_single_operation(module: nn.Module) -> bool:

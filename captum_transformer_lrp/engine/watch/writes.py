@@ -73,9 +73,9 @@ def diverted(watch: Context, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
     owners = watch.writes.snapshot.memory.owners
 
     def change(tensor: Tensor) -> Tensor:
-        known = watch.writes.replaced.get(id(tensor))
+        known = watch.writes.replaced.get(tensor)
         if known is not None:
-            return known[1]
+            return known
         if watch.mark(tensor) is not None or torch._C._functorch.is_functorch_wrapped_tensor(
             tensor
         ):
@@ -84,7 +84,7 @@ def diverted(watch: Context, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
         if address not in owners or tensor.layout is not torch.strided:
             return tensor
         _copy_all(watch, tensor, address)
-        return watch.writes.replaced[id(tensor)][1]
+        return watch.writes.replaced[tensor]
 
     return replace_tensors(args, change), replace_tensors(kwargs, change)
 
@@ -114,10 +114,10 @@ def _copy_all(watch: Context, tensor: Tensor, address: int) -> None:
             stand_in = torch.empty(0, dtype=one.dtype, device=one.device)
             stand_in.set_(memory, offset, one.size(), one.stride())
             watch.names.inherit(stand_in, one)
-            ids = watch.look_ups.ids.get(id(one))
+            ids = watch.look_ups.ids.get(one)
             if ids is not None:
-                watch.look_ups.ids[id(stand_in)] = ids.become(stand_in, ids.places)
-            watch.writes.replaced[id(one)] = one, stand_in
+                watch.look_ups.ids[stand_in] = ids.become(stand_in, ids.places)
+            watch.writes.replaced[one] = stand_in
             watch.writes.snapshot.memory.owners.setdefault(memory._cdata, []).append(stand_in)
     watch.writes.memory.add(address)
 

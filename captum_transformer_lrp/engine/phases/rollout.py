@@ -10,38 +10,123 @@ an equal part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Final, TypeAlias
 
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.tape import NATIVE, Flow, Step
+from captum_transformer_lrp.engine.graph.flow import Flow
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Saved, Step
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
 from captum_transformer_lrp.rules.kernels import MatmulKernel, sum_to_shape
 
-by_shape = partial(Flow, reads_values=False)
-"""A flow that looks at the shapes of an operation's inputs and output, not at their values."""
 
-place_by_place = partial(Flow, reads_values=False, keeps_places=True)
-"""Such a flow of an operation whose output has the places and features of its inputs."""
+class Rollout(Phase):
+    """Token mass.
+
+    Args:
+        maps: the map that each attention carries mass by, (∇A ⊙ R)⁺ for the paper's method, by its
+            place in the order of the forward pass.  Attentions without one take no part.
+        through: bits of attentions that mass must go through, not around.
+        reaches_pixels: whether mass of tokens that convolutions make goes to the pixels that they
+            are made from, as on its way to the inputs.
+
+    Attributes:
+        holds_back: whether attentions keep the mass that arrives, rather than move it.
+        held_back: what they have kept; it goes on with what arrives when they move it.
+    """
+
+    carries_mass: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        maps: Mapping[int, Tensor] | None = None,
+        *,
+        through: int = 0,
+        reaches_pixels: bool = True,
+    ) -> None:
+        self.maps = maps or {}
+        self.through = through
+        self.reaches_pixels = reaches_pixels
+        self.holds_back = False
+        self.held_back: dict[Step, Tensor] = {}
+
+    @classmethod
+    def needs(cls, step: Step) -> Keeps:
+        """See :class:`Phase`."""
+        return Keeps.VALUES if step.flow in _READS_VALUES else Keeps.SHAPES
+
+    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+        """See :class:`Phase`."""
+        return _MASS[step.flow](self, step, step.call(saved), arrived)
 
 
-@place_by_place
-def keep(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+class Arrivals(Rollout):
+    """Token mass on its way to one attention, where it ends.
+
+    Args:
+        place: of the attention in the order of the forward pass; no other takes part.
+
+    Attributes:
+        found: what has come to each query of each head, at every key of A; None for nothing.
+    """
+
+    def __init__(self, place: int) -> None:
+        super().__init__()
+        self._place = place
+        self.found: Tensor | None = None
+
+    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+        """See :class:`Phase`."""
+        attention: AttentionStep | None = step.facts.get("attention")
+        if attention is None or attention.index != self._place:
+            return super().pull(step, saved, arrived)
+        call, position = step.call(saved), step.facts["position"]
+        shapes = list(call.inputs)
+        shapes[1 - position] = torch.ones_like(shapes[1 - position])
+        self.found = call.vjp(arrived, inputs=shapes)[position]
+        return (None, None)
+
+
+_Masses: TypeAlias = Sequence[Tensor | None]
+_Mass: TypeAlias = Callable[[Rollout, Step, Call, Tensor], _Masses]
+
+_MASS: Final[dict[Flow, _Mass]] = {}
+"""For each flow the mass of each input, None for none, then that of the pixels; or ``NATIVE``."""
+
+_READS_VALUES: Final[set[Flow]] = set()
+"""What looks at the values of an operation's inputs and output, not only at their shapes."""
+
+
+def _passes(flow: Flow, *, reads_values: bool = False) -> Callable[[_Mass], _Mass]:
+    """Register how token mass passes an operation of this flow."""
+
+    def register(mass: _Mass) -> _Mass:
+        _MASS[flow] = mass
+        if reads_values:
+            _READS_VALUES.add(flow)
+        return mass
+
+    return register
+
+
+@_passes(Flow.KEEP)
+def _keep(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Element by element: every element keeps its mass."""
     return (sum_to_shape(mass, call.inputs[0].shape),)
 
 
-@by_shape
-def native(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.NATIVE)
+def _native(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Pooling: what the derivative does."""
     return NATIVE
 
 
-@Flow
-def summands(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.SUMMANDS, reads_values=True)
+def _summands(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A sum: each output's mass goes in equal parts to the summands that are not exactly 0.
 
     So a sum over heads is E_h of eq. 13, a dot product keeps its token's mass, and under a mean
@@ -53,22 +138,22 @@ def summands(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return (part * present,)
 
 
-@by_shape
-def blocked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.BLOCKED)
+def _blocked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Attention weights send no mass to the scores that they come from."""
     return (None,)
 
 
-@place_by_place
-def masked(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.MASKED)
+def _masked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Scaling by a constant keeps mass, but for what is multiplied by zero."""
     assert call.constant is not None
     kept = mass * (call.constant != 0)
     return (sum_to_shape(kept, call.inputs[0].shape),)
 
 
-@by_shape
-def spread_evenly(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.SPREAD_EVENLY)
+def _spread_evenly(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A linear layer: each output's mass goes in equal parts to the inputs that it is made from."""
     assert call.weight is not None
     (x,) = call.inputs
@@ -77,8 +162,8 @@ def spread_evenly(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | Non
     return call.vjp(mass / count.clamp(min=1), inputs=(ones,), weight=all_weights)
 
 
-@by_shape
-def averaged(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.AVERAGED)
+def _averaged(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A mean or a sum by a product with constants: each output's mass goes where they are."""
     assert call.weight is not None
     ones = torch.ones_like(call.inputs[0])
@@ -86,35 +171,35 @@ def averaged(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return call.vjp(share, inputs=(ones,))
 
 
-@by_shape
-def spread_over_features(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.SPREAD_OVER_FEATURES)
+def _spread_over_features(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """``F.linear``: each token's mass, spread evenly over its input features."""
     (x,) = call.inputs
     return ((mass.sum(-1, keepdim=True) / x.shape[-1]).expand_as(x),)
 
 
-@by_shape
-def to_pixels(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.TO_PIXELS)
+def _to_pixels(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A convolution that makes tokens: their mass goes to the pixels that they are made from.
 
     Bilinearly upsampled, as the paper does, and past the convolutions in between: further down no
     attention follows that could move it.
     """
-    if not step.tape.reaches_pixels:
-        return spread_evenly(step, call, mass)
+    if not rollout.reaches_pixels:
+        return _spread_evenly(rollout, step, call, mass)
     grid = step.mark.grid
     assert grid is not None
     return None, grid.at_pixels(mass.sum(-1 - len(grid.axes), keepdim=True))
 
 
-@by_shape
-def patches_to_pixels(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.PATCHES_TO_PIXELS)
+def _patches_to_pixels(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """``F.linear`` of patches that were cut out of an image, as the convolution that it is.
 
     Where they are no regular grid, each patch's mass is the same at all of its pixels.
     """
-    if not step.tape.reaches_pixels:
-        return spread_over_features(step, call, mass)
+    if not rollout.reaches_pixels:
+        return _spread_over_features(rollout, step, call, mass)
     patches = step.facts["patches"]
     if patches is None:
         (x,) = call.inputs
@@ -123,14 +208,14 @@ def patches_to_pixels(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor |
     return None, patches.grid.at_pixels(of_tokens.unsqueeze(1))
 
 
-@place_by_place
-def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.SKIP_ADD)
+def _skip_add(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.
 
-    Around an attention that all mass is to go through (``tape.through``) nothing is skipped.
+    Around an attention that all mass is to go through (``rollout.through``) nothing is skipped.
     """
     factors = step.facts["mass"]
-    if step.tape.through & step.facts["branch"]:
+    if rollout.through & step.facts["branch"]:
         factors = step.facts["mass_through_branch"]
     return tuple(
         sum_to_shape(mass * factor, value.shape) if factor else None
@@ -138,27 +223,23 @@ def skip_add(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     )
 
 
-@by_shape
-def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.ATTENTION)
+def _attention(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """``A @ V``: mass goes to the values by the weighted map.
 
-    While the tape holds mass back, it is kept here; it goes on with what arrives the next time.
+    While mass is held back, it is kept here; it goes on with what arrives the next time.
     """
-    record = step.facts["attention"]
+    attention: AttentionStep = step.facts["attention"]
     position: int = step.facts["position"]
-    if record.is_probed:
-        shapes = list(call.inputs)
-        shapes[1 - position] = torch.ones_like(shapes[1 - position])
-        record.arrived = call.vjp(mass, inputs=shapes)[position]
+    weighted = rollout.maps.get(attention.index)
+    if weighted is None:
         return (None, None)
-    if record.weighted is None:
-        return (None, None)
-    if step.tape.holds_back:
-        record.held_back = mass
+    if rollout.holds_back:
+        rollout.held_back[step] = mass
         return (None, None)
     operands = list(call.inputs)
-    operands[position] = record.weighted.to(mass.dtype)
-    arrived = [mass] if record.held_back is None else [mass, record.held_back]
+    operands[position] = weighted.to(mass.dtype)
+    arrived = [mass, rollout.held_back[step]] if step in rollout.held_back else [mass]
     if isinstance(call.kernel, MatmulKernel):
         values = operands[1 - position]
         features = -1 if position == 0 else -2
@@ -175,8 +256,8 @@ def attention(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return (None, to_values) if position == 0 else (to_values, None)
 
 
-@Flow
-def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.PRODUCT, reads_values=True)
+def _product(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A product of two activations that is no attention: by the size of what is multiplied.
 
     Where queries are compared with places, what goes to the places is held back as by an attention.
@@ -191,19 +272,18 @@ def product(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     ]
     places = step.facts.get("places")
     if places is not None:
-        held: list[Tensor] = step.facts["held"]
         of_places = found[places]
         assert of_places is not None
-        if step.tape.holds_back:
-            held.append(of_places)
+        if rollout.holds_back:
+            rollout.held_back[step] = of_places
             found[places] = None
-        elif held:
-            found[places] = of_places + held[0]
+        elif step in rollout.held_back:
+            found[places] = of_places + rollout.held_back[step]
     return found
 
 
-@Flow
-def accumulation(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.ACCUMULATION, reads_values=True)
+def _accumulation(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A sum of several tensors' elements: by the size of what is added."""
     sizes = [value.abs() for value in call.inputs]
     total = call.forward(*sizes)
@@ -211,8 +291,8 @@ def accumulation(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None
     return [size * part for size, part in zip(sizes, call.vjp(share, inputs=sizes), strict=True)]
 
 
-@Flow
-def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.UNKNOWN, reads_values=True)
+def _unknown(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """Nothing is known of it: mass goes to inputs of its shape, else by the magnitudes of eq. 2."""
     alike = [value.shape == mass.shape for value in call.inputs]
     if any(alike):
@@ -231,8 +311,14 @@ def unknown(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
     return tuple(size * factor.reshape(-1, *[1] * (size.dim() - 1)) for size in sizes)
 
 
-@Flow
-def unit(step: Step, call: Call, mass: Tensor) -> Sequence[Tensor | None]:
+@_passes(Flow.REFUSED, reads_values=True)
+def _refused(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+    """A call without a rule raises where mass comes to it, as where relevance does."""
+    return tuple(step.rule.relevance(call, mass))
+
+
+@_passes(Flow.UNIT, reads_values=True)
+def _unit(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     """A module explained as a whole: tokens keep their mass if the shape says that they can."""
     first, *others = call.inputs
     if first.shape == mass.shape:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -12,9 +11,11 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.step import Keeps, Phase, Step
 from captum_transformer_lrp.engine.graph.switch import TapeSwitch
-from captum_transformer_lrp.engine.graph.tape import Keeps, Phase, Step, Tape
-from captum_transformer_lrp.engine.watch.thread_state import interruption
+from captum_transformer_lrp.engine.graph.tape import Tape
+from captum_transformer_lrp.engine.phases.rollout import Rollout
+from captum_transformer_lrp.errors import interruption
 
 
 def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]]) -> Tensor | None:
@@ -46,7 +47,7 @@ def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]
         return None
     places = (slice(None), *torch.tensor(positions, device=x.device).unbind(1))
     with torch.enable_grad():
-        part: Tensor = TapeSwitch.apply(step, None, None, value[places], x[places], *others)
+        part: Tensor = TapeSwitch.apply(tape, step, None, None, value[places], x[places], *others)
     tape.marks[part] = step.mark
     return part
 
@@ -73,35 +74,18 @@ def keep_what_makes(tape: Tape, output: Tensor) -> None:
     ]
 
 
-@contextlib.contextmanager
-def holding_back(tape: Tape) -> Iterator[Callable[[], None]]:
-    """Carry mass in two passes, so that what no attention has moved can be left out.
+def moved_mass(
+    tape: Tape, rollout: Rollout, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]
+) -> list[Tensor]:
+    """Run a rollout, for the mass that at least one attention moves.
 
-    In the first pass attentions keep what arrives.  Then the yielded function is called.  The
-    second pass starts from no mass at all: the attentions send on what they have kept.  So the
-    row of C − I is computed without the difference.
+    In a first pass attentions keep what arrives.  A second pass starts from no mass at all: the
+    attentions send on what they have kept.  So the row of C − I is computed without the difference.
     """
-
-    def send_on() -> None:
-        tape.holds_back = False
-
-    tape.holds_back = True
-    try:
-        yield send_on
-    finally:
-        tape.holds_back = False
-        for step in tape.attentions:
-            step.held_back = None
-        for kept in tape.held:
-            kept.clear()
-
-
-def moved_mass(tape: Tape, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
-    """Run the rollout phase, for the mass that at least one attention moves."""
-    with holding_back(tape) as send_on:
-        tape.backward(Phase.ROLLOUT, output, seed, wanted)
-        send_on()
-        return tape.backward(Phase.ROLLOUT, output, torch.zeros_like(seed), wanted)
+    rollout.holds_back = True
+    tape.backward(rollout, output, seed, wanted)
+    rollout.holds_back = False
+    return tape.backward(rollout, output, torch.zeros_like(seed), wanted)
 
 
 def backward_to_each(
@@ -118,7 +102,6 @@ def backward_to_each(
     what ``arrived(place, value)`` keeps is in memory.  It is called once for each step, by its
     place in ``steps``, with zeros where nothing arrives.
     """
-    tape.phase = phase
     maps = [step.attention for step in steps]
     missing = set(range(len(steps)))
 
@@ -135,7 +118,8 @@ def backward_to_each(
     ]
     hooks = [map.register_hook(partial(note, place)) for place, map in enumerate(maps)]
     try:
-        torch.autograd.grad(output, lowest, seed, retain_graph=True, allow_unused=True)
+        with tape.walking(phase):
+            torch.autograd.grad(output, lowest, seed, retain_graph=True, allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()
