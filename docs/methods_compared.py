@@ -96,6 +96,7 @@ class Column:
         asks: what it asks of a map, a column of ranks; empty where ranks leave it out.
         heavy: whether a few examples would decide the mean: the median stands for it, and
             differences are of logarithms.
+        zero: whether the mean's distance from 0 counts: with few photos, chance makes it negative.
     """
 
     benchmark: str
@@ -105,6 +106,7 @@ class Column:
     digits: int = 1
     asks: str = ""
     heavy: bool = False
+    zero: bool = False
 
 
 FAITHFUL, PLACED, DEPENDENT, STABLE = "faithful", "on the object", "dependent", "stable"
@@ -132,7 +134,7 @@ SINGLE: Final = (
     Column("metrics", "road LeRF", "ROAD LeRF ↑", True, 3, FAITHFUL),
     Column("metrics", "saco", "SaCo ↑", True, 2, FAITHFUL),
     Column("metrics", "infidelity", "infidelity ↓", False, 3, FAITHFUL),
-    Column("metrics", "mprt 100 %", "MPRT ↓", False, 2, DEPENDENT),
+    Column("metrics", "mprt 100 %", "MPRT → 0", False, 2, DEPENDENT, zero=True),
     Column("metrics", "mprt entropy", "eMPRT ↑", True, 3, DEPENDENT),
     Column("metrics", "random_logit", "random logit ↓", False, 2, DEPENDENT),
     Column("metrics", "class_sensitivity", "class sensitivity ↓", False, 2, DEPENDENT),
@@ -366,6 +368,8 @@ def table(name: str = "benchmarks") -> str:
         if column.larger is None or difference is None or error is None:
             return text
         better = difference if column.larger else -difference
+        if column.zero:
+            better = abs(figure.value - difference) - abs(figure.value)
         return f"**{text}**" if better > 2 * error else f"*{text}*" if better > -2 * error else text
 
     stream = io.StringIO()

@@ -49,12 +49,12 @@ class Ranking:
 
     @cached_property
     def values(self) -> list[Array]:
-        """For each metric, by method and example; higher is better."""
+        """For each metric, by method and example; higher is better, or nearer to 0."""
         found = []
         for column in self.columns:
             values = compared.measured(column.benchmark)["values"]
             of_methods = np.array([values[name][column.metric] for name in self.methods])
-            found.append(of_methods if column.larger else -of_methods)
+            found.append(of_methods if column.larger or column.zero else -of_methods)
         return found
 
     def scores(self, chosen: dict[str, NDArray[np.int64]] | None = None) -> Array:
@@ -62,7 +62,8 @@ class Ranking:
         scores = []
         for column, values in zip(self.columns, self.values, strict=True):
             some = values if chosen is None else values[:, chosen[column.benchmark]]
-            scores.append((np.median if column.heavy else np.mean)(some, axis=1))
+            score = (np.median if column.heavy else np.mean)(some, axis=1)
+            scores.append(-np.abs(score) if column.zero else score)
         return np.stack(scores, axis=1)
 
     @cached_property
@@ -175,7 +176,7 @@ def draw(file: Path) -> None:
 
 def _heat(axes: Any, ranking: Ranking) -> None:
     values = ranking.agreement()
-    titles = [one.title.rstrip(" ↑↓") for one in ranking.columns]
+    titles = [one.title.rstrip(" ↑↓→0") for one in ranking.columns]
     axes.imshow(values, cmap="RdBu", vmin=-1, vmax=1)
     places = range(len(titles))
     axes.set_xticks(places, titles, rotation=90, fontsize=8)

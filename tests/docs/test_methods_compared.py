@@ -25,7 +25,7 @@ def ranked(script_of: Callable[[str], ModuleType]) -> ModuleType:
     return script_of("methods_ranked")
 
 
-@pytest.mark.parametrize("name", ["benchmarks"])
+@pytest.mark.parametrize("name", ["benchmarks", "metrics"])
 def test_the_committed_tables_are_those_that_the_script_makes(
     script: ModuleType, name: str
 ) -> None:
@@ -180,3 +180,13 @@ def test_metrics_are_collected_by_name_and_condition(
     (folder / "records-0-of-1.jsonl").write_text(json.dumps(record) + "\n")
     values = json.loads(script.collect("robustness", [folder]).read_text())["values"]
     assert values == {"legrad": {"deletion": [0.25], "mprt 100 %": [0.5], "mprt entropy": [0.125]}}
+
+
+def test_a_correlation_that_chance_makes_negative_is_no_better_than_none(
+    ranked: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranked.compared, "MEASURED", tmp_path / "measured")
+    found = {"legrad": [-0.5, -0.1], "attcat": [0.3, -0.3], "random": [0.2, 0.0]}
+    measured(tmp_path / "measured", {name: {"mprt": one} for name, one in found.items()})
+    ranking = ranked.Ranking([ranked.compared.Column("metrics", "mprt", "", False, zero=True)])
+    assert ranking.ranks[:, 0].tolist() == [3, 1, 2]
