@@ -140,8 +140,10 @@ SINGLE: Final = (
     Column("metrics", "class_sensitivity", "class sensitivity ↓", False, 2, DEPENDENT),
     Column("robustness", "sensitivity", "sensitivity ↓", False, 2, STABLE),
     Column("robustness", "local_lipschitz", "local Lipschitz ↓", False, 2, STABLE),
-    Column("robustness", "relative_stability input", "RIS ↓", False, 1, STABLE, heavy=True),
-    Column("robustness", "relative_stability output", "ROS ↓", False, 1, STABLE, heavy=True),
+    Column("robustness", "relative_stability input", "RIS, median ↓", False, 1, STABLE, heavy=True),
+    Column(
+        "robustness", "relative_stability output", "ROS, median ↓", False, 1, STABLE, heavy=True
+    ),
     Column("metrics", "sparseness", "sparseness", None, 2),
     Column("metrics", "entropy", "entropy", None, 2),
 )
