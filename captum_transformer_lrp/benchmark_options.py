@@ -39,12 +39,9 @@ only block B − 1, the second from the input."""
 def option(default: Any, about: str, **more: Any) -> Any:
     """A field with a sentence about it.
 
-    Args:
-        default: its default.
-        about: the sentence.
-        more: ``least``, ``above`` and ``most``, the limits of numbers; ``flag``, how the command
-            line spells it; ``joined`` where it takes several with commas between them;
-            ``recorded=False`` where no record depends on it.
+    ``more`` are ``least``, ``above`` and ``most``, the limits of numbers; ``flag``, how the command
+    line spells it; ``joined`` where it takes several with commas between them; ``recorded=False``
+    where no record depends on it.
     """
     return field(default=default, metadata={"about": about, **more})
 
@@ -188,22 +185,15 @@ class TextPerturbationOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingOptions:
-    """Those of fine-tuning a classifier before it is explained."""
+class TextMetricOptions(TextOptions):
+    """Those of single metrics of texts."""
 
-    train: Path | None = option(
-        None,
-        "First fine-tune --model on the training split, into this folder, and explain the result. "
-        "A training that was stopped goes on.",
+    metrics: Sequence[str] = option(
+        ("deletion", "insertion", "saco", "mprt", "random_logit", "sparseness"),
+        "What is measured, with options after colons; may be given several times, or with commas. "
+        "A wrong name lists all.",
+        flag="--metric",
     )
-    train_only: bool = option(False, "Only train, and measure the accuracy.", flag="--train-only")
-    epochs: int = option(3, "Of the training.", least=1)
-    batch_size: int = option(8, "Of the training.", least=1)
-    learning_rate: float = option(5e-5, "Of the training, the highest.")
-    train_limit: int | None = option(
-        None, "Train on and validate with at most so many of each split.", least=1
-    )
-    checkpoint_every: int = option(50, "Steps of the training between two checkpoints.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,22 +225,12 @@ class SpeedOptions:
 
 @dataclass(frozen=True)
 class Command:
-    """A benchmark as the command line has it.
-
-    Args:
-        options: the class of its options.
-        function: where the function is: module and name.
-        data: what ``--data`` is.
-        about: what it does.
-        texts: whether it is of texts.
-        methods: those without ``--methods``.
-    """
+    """A benchmark as the command line has it: what ``--data`` is, what it does, its function."""
 
     options: type[Options]
-    function: tuple[str, str]
     data: str
     about: str
-    texts: bool = False
+    function: str
     methods: tuple[str, ...] = ("paper",)
 
 
@@ -260,43 +240,47 @@ _CORPUS = "A folder in the format of ERASER: docs/ and test.jsonl."
 COMMANDS: Final[Mapping[str, Command]] = {
     "perturbation": Command(
         PerturbationOptions,
-        ("perturbation", "perturbation"),
         _PHOTOS,
         "Remove pixels in the order of each map and measure the accuracy (tables 1 and 3).",
+        "perturbation",
     ),
     "metrics": Command(
         MetricOptions,
-        ("metrics", "map_metrics"),
         _PHOTOS,
         "Measure maps: faithfulness, sanity, robustness, sparseness, any metric of Quantus.",
+        "map_metrics",
     ),
     "segmentation": Command(
         SegmentationOptions,
-        ("segmentation", "segmentation"),
         "gtsegs_ijcv.mat, a folder with an index.json, or one with JPEGImages and "
         "SegmentationClass.",
         "Compare maps with the masks of objects (tables 2 and 3).",
+        "segmentation",
     ),
     "grid-pointing": Command(
         GridOptions,
-        ("grid_pointing", "grid_pointing"),
         _PHOTOS,
         "See whether the map of each class in a grid of photos is in its own photo's cell.",
+        "grid_pointing",
     ),
     "rationale": Command(
         RationaleOptions,
-        ("rationale", "rationale"),
         _CORPUS,
         "Compare the tokens ranked highest with those that people marked (figure 4).",
-        texts=True,
+        "rationale",
     ),
     "text-perturbation": Command(
         TextPerturbationOptions,
-        ("text_perturbation", "text_perturbation"),
         _CORPUS,
         "Take the tokens ranked highest away, or keep only them (ERASER's AOPC).",
-        texts=True,
-        methods=("paper", "random"),
+        "text_perturbation",
+        ("paper", "random"),
+    ),
+    "text-metrics": Command(
+        TextMetricOptions,
+        _CORPUS,
+        "Measure maps of tokens: deletion and insertion, sanity, sparseness.",
+        "text_metrics",
     ),
 }
 

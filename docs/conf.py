@@ -145,10 +145,12 @@ def write_sweeps(app: Sphinx) -> None:
 
 
 def add_contents(app: Sphinx, page: str, source: list[str]) -> None:
-    """Give the README the sidebar's contents, and lead from pages to tables, not to their data."""
+    """Give the README the sidebar's contents; lead to tables or show them, not their data."""
     if page == root_doc:
         source[0] += CONTENTS
     source[0] = re.sub(r"\(sweep/(\w+)\.jsonl\)", r"(sweep_\1.md)", source[0])
+    shown = "```{csv-table}\n:file: \\1\n:header-rows: 1\n:class: figures\n```"
+    source[0] = re.sub(r"^\[[^]]+\]\((\S+\.csv)\)$", shown, source[0], flags=re.MULTILINE)
 
 
 def forget_builtins(app: Sphinx, env: BuildEnvironment) -> None:

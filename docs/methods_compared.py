@@ -1,18 +1,23 @@
-"""Makes the table of ``docs/methods.md`` from measurements.
+"""Makes the tables of ``docs/methods.md`` from measurements.
 
 Two steps: folders of ``captum-transformer-lrp benchmark`` become small files of one number for each
-example, method and metric, in ``docs/methods_compared/``; these become the table::
+example, method and metric, in ``docs/methods_compared/``; these become the tables::
 
     python docs/methods_compared.py collect perturbation FOLDER FOLDER
-    python docs/methods_compared.py collect-cost FOLDER FOLDER
+    python docs/methods_compared.py collect-cost FILE
     python docs/methods_compared.py table
+
+``docs/methods_ranked.py`` makes ranks of the same measurements.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +31,6 @@ from captum_transformer_lrp.benchmarks.statistics import MethodMeans
 
 HERE: Final = Path(__file__).parent
 MEASURED: Final = HERE / "methods_compared"
-PAGE: Final = HERE / "methods.md"
 REFERENCE: Final = "transformer_attribution"
 
 METHODS: Final = (
@@ -87,29 +91,67 @@ class Column:
         benchmark: where it is measured.
         metric: what is measured.
         title: its heading.
-        larger: whether larger is better.
+        larger: whether larger is better; None where neither is.
         digits: after the decimal point.
+        asks: what it asks of a map, a column of ranks; empty where ranks leave it out.
+        heavy: whether a few examples would decide the mean: the median stands for it, and
+            differences are of logarithms.
+        zero: whether the mean's distance from 0 counts: with few photos, chance makes it negative.
     """
 
     benchmark: str
     metric: str
     title: str
-    larger: bool = True
+    larger: bool | None = True
     digits: int = 1
+    asks: str = ""
+    heavy: bool = False
+    zero: bool = False
 
+
+FAITHFUL, PLACED, DEPENDENT, STABLE = "faithful", "on the object", "dependent", "stable"
+ASKED: Final = (FAITHFUL, PLACED, DEPENDENT, STABLE)
+TEXTS: Final = "texts"
 
 COLUMNS: Final = (
-    Column("perturbation", "positive AUC", "positive AUC ↓", larger=False),
-    Column("perturbation", "negative AUC", "negative AUC ↑"),
+    Column("perturbation", "positive AUC", "positive AUC ↓", False, asks=FAITHFUL),
+    Column("perturbation", "negative AUC", "negative AUC ↑", asks=FAITHFUL),
     Column("perturbation", "area between", "area between ↑"),
-    Column("segmentation", "pixel accuracy", "pixel accuracy ↑"),
-    Column("segmentation", "mIoU", "mIoU ↑"),
-    Column("segmentation", "mAP", "mAP ↑"),
-    Column("grid-pointing", "localisation", "grid pointing ↑"),
-    Column("rationale", "token-F1", "token-F1 ↑"),
-    Column("text-perturbation", "comprehensiveness", "comprehensiveness ↑", digits=3),
-    Column("text-perturbation", "sufficiency", "sufficiency ↓", larger=False, digits=3),
+    Column("segmentation", "pixel accuracy", "pixel accuracy ↑", asks=PLACED),
+    Column("segmentation", "mIoU", "mIoU ↑", asks=PLACED),
+    Column("segmentation", "mAP", "mAP ↑", asks=PLACED),
+    Column("grid-pointing", "localisation", "grid pointing ↑", asks=PLACED),
+    Column("rationale", "token-F1", "token-F1 ↑", asks=TEXTS),
+    Column("text-perturbation", "comprehensiveness", "comprehensiveness ↑", digits=3, asks=TEXTS),
+    Column("text-perturbation", "sufficiency", "sufficiency ↓", False, digits=3, asks=TEXTS),
 )
+"""Of the benchmarks' tables."""
+
+SINGLE: Final = (
+    Column("metrics", "deletion", "deletion ↓", False, 3, FAITHFUL),
+    Column("metrics", "insertion", "insertion ↑", True, 3, FAITHFUL),
+    Column("metrics", "road MoRF", "ROAD MoRF ↓", False, 3, FAITHFUL),
+    Column("metrics", "road LeRF", "ROAD LeRF ↑", True, 3, FAITHFUL),
+    Column("metrics", "saco", "SaCo ↑", True, 2, FAITHFUL),
+    Column("metrics", "infidelity", "infidelity ↓", False, 3, FAITHFUL),
+    Column("metrics", "mprt 100 %", "MPRT → 0", False, 2, DEPENDENT, zero=True),
+    Column("metrics", "mprt entropy", "eMPRT ↑", True, 3, DEPENDENT),
+    Column("metrics", "random_logit", "random logit ↓", False, 2, DEPENDENT),
+    Column("metrics", "class_sensitivity", "class sensitivity ↓", False, 2, DEPENDENT),
+    Column("robustness", "sensitivity", "sensitivity ↓", False, 2, STABLE),
+    Column("robustness", "local_lipschitz", "local Lipschitz ↓", False, 2, STABLE),
+    Column("robustness", "relative_stability input", "RIS, median ↓", False, 1, STABLE, heavy=True),
+    Column(
+        "robustness", "relative_stability output", "ROS, median ↓", False, 1, STABLE, heavy=True
+    ),
+    Column("metrics", "sparseness", "sparseness", None, 2),
+    Column("metrics", "entropy", "entropy", None, 2),
+)
+"""Of ``benchmark metrics``, whose long and short runs are collected apart."""
+
+TABLES: Final[Mapping[str, Sequence[Column]]] = {"benchmarks": COLUMNS, "metrics": SINGLE}
+"""By name of the file of a table."""
+
 COST: Final = "cost ↓"
 
 Values = dict[str, dict[str, list[float]]]
@@ -143,7 +185,9 @@ def collect(benchmark: str, folders: Sequence[Path]) -> Path:
             if method in METHODS and method not in methods:
                 methods[method] = [run[name].methods[method] for name in names]
     values = {
-        method: OF_BENCHMARK[benchmark](methods[method]) for method in METHODS if method in methods
+        method: OF_BENCHMARK.get(benchmark, _metrics)(methods[method])
+        for method in METHODS
+        if method in methods
     }
     about = {"benchmark": benchmark, "settings": settings[0], "examples": names}
     lines = [f'"{method}": {json.dumps(found)}' for method, found in values.items()]
@@ -217,6 +261,17 @@ def _drops(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
     }
 
 
+def _metrics(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """By metric without its options, and condition."""
+    return {
+        f"{metric.partition(':')[0]} {condition}".strip(): [
+            float(f"{one[metric][condition]:.6g}") for one in found
+        ]
+        for metric, of_condition in found[0].items()
+        for condition in of_condition
+    }
+
+
 OF_BENCHMARK: Final[Mapping[str, Callable[[list[Mapping[str, Any]]], dict[str, list[float]]]]] = {
     "perturbation": _areas,
     "segmentation": _agreements,
@@ -255,16 +310,20 @@ def collect_cost(file: Path) -> Path:
     return target
 
 
-def figures() -> dict[tuple[str, str], Figure]:
+def figures(columns: Sequence[Column] = COLUMNS) -> dict[tuple[str, str], Figure]:
     """By method and metric: the mean over the examples, with the paired difference."""
     found = {}
-    for benchmark in dict.fromkeys(column.benchmark for column in columns()):
+    heavy = {column.metric for column in columns if column.heavy}
+    for benchmark in dict.fromkeys(column.benchmark for column in measured_of(columns)):
         values = measured(benchmark)["values"]
         means = MethodMeans(list(METHODS), reference=REFERENCE)
         for index in range(count(benchmark)):
             means.add(
                 {
-                    method: {(metric, ""): of_examples[index] for metric, of_examples in of.items()}
+                    method: {
+                        (metric, ""): _logarithm(one[index]) if metric in heavy else one[index]
+                        for metric, one in of.items()
+                    }
                     for method, of in values.items()
                 }
             )
@@ -272,9 +331,13 @@ def figures() -> dict[tuple[str, str], Figure]:
     return found
 
 
-def columns() -> list[Column]:
+def _logarithm(value: float) -> float:
+    return math.log10(max(value, 1e-12))
+
+
+def measured_of(columns: Sequence[Column]) -> list[Column]:
     """Those that are measured."""
-    return [column for column in COLUMNS if (MEASURED / f"{column.benchmark}.json").exists()]
+    return [column for column in columns if (MEASURED / f"{column.benchmark}.json").exists()]
 
 
 def measured(name: str) -> dict[str, Any]:
@@ -287,39 +350,41 @@ def count(benchmark: str) -> int:
     return len(measured(benchmark)["examples"])
 
 
-def table() -> str:
-    """The table in Markdown: means, in a type that says how they compare with the reference."""
-    found, shown = figures(), columns()
-    costs = measured("cost")["values"] if (MEASURED / "cost.json").exists() else {}
+def table(name: str = "benchmarks") -> str:
+    """A table as CSV: means, in a type that says how they compare with the reference."""
+    columns = measured_of(TABLES[name])
+    found = figures(columns)
+    values = {column.benchmark: measured(column.benchmark)["values"] for column in columns}
+    with_cost = name == "benchmarks" and (MEASURED / "cost.json").exists()
+    costs = measured("cost")["values"] if with_cost else {}
 
     def cell(method: str, column: Column) -> str:
         figure = found.get((method, column.metric))
         if figure is None:
             return ""
         text = f"{figure.value:.{column.digits}f} ± {figure.standard_error:.{column.digits}f}"
-        if figure.difference is None or figure.difference_standard_error is None:
+        if column.heavy:
+            median = statistics.median(values[column.benchmark][method][column.metric])
+            text = f"{median:.2g}"
+        difference, error = figure.difference, figure.difference_standard_error
+        if column.larger is None or difference is None or error is None:
             return text
-        better = figure.difference if column.larger else -figure.difference
-        error = figure.difference_standard_error
+        better = difference if column.larger else -difference
+        if column.zero:
+            better = abs(figure.value - difference) - abs(figure.value)
         return f"**{text}**" if better > 2 * error else f"*{text}*" if better > -2 * error else text
 
-    heads = [f"{column.title}, n = {count(column.benchmark)}" for column in shown]
-    return _markdown(
-        [*heads, COST],
-        {
-            method: [
-                *(cell(method, column) for column in shown),
-                f"{costs[method]['ratio']:.1f}" if method in costs else "",
-            ]
-            for method in METHODS
-        },
-    )
-
-
-def _markdown(heads: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    lines = [f"| method | {' | '.join(heads)} |", f"|---|{'---:|' * len(heads)}"]
-    lines += [f"| `{name}` | {' | '.join(cells)} |" for name, cells in rows.items() if any(cells)]
-    return "\n".join(lines)
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    heads = [f"{column.title}, n = {count(column.benchmark)}" for column in columns]
+    writer.writerow(["method", *heads, *[COST] * with_cost])
+    for method in METHODS:
+        cells = [cell(method, column) for column in columns]
+        if with_cost:
+            cells.append(f"{costs[method]['ratio']:.1f}" if method in costs else "")
+        if any(cells):
+            writer.writerow([f"`{method}`", *cells])
+    return stream.getvalue()
 
 
 def filled(page: str, found: Mapping[str, str]) -> str:
@@ -339,19 +404,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     steps = parser.add_subparsers(dest="step", required=True)
     collecting = steps.add_parser("collect", help="records to docs/methods_compared/")
-    collecting.add_argument("benchmark", choices=list(dict.fromkeys(c.benchmark for c in COLUMNS)))
+    benchmarks = dict.fromkeys(column.benchmark for one in TABLES.values() for column in one)
+    collecting.add_argument("benchmark", choices=list(benchmarks))
     collecting.add_argument("folders", nargs="+", type=Path)
     costing = steps.add_parser("collect-cost", help="the JSON of benchmark speed --memory")
     costing.add_argument("file", type=Path)
-    steps.add_parser("table", help="docs/methods_compared/ to the page")
+    steps.add_parser("table", help="docs/methods_compared/ to its tables")
     given = parser.parse_args()
     if given.step == "collect":
         print(collect(given.benchmark, given.folders))
     elif given.step == "collect-cost":
         print(collect_cost(given.file))
     else:
-        text = filled(PAGE.read_text(encoding="utf-8"), {"values": table()})
-        PAGE.write_text(text, encoding="utf-8")
+        for name in (one for one in TABLES if measured_of(TABLES[one])):
+            (MEASURED / f"{name}.csv").write_text(table(name), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from captum_transformer_lrp.benchmarks.rationale import RationaleBenchmark, rati
 from captum_transformer_lrp.benchmarks.results import Curve, Figure, Result, Summary
 from captum_transformer_lrp.benchmarks.runner import Benchmark, run
 from captum_transformer_lrp.benchmarks.segmentation import Segmentation, segmentation
+from captum_transformer_lrp.benchmarks.text_metrics import TEXT_METRICS, TextMetrics, text_metrics
 from captum_transformer_lrp.benchmarks.text_perturbation import (
     TextPerturbationBenchmark,
     text_perturbation,
@@ -28,6 +29,7 @@ __all__ = [
     "METRICS",
     "NAMES",
     "PAPER",
+    "TEXT_METRICS",
     "Benchmark",
     "BenchmarkError",
     "Curve",
@@ -40,6 +42,7 @@ __all__ = [
     "Result",
     "Segmentation",
     "Summary",
+    "TextMetrics",
     "TextPerturbationBenchmark",
     "UnreadableExampleError",
     "grid_pointing",
@@ -50,5 +53,6 @@ __all__ = [
     "rationale",
     "run",
     "segmentation",
+    "text_metrics",
     "text_perturbation",
 ]

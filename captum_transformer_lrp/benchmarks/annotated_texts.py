@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,21 +26,12 @@ from captum_transformer_lrp.benchmarks.eraser import (
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.model_benchmark import ModelBenchmark
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Figure, Summary
-from captum_transformer_lrp.benchmarks.statistics import ExactMean
 from captum_transformer_lrp.models import TextModel
 
 
 @dataclass(frozen=True)
 class ReadDocument:
-    """An annotated document with what the classifier makes of it.
-
-    Args:
-        document: the document.
-        encoded: its pieces, cut to what the classifier reads.
-        logits: float32 (C,), on the CPU.
-        target: the index of the document's class.
-    """
+    """A document, its pieces cut to what the classifier reads, its logits, and its class' index."""
 
     document: AnnotatedDocument
     encoded: EncodedTokens
@@ -59,7 +50,7 @@ class ReadDocument:
 
 @dataclass(frozen=True, eq=False)
 class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
-    """A benchmark of methods that rank the tokens of annotated documents.
+    """A benchmark of methods that explain classifiers of annotated documents.
 
     ``data`` is a folder in the format of ERASER (see
     :mod:`~captum_transformer_lrp.benchmarks.eraser`), or its documents.
@@ -131,6 +122,20 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
             "read": len(example.encoded.read),
         }
 
+    def logits(self, input_ids: Tensor, keywords: Mapping[str, Tensor]) -> Tensor:
+        """The classifier's logits of one text, float32 (C,), on the CPU."""
+        with torch.no_grad():
+            output: Any = self.classifier(input_ids, **keywords)
+        return output.logits[0].float().cpu()
+
+    def of_model(self, record: Record) -> dict[str, float]:
+        """The accuracy."""
+        return {"accuracy": 100.0 * (record.values["target"] == record.values["predicted"])}
+
+
+class TokenRanking(TextBenchmark):
+    """One of the order in which a method puts the tokens."""
+
     def evaluate(self, example: ReadDocument, method: str) -> dict[str, Any]:
         """For each explained class what :meth:`measure` finds."""
         targets = [example.explained(which) for which in self.explain]
@@ -149,83 +154,23 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """What to note of a ranking of the tokens that were read, as JSON."""
 
-    def logits(self, input_ids: Tensor, keywords: Mapping[str, Tensor]) -> Tensor:
-        """The classifier's logits of one text, float32 (C,), on the CPU."""
-        with torch.no_grad():
-            output: Any = self.classifier(input_ids, **keywords)
-        return output.logits[0].float().cpu()
-
-    def figures(
-        self,
-        records: Callable[[], Iterator[Record]],
-        values: Callable[[Record], Mapping[str, Mapping[tuple[str, str], float]]],
-        unit: str = "%",
-        more: Sequence[str] = (),
-    ) -> list[Figure]:
-        """The accuracy, and the means over the documents of each method's values."""
-        means, accuracy = self.means(unit, more), ExactMean()
-        for record in records():
-            accuracy.add(100.0 * (record.values["target"] == record.values["predicted"]))
-            means.add(values(record))
-        return [accuracy.figure(MODEL, "accuracy"), *means.figures()]
-
-
-def text_summary(
-    figures: Sequence[Figure],
-    columns: Sequence[str],
-    steps: Mapping[str, float],
-    panels: Mapping[Any, str],
-    *labels: str,
-) -> Summary:
-    """Figures with one curve for each panel and method.
-
-    Args:
-        figures: all of them.
-        columns: of the table.
-        steps: x by the end of a figure's condition.
-        panels: the panels' titles, by metric and explained class.
-        labels: of x, and of y where it is not the metric.
-    """
-    at = {(one.method, one.metric, one.condition): one for one in figures}
-    methods = list(dict.fromkeys(one.method for one in figures if one.method != MODEL))
-    curves = [
-        Curve.of(
-            [at[method, metric, f"{which}, {step}"] for step in steps],
-            title,
-            list(steps.values()),
-            *(labels if len(labels) == 2 else (*labels, metric)),
-        )
-        for (metric, which), title in panels.items()
-        for method in methods
-    ]
-    return Summary(tuple(figures), tuple(curves), tuple(columns))
-
 
 def corpus_classes(
     found: Sequence[str], class_names: Sequence[str], labels: Mapping[str, str] | None = None
 ) -> dict[str, int]:
-    """Which output of a classifier stands for each class of a corpus.
+    """Which output of a classifier stands for each class of a corpus, as far as it has them.
 
     Args:
         found: the classes that the corpus' documents have.
         class_names: the classifier's, one for each logit.
         labels: for a class of the corpus, the classifier's name for it, where they differ.
 
-    Returns:
-        The classes of the corpus that the classifier has; documents of others are left out by name.
-
     Raises:
-        BenchmarkError: if fewer than two classes are found in the classifier, or a name of
-            ``labels`` is not there.
+        BenchmarkError: if fewer than two classes are found, or a name of ``labels`` is not there.
 
     Example:
         >>> corpus_classes(["NEG", "POS"], ["negative", "pos"], {"NEG": "negative"})
         {'NEG': 0, 'POS': 1}
-        >>> corpus_classes(["NEG", "POS"], ["LABEL_0", "LABEL_1"])
-        Traceback (most recent call last):
-        ...
-        captum_transformer_lrp.benchmarks.errors.BenchmarkError: the corpus has the classes NEG,
-        POS, the classifier LABEL_0, LABEL_1: say which is which with labels, such as NEG=LABEL_0
     """
     by_name = {name.casefold(): index for index, name in enumerate(class_names)}
     advice = f"say which is which with labels, such as {found[0] if found else 'NEG'}="
@@ -252,9 +197,6 @@ def corpus_classes(
 
 def _longest(classifier: TextModel) -> int:
     """The most pieces that the classifier takes."""
-    config = getattr(classifier.model, "config", None)
-    limits = [classifier.tokenizer.model_max_length]
-    positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        limits.append(positions)
-    return int(min(limits))
+    limit: int = classifier.tokenizer.model_max_length
+    positions = getattr(getattr(classifier.model, "config", None), "max_position_embeddings", None)
+    return min(limit, positions) if isinstance(positions, int) and positions > 0 else limit

@@ -26,8 +26,7 @@ class EncodedTokens:
     Args:
         input_ids: int64 (1, S), special tokens included.
         keywords: what else the tokenizer gives to the model, (1, S) each.
-        pieces: for each token of the corpus the positions of its pieces among the S; none where
-            the document is longer than the model reads.
+        pieces: for each token the positions of its pieces; none beyond what the model reads.
     """
 
     input_ids: Tensor
@@ -53,19 +52,10 @@ def encode_tokens(
     The tokens are joined by single spaces, and the tokenizer's offsets in that text say whose each
     piece is.  A piece over several tokens belongs to each of them.
 
-    Args:
-        tokenizer: a Hugging Face fast tokenizer.
-        tokens: the corpus' tokens, without whitespace inside.
-        max_length: the most pieces, special tokens included; None for the tokenizer's own limit.
-
-    Raises:
-        ValueError: where the tokenizer does not tell where its pieces stand.
-
     Example:
         >>> from captum_transformer_lrp.examples import sentiment_classifier
         >>> _, tokenizer = sentiment_classifier()
-        >>> encoded = encode_tokens(tokenizer, ["unwatchable", "film"])
-        >>> encoded.pieces
+        >>> encode_tokens(tokenizer, ["unwatchable", "film"]).pieces
         ((1, 2, 3), (4,))
     """
     if not getattr(tokenizer, "is_fast", False):
@@ -90,18 +80,12 @@ def encode_tokens(
 def token_scores(
     encoded: EncodedTokens, attribution: Tensor, fusion: str = "sum"
 ) -> NDArray[np.float64]:
-    """One attribution for each token of the corpus.
+    """One attribution for each token of the corpus, float64 (T,); −∞ for those not read.
 
     Args:
         encoded: what was explained.
         attribution: one value for each piece, (S,) or (1, S).
         fusion: ``"sum"``, ``"max"`` or ``"mean"`` of the pieces' values.
-
-    Returns:
-        float64 (T,); −∞ for tokens that the model does not read.
-
-    Raises:
-        ValueError: for a shape that does not fit, NaN, or an unknown fusion.
 
     Example:
         >>> ids = torch.tensor([[101, 7, 8, 9, 102]])

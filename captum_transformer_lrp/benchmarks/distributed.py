@@ -29,11 +29,7 @@ class Processes:
             dist.barrier()
 
     def from_first(self, value: Any) -> Any:
-        """What the first process calls ``value``, on every process.
-
-        >>> Processes().from_first(3)
-        3
-        """
+        """What the first process calls ``value``, on every process."""
         box = [value]
         if self.world > 1:
             dist.broadcast_object_list(box, src=0)

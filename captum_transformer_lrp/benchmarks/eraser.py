@@ -23,13 +23,7 @@ class AnnotationError(UnreadableExampleError):
 
 @dataclass(frozen=True)
 class AnnotatedDocument:
-    """A document with its class and its rationale.
-
-    Args:
-        name: the annotation's name, which is the file's name in ERASER Movies.
-        label: the class as the corpus has it, such as `"NEG"`.
-        tokens: the corpus' tokens, the text split at whitespace.
-        rationale: the positions of the tokens that people marked, ascending, each once.
+    """A document with its class, the text's tokens, and the positions of those that people marked.
 
     Example:
         >>> AnnotatedDocument("a.txt", "POS", ("a", "witty", "film"), (1, 2)).marked
@@ -57,14 +51,10 @@ class AnnotatedDocument:
 
 
 class EraserDocuments:
-    r"""The annotated documents of one split, read from disk one at a time.
+    """The annotated documents of one split: ``"train"``, ``"val"`` or ``"test"``.
 
-    Only where each line starts is kept in memory. An item that cannot be used raises an
-    :class:`AnnotationError` that names it; the others can be read all the same.
-
-    Args:
-        folder: the folder of `docs/` and the `.jsonl` files.
-        split: `"train"`, `"val"` or `"test"`.
+    An item that cannot be used raises an :class:`AnnotationError` that names it; the others can be
+    read all the same.
 
     Raises:
         FileNotFoundError: where the folder, `docs/` or the split's file is missing.
@@ -72,17 +62,6 @@ class EraserDocuments:
 
     Reference:
         Jay DeYoung et al., *ERASER: A Benchmark to Evaluate Rationalized NLP Models*, ACL 2020.
-
-    Example:
-        >>> import json, pathlib, tempfile
-        >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> (folder / "docs").mkdir()
-        >>> _ = (folder / "docs" / "a.txt").write_text("a witty film\n. see it !\n")
-        >>> evidence = {"docid": "a.txt", "start_token": 1, "end_token": 3, "text": "witty film"}
-        >>> line = {"annotation_id": "a.txt", "classification": "POS", "evidences": [[evidence]]}
-        >>> _ = (folder / "test.jsonl").write_text(json.dumps(line) + "\n")
-        >>> EraserDocuments(folder, "test")[0].marked
-        ('witty', 'film')
     """
 
     def __init__(self, folder: str | Path, split: str) -> None:
@@ -99,30 +78,19 @@ class EraserDocuments:
         if not self.file.is_file():
             found = ", ".join(sorted(each.stem for each in self.folder.glob("*.jsonl"))) or "none"
             raise FileNotFoundError(f"there is no {self.file}; the splits there are: {found}")
-        self._starts, position = [], 0
-        with self.file.open("rb") as lines:
-            for line in lines:
-                if line.strip():
-                    self._starts.append(position)
-                position += len(line)
-        if not self._starts:
+        self._lines = [line for line in self.file.read_bytes().split(b"\n") if line.strip()]
+        if not self._lines:
             raise ValueError(f"{self.file} is empty, expected one annotation a line")
 
     def __len__(self) -> int:
         """The number of annotations, unusable ones included."""
-        return len(self._starts)
+        return len(self._lines)
 
     def __getitem__(self, index: int) -> AnnotatedDocument:
-        """The document of the annotation with that index, in the order of the file.
-
-        Raises:
-            AnnotationError: where the annotation is not what the format says, or its document is
-                missing, empty, not UTF-8 or shorter than its evidence.
-            IndexError: for an index that there is none of.
-        """
+        """The document of an annotation, in the order of the file."""
         where = f"{self.file.name}, annotation {range(len(self))[index] + 1}"
         try:
-            annotation = json.loads(self._line(index))
+            annotation = json.loads(self._lines[index])
         except ValueError as error:  # UnicodeDecodeError is one, too
             raise AnnotationError(f"{where}: the line is not valid JSON ({error})") from error
         found = type(annotation).__name__
@@ -162,20 +130,15 @@ class EraserDocuments:
         """A fingerprint of the split's file, as hexadecimal digits."""
         return hashlib.sha256(self.file.read_bytes()).hexdigest()
 
-    def _line(self, index: int) -> bytes:
-        with self.file.open("rb") as lines:
-            lines.seek(self._starts[index])
-            return lines.readline()
-
     def _overview(self) -> Iterator[tuple[str, str]]:
         """Name and class of each annotation, as far as they can be read."""
-        for index in range(len(self)):
+        for number, line in enumerate(self._lines, start=1):
             try:
-                annotation = json.loads(self._line(index))
+                annotation = json.loads(line)
                 name, label = annotation["annotation_id"], annotation["classification"]
             except (ValueError, KeyError, TypeError):
                 name = label = ""
-            yield str(name or f"line {index + 1}"), str(label or "")
+            yield str(name or f"line {number}"), str(label or "")
 
     def _tokens(self, document: str, where: str) -> tuple[str, ...]:
         # What a data file names is read from its own folder only.

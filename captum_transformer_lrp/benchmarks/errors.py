@@ -17,19 +17,10 @@ class UnreadableExampleError(BenchmarkError):
 
 
 def optional(module: str, package: str, what: str) -> Any:
-    """A module that only some benchmarks need.
+    """A module that only some benchmarks need; where it is missing, what to install.
 
-    Args:
-        module: its name, such as ``"sklearn.metrics"``.
-        package: what to install for it.
-        what: who needs it.
-
-    Raises:
-        BenchmarkError: where it is not installed.
-
-    Example:
-        >>> optional("sklearn.metrics", "scikit-learn", "rationale").f1_score([1, 0], [1, 1])
-        0.666...
+    >>> optional("sklearn.metrics", "scikit-learn", "rationale").f1_score([1, 0], [1, 1])
+    0.666...
     """
     try:
         return import_module(module)

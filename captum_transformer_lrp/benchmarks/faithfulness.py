@@ -85,20 +85,25 @@ def squares(count: int, size: Sequence[int], generator: torch.Generator) -> Tens
     return (within[0][:, :, None] & within[1][:, None])[:, None]
 
 
-def salience_faithfulness(found: Map, groups: int = 10) -> dict[str, float]:
+def salience_faithfulness(
+    found: Map, groups: int = 10, removal: str | None = None
+) -> dict[str, float]:
     """SaCo: do groups of pixels change the probability in the order of their relevance?  At most 1.
 
     Wu, Kang, Tang, Hong, Yan, *On the Faithfulness of Vision Transformer Explanations*, CVPR 2024,
-    algorithm 1.  Pixels of a group take the photo's mean colour.
+    algorithm 1.  Pixels of a group take the photo's mean colour, or what a removal puts there.
     """
+    groups = min(groups, found.relevance.numel())
     parts = removal_order(found.relevance, "positive").tensor_split(groups)
-    mean = found.pixels.mean((2, 3), keepdim=True)
     masks = torch.zeros(groups, found.relevance.numel(), dtype=torch.bool)
     for mask, part in zip(masks, parts, strict=True):
         mask[part] = True
     gone = masks.view(groups, 1, *found.relevance.shape).to(found.pixels.device)
-    without = found.probability(torch.where(gone, mean, found.pixels))
-    drops = found.probability(found.pixels) - without
+    if removal is None:
+        batch = torch.where(gone, found.pixels.mean((2, 3), keepdim=True), found.pixels)
+    else:
+        batch = found.without(removal, gone)
+    drops = found.probability(found.pixels) - found.probability(batch)
     flat = found.relevance.flatten()
     return {"": saco([float(flat[part].sum()) for part in parts], drops.tolist())}
 

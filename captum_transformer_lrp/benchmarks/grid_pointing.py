@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from pathlib import Path
@@ -30,9 +30,8 @@ from captum_transformer_lrp.benchmarks.images import (
     whole_image,
 )
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import MODEL, Result, Summary
+from captum_transformer_lrp.benchmarks.results import Result
 from captum_transformer_lrp.benchmarks.runner import record_folder, run
-from captum_transformer_lrp.benchmarks.statistics import ExactMean
 from captum_transformer_lrp.models import ImageModel
 
 
@@ -60,10 +59,9 @@ def grid_pointing(
     positive attribution counts as 0.
 
     Args:
-        model: from :func:`~captum_transformer_lrp.models.load_image_model`, or made by hand.
-        data: a folder of photos (see
-            :func:`~captum_transformer_lrp.benchmarks.images.labelled_images`) or the photos.
-        methods: names as in :func:`~captum_transformer_lrp.benchmarks.methods.methods_by_name`.
+        model: as in :class:`ModelBenchmark`.
+        data: a folder of photos or the photos, as in :func:`labelled_images`.
+        methods: names.
         output: as those that follow, of :func:`~captum_transformer_lrp.benchmarks.run`.
         labels: a file of labels, if the names of files and folders do not tell the classes.
         device: where to compute.
@@ -81,21 +79,6 @@ def grid_pointing(
     Raises:
         BenchmarkError: for data, methods or an output folder that do not fit, and if there are too
             few confidently classified photos of different classes for a grid.
-
-    Example:
-        >>> import tempfile
-        >>> from captum_transformer_lrp import examples
-        >>> from captum_transformer_lrp.benchmarks import LabelledImage, grid_pointing
-        >>> from captum_transformer_lrp.models import load_image_model
-        >>> model = load_image_model("bundled/scenes")
-        >>> folder = Path(examples.__file__).parent / "assets" / "scenes"
-        >>> data = [LabelledImage(name, folder / f"{name}.png", model.class_names.index(name))
-        ...     for name in ("butterfly", "horse", "tractor", "crocodile")]
-        >>> with tempfile.TemporaryDirectory() as output:
-        ...     result = grid_pointing(model, data, ["transformer_attribution", "random"],
-        ...         output=output, confidence=0.5)
-        >>> result.figure("transformer_attribution", "localisation").value > 50
-        True
     """
     empty = GridPointing(model, [], methods, device=device, **options)  # which checks the options
     found = photos(data, model, labels)
@@ -143,15 +126,9 @@ def grid_pointing(
 def make_grids(
     candidates: Sequence[LabelledImage], count: int, seed: int
 ) -> list[tuple[LabelledImage, ...]]:
-    """Share photos out among grids, at random, the photos of a grid being of different classes.
+    """Share photos out among grids of ``count``, at random, each of different classes.
 
-    Args:
-        candidates: the photos.
-        count: photos in a grid.
-        seed: of the order.
-
-    Returns:
-        The grids; photos that are left over are in none.
+    Photos that are left over are in none.
 
     Example:
         >>> photos = [LabelledImage(f"{n}.jpg", Path(f"{n}.jpg"), n % 3) for n in range(6)]
@@ -203,23 +180,14 @@ class Classification(PhotoBenchmark[Tensor]):
         """There is no method."""
         raise ValueError(f"the model's accuracy is of no method, found {method!r}")
 
-    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
+    def of_model(self, record: Record) -> dict[str, float]:
         """The accuracy."""
-        accuracy = ExactMean()
-        for record in records():
-            accuracy.add(100.0 * record.values["right"])
-        return Summary((accuracy.figure(MODEL, "top-1 accuracy"),))
+        return {"top-1 accuracy": 100.0 * record.values["right"]}
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Photos in one image.
-
-    Args:
-        pixels: normalised, (1, 3, H, W).
-        cells: for each photo its rows and its columns.
-        classes: for each photo its class.
-    """
+    """Photos in one image (1, 3, H, W): each one's rows and columns, and its class."""
 
     pixels: Tensor
     cells: tuple[tuple[slice, slice], ...]
@@ -259,14 +227,13 @@ class GridPointing(GridOptions, ImageBenchmark[Grid]):
         cells = zip(maps, example.cells, strict=True)
         return {"shares": [localisation(one, *cell) for one, cell in cells]}
 
-    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
+    unit = "%"
+
+    def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
         """The mean share, in per cent."""
-        means = self.means()
-        for record in records():
-            for_all = {name: found["shares"] for name, found in record.methods.items()}
-            percent = {name: 100 * sum(one) / len(one) for name, one in for_all.items()}
-            means.add({name: {("localisation", ""): one} for name, one in percent.items()})
-        return Summary(tuple(means.figures()))
+        shares = {name: found["shares"] for name, found in record.methods.items()}
+        percent = {name: 100 * sum(one) / len(one) for name, one in shares.items()}
+        return {name: {("localisation", ""): one} for name, one in percent.items()}
 
 
 def localisation(relevance: Tensor, rows: slice, columns: slice) -> float:

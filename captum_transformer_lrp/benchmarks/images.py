@@ -57,9 +57,6 @@ def labelled_images(
         class_names: those of the model, one for each logit.
         labels: the file of labels, if there is one.
 
-    Returns:
-        The photos in the order of their names.
-
     Raises:
         BenchmarkError: for an empty folder, photos without a class, and classes that the model does
             not have.
@@ -224,11 +221,7 @@ def _from_name(name: str) -> int:
 
 
 def read_rgb(file: str | Path) -> Image.Image:
-    """A photo as RGB, upright.
-
-    Raises:
-        UnreadableExampleError: for a missing or damaged file.
-    """
+    """A photo as RGB, upright."""
     try:
         with opened(Path(file)) as image:
             return upright(image)

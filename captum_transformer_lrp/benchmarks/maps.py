@@ -1,4 +1,4 @@
-"""A map of a photo as metrics see it."""
+"""A map of a photo or of a text as metrics see it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Map:
     """A map of a photo, and what made it.
 
     Args:
-        relevance: float64 (H, W), on the CPU.
-        pixels: normalised, (1, 3, H, W).
+        relevance: float64 (H, W), on the CPU; of a text (1, T), for the tokens that are read.
+        pixels: normalised, (1, 3, H, W); of a text the ids of its pieces, (1, S).
         target: the explained class.
         model: the classifier.
         logits: those of a batch of pixels, (N, C).

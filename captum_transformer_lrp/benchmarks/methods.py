@@ -34,20 +34,10 @@ class RandomAttribution(Attribution):
     def attribute(
         self, inputs: Tensor, target: Any = None, additional_forward_args: Any = None
     ) -> Tensor:
-        """Noise in the shape of the inputs; the same for all channels or features.
-
-        Args:
-            inputs: images (N, C, H, W) or embeddings (N, S, D).
-            target: makes no difference.
-            additional_forward_args: make no difference.
-        """
+        """Noise in the shape of images (N, C, H, W) or embeddings (N, S, D), for any target."""
         axis = 1 if inputs.dim() == 4 else -1
         noise = torch.rand_like(inputs.select(axis, 0).detach(), dtype=torch.float32)
         return noise.unsqueeze(axis).expand_as(inputs) / inputs.shape[axis]
-
-
-def _smooth_grad(model: Any) -> Attribution:
-    return captum.attr.NoiseTunnel(captum.attr.Saliency(model))
 
 
 @dataclass(frozen=True)
@@ -76,16 +66,13 @@ class Method:
         targets: Sequence[int],
         additional_forward_args: Any = None,
     ) -> list[Tensor]:
-        """The map of each target of one example.
+        """The map of each target of one example, float64 (H, W) or (S,) on the CPU.
 
         Args:
             model: as in :func:`~captum_transformer_lrp.compare`.
             inputs: one image (1, C, H, W) or the token ids of one text (1, S).
             targets: classes; they may repeat.
             additional_forward_args: as in :func:`~captum_transformer_lrp.compare`.
-
-        Returns:
-            For each target, (H, W) for images and (S,) for texts, in float64 on the CPU.
 
         Raises:
             ExplanationError: where the method fails.
@@ -112,14 +99,7 @@ class Method:
 
 
 def over_cells(relevance: Tensor, cells: int) -> Tensor:
-    """A map with each cell of a grid at its mean.
-
-    Args:
-        relevance: (H, W).
-        cells: along each side; it must divide both.
-
-    Raises:
-        ValueError: if it does not.
+    """A map (H, W) with each cell of a grid at its mean; ``cells`` must divide both.
 
     Example:
         >>> over_cells(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), 1).tolist()
@@ -139,7 +119,7 @@ NAMES: Final[Mapping[str, Callable[[Any], Attribution]]] = {
     **COMPARED,
     "guided_backprop": captum.attr.GuidedBackprop,
     "deconvolution": captum.attr.Deconvolution,
-    "smooth_grad": _smooth_grad,
+    "smooth_grad": lambda model: captum.attr.NoiseTunnel(captum.attr.Saliency(model)),
     "random": RandomAttribution,
 }
 """All methods: those of :func:`~captum_transformer_lrp.compare`, with the same settings where the

@@ -6,7 +6,7 @@ Each metric is a small function of a map and of what made it; :class:`MapMetrics
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -56,44 +56,44 @@ METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
     "sparseness": sparseness,
     "entropy": entropy,
 }
-"""All metrics of our own."""
+"""All metrics of photos of our own."""
 
 
-def metric_by_name(name: str) -> Callable[[Map], dict[str, float]]:
+def metric_by_name(
+    name: str, known: Mapping[str, Callable[[Map], dict[str, float]]] = METRICS
+) -> Callable[[Map], dict[str, float]]:
     """A metric from what a user types.
 
-    Args:
-        name: one of :data:`METRICS` with any number of options after colons, such as
-            ``"road:cells=14"``, or ``"quantus:NAME"``, a metric of Quantus.
-
-    Raises:
-        BenchmarkError: for unknown names and options.
+    That is one of :data:`METRICS` with any number of options after colons, such as
+    ``"road:cells=14"``, or ``"quantus:NAME"``, a metric of Quantus.
 
     Example:
         >>> metric_by_name("deletion:blur:cells=14").keywords
         {'removal': 'blur', 'cells': 14}
-        >>> metric_by_name("saco:cells=14")
-        Traceback (most recent call last):
-        ...
-        captum_transformer_lrp.benchmarks.errors.BenchmarkError: saco has no option 'cells'; it has
-        groups
     """
-    if name.startswith("quantus:"):
+    if name.startswith("quantus:") and known is METRICS:
         return lambda found: {"": quantus_score(name, found)}
     parts = name.split(":")
     kind = ":".join(part for part in parts if "=" not in part)
-    if kind not in METRICS:
-        raise BenchmarkError(
-            f"there is no metric {kind!r}; there are {', '.join(METRICS)}, and quantus:NAME"
-        )
-    options = dict(option_of(part, name) for part in parts if "=" in part)
-    known = list(inspect.signature(METRICS[kind]).parameters)[1:]
-    for option in options:
-        if option not in known:
+    if kind not in known:
+        more = ", and quantus:NAME" if known is METRICS else ""
+        raise BenchmarkError(f"there is no metric {kind!r}; there are {', '.join(known)}{more}")
+    given = dict(option_of(part, name) for part in parts if "=" in part)
+    options = list(inspect.signature(known[kind]).parameters)[1:]
+    for option in given:
+        if option not in options:
             raise BenchmarkError(
-                f"{kind} has no option {option!r}; it has {', '.join(known) or 'none'}"
+                f"{kind} has no option {option!r}; it has {', '.join(options) or 'none'}"
             )
-    return partial(METRICS[kind], **options)
+    return partial(known[kind], **given)
+
+
+def metrics_by_name(
+    names: Sequence[str], known: Mapping[str, Callable[[Map], dict[str, float]]] = METRICS
+) -> dict[str, Callable[[Map], dict[str, float]]]:
+    """Metrics by their names, several of which may be in one text, with commas between them."""
+    apart = [part.strip() for one in names for part in one.split(",")]
+    return {one: metric_by_name(one, known) for one in apart}
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +126,8 @@ class MapMetrics(MetricOptions, PhotoBenchmark[Map]):
     def prepare(self) -> None:
         """Find the photos and the metrics."""
         super().prepare()
-        names = [part.strip() for one in self.metrics for part in one.split(",")]
-        self.put(metrics=tuple(names), by_name={one: metric_by_name(one) for one in names})
+        by_name = metrics_by_name(self.metrics)
+        self.put(metrics=tuple(by_name), by_name=by_name)
 
     def load(self, index: int) -> Map:
         """Read a photo and choose the class; the map is still to come."""

@@ -18,7 +18,6 @@ from captum_transformer_lrp.benchmarks.distributed import own_device
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.methods import Method, methods_by_name
 from captum_transformer_lrp.benchmarks.runner import Benchmark, Example, weights_digest
-from captum_transformer_lrp.benchmarks.statistics import MethodMeans
 
 Item = TypeVar("Item")
 
@@ -78,10 +77,6 @@ class ModelBenchmark(Options, Benchmark[Example]):
             },
             "device": torch.device(self.device).type,
         }
-
-    def means(self, unit: str = "%", more: Sequence[str] = ()) -> MethodMeans:
-        """Means of all methods, and of further rows."""
-        return MethodMeans([*self.methods, *more], unit=unit)
 
 
 def evenly_spaced(items: Sequence[Item], limit: int | None) -> list[Item]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,23 +12,15 @@ from captum_transformer_lrp.benchmark_options import PerturbationOptions
 from captum_transformer_lrp.benchmarks.images import PhotoBenchmark, read_rgb
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.removal import STEPS, Without, area, removed_first, without
-from captum_transformer_lrp.benchmarks.results import MODEL, Curve, Summary
+from captum_transformer_lrp.benchmarks.results import Panel
 from captum_transformer_lrp.benchmarks.runner import as_function
-from captum_transformer_lrp.benchmarks.statistics import ExactMean
 
 _TESTS = ("positive", "negative")
 
 
 @dataclass(frozen=True)
 class Photo:
-    """A photo with what the model makes of it.
-
-    Args:
-        pixels: normalised, (1, 3, H, W).
-        without: what takes pixels away.
-        label: its true class.
-        predicted: the class that the model predicts.
-    """
+    """Normalised pixels (1, 3, H, W), what takes some away, the true and the predicted class."""
 
     pixels: Tensor
     without: Without
@@ -70,6 +62,18 @@ class Perturbation(PerturbationOptions, PhotoBenchmark[Photo]):
 
     name = "perturbation"
 
+    def prepare(self) -> None:
+        """Find the photos, and say what is shown."""
+        super().prepare()
+        shown = ("positive AUC", "negative AUC", "area between")
+        titles = [f"{test}, {explained} class" for explained in self.explain for test in _TESTS]
+        steps = {str(step): step for step in (0, *STEPS)}
+        labels = ("pixels removed [%]", "top-1 accuracy [%]")
+        self.put(
+            columns=[f"{metric}, {explained}" for explained in self.explain for metric in shown],
+            panels=[Panel(title, title, steps, labels) for title in titles],
+        )
+
     def settings(self) -> dict[str, Any]:
         """Everything that the records depend on."""
         return {**super().settings(), "steps": STEPS}
@@ -106,38 +110,26 @@ class Perturbation(PerturbationOptions, PhotoBenchmark[Photo]):
         batch = example.without(self.removal, gone)
         return [int(one) for one in self.logits(batch).argmax(-1) == example.label]
 
-    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
-        """AUCs, the area between them, and the curves."""
-        means, points = self.means(), self.means()
-        accuracy = ExactMean()
-        for record in records():
-            right = int(record.values["label"] == record.values["predicted"])
-            accuracy.add(100.0 * right)
-            means.add({name: _areas(found, right) for name, found in record.methods.items()})
-            points.add({name: _points(found, right) for name, found in record.methods.items()})
-        at = {(one.method, one.metric, one.condition): one for one in points.figures()}
-        columns = [
-            f"{metric}, {explained}"
-            for explained in self.explain
-            for metric in ("positive AUC", "negative AUC", "area between")
-        ]
-        curves = [
-            Curve.of(
-                [at[method, f"{test}, {explained} class", str(step)] for step in (0, *STEPS)],
-                f"{test}, {explained} class",
-                (0, *STEPS),
-                "pixels removed [%]",
-                "top-1 accuracy [%]",
-            )
-            for explained in self.explain
-            for test in _TESTS
-            for method in self.methods
-        ]
-        model = accuracy.figure(MODEL, "top-1 accuracy")
-        return Summary((model, *means.figures()), tuple(curves), tuple(columns))
+    unit = "%"
+
+    def of_model(self, record: Record) -> dict[str, float]:
+        """The accuracy on whole photos."""
+        return {"top-1 accuracy": 100.0 * _right(record)}
+
+    def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
+        """AUCs, and the area between them."""
+        return {name: _areas(one, _right(record)) for name, one in record.methods.items()}
+
+    def points(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
+        """The accuracy at each step."""
+        return {name: _points(one, _right(record)) for name, one in record.methods.items()}
 
 
 perturbation = as_function(Perturbation)
+
+
+def _right(record: Record) -> int:
+    return int(record.values["label"] == record.values["predicted"])
 
 
 def _areas(found: Mapping[str, Any], right: int) -> dict[tuple[str, str], float]:

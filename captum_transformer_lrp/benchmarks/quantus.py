@@ -16,15 +16,10 @@ Explainer = Callable[..., NDArray[np.float64]]
 
 
 def quantus_explainer(method: str | Method = "transformer_attribution") -> Explainer:
-    """A method as Quantus' ``explain_func``.
+    """A method, or its name, as Quantus' ``explain_func``.
 
-    Args:
-        method: a name, as in :func:`~captum_transformer_lrp.benchmarks.methods.methods_by_name`,
-            or what that function returns.
-
-    Returns:
-        A function of a model, images (N, C, H, W) and classes (N,), both of NumPy, that gives maps
-        (N, 1, H, W).
+    That is a function of a model, images (N, C, H, W) and classes (N,), both of NumPy, that gives
+    maps (N, 1, H, W).
 
     Example:
         >>> import timm
@@ -47,15 +42,10 @@ def quantus_explainer(method: str | Method = "transformer_attribution") -> Expla
 
 
 def quantus_score(name: str, found: Any) -> float:
-    """One of Quantus' metrics of a map.
+    """One of Quantus' metrics of a :class:`~captum_transformer_lrp.benchmarks.maps.Map`.
 
-    Args:
-        name: ``quantus:`` with the metric's class, and its options after colons, such as
-            ``"quantus:Sparseness:abs=False"``.
-        found: a :class:`~captum_transformer_lrp.benchmarks.maps.Map`.
-
-    Raises:
-        BenchmarkError: where Quantus is not installed, or has no such metric of one number.
+    The name is the metric's class between ``quantus:`` and its options:
+    ``"quantus:Sparseness:abs=False"``.
     """
     quantus = optional("quantus", "quantus", name)
     _, kind, *parts = name.split(":")

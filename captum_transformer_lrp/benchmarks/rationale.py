@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 
 from captum_transformer_lrp.benchmark_options import RationaleOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import (
-    ReadDocument,
-    TextBenchmark,
-    text_summary,
-)
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TokenRanking
 from captum_transformer_lrp.benchmarks.eraser import AnnotatedDocument, AnnotationError
 from captum_transformer_lrp.benchmarks.errors import optional
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import Summary
+from captum_transformer_lrp.benchmarks.results import Panel
 from captum_transformer_lrp.benchmarks.runner import as_function
 
 BEST_POSSIBLE: Final = "(best possible)"
@@ -31,7 +27,7 @@ _METRICS: Final = ("precision", "recall", "token-F1")
 
 
 @dataclass(frozen=True, eq=False)
-class RationaleBenchmark(RationaleOptions, TextBenchmark):
+class RationaleBenchmark(RationaleOptions, TokenRanking):
     r"""Token-F1 between a document's k highest-ranked tokens and the tokens that people marked.
 
     As in the paper, what is explained is the document's own class ("target").  The tokens are the
@@ -61,9 +57,17 @@ class RationaleBenchmark(RationaleOptions, TextBenchmark):
     name = "rationale"
 
     def prepare(self) -> None:
-        """Put k in order."""
+        """Put k in order, and say what is shown."""
         super().prepare()
-        self.put(top_k=tuple(sorted(self.top_k)))
+        top_k, (first, *_) = tuple(sorted(self.top_k)), self.explain
+        of_k = [f"token-F1, {first}, k={k}" for k in top_k]
+        x = {which: {f"{which}, k={k}": k for k in top_k} for which in self.explain}
+        labels = ("k, tokens selected", "token-F1 [%]")
+        self.put(
+            top_k=top_k,
+            columns=[*of_k, *(f"token-F1, {which}, mean over k" for which in self.explain)],
+            panels=[Panel(f"explained: {w} class", "token-F1", x[w], labels) for w in self.explain],
+        )
 
     def check(self, document: AnnotatedDocument) -> None:
         """Raise for a document without a rationale."""
@@ -97,28 +101,17 @@ class RationaleBenchmark(RationaleOptions, TextBenchmark):
             metric: [float(found[place]) for found in at_k] for place, metric in enumerate(_METRICS)
         }
 
-    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
-        """Accuracy, and the means over the documents at each k and over all k."""
+    rows = CONTROLS
+    unit = "%"
 
-        def values(record: Record) -> dict[str, dict[tuple[str, str], float]]:
-            controls = {
-                name: dict.fromkeys(self.explain, found)
-                for name, found in _controls(record.values, self.top_k).items()
-            }
-            methods: dict[str, Any] = {**record.methods, **controls}
-            return {name: _by_condition(found, self.top_k) for name, found in methods.items()}
-
-        first, *_ = self.explain
-        columns = [f"token-F1, {first}, k={k}" for k in self.top_k]
-        columns += [f"token-F1, {which}, mean over k" for which in self.explain]
-        return text_summary(
-            self.figures(records, values, more=CONTROLS),
-            columns,
-            {f"k={k}": k for k in self.top_k},
-            {("token-F1", which): f"explained: {which} class" for which in self.explain},
-            "k, tokens selected",
-            "token-F1 [%]",
-        )
+    def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
+        """Each metric at each k and over all k, in per cent."""
+        controls = {
+            name: dict.fromkeys(self.explain, found)
+            for name, found in _controls(record.values, self.top_k).items()
+        }
+        methods: dict[str, Any] = {**record.methods, **controls}
+        return {name: _by_condition(found, self.top_k) for name, found in methods.items()}
 
 
 rationale = as_function(RationaleBenchmark)

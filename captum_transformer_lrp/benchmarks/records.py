@@ -37,10 +37,7 @@ class Record:
     sha256: str = ""
 
     def as_line(self) -> str:
-        r"""The record as a line of JSON.
-
-        Raises:
-            ValueError: for NaN and infinity, which no figure may hide.
+        r"""The record as a line of JSON, without NaN and infinity, which no figure may hide.
 
         >>> Record(0, "cat.jpg", skipped="truncated").as_line()
         '{"index": 0, "id": "cat.jpg", "skipped": "truncated"}\n'
@@ -106,11 +103,7 @@ class RecordFolder:
         self.settings: dict[str, Any] = json.loads(json.dumps({**settings, **about}))
 
     def prepare(self) -> None:
-        """Make the folder, or check that it is of the same settings.
-
-        Raises:
-            BenchmarkError: for a folder of other settings or of something else.
-        """
+        """Make the folder, or raise for one of other settings or of something else."""
         if self.folder.exists() and not self.folder.is_dir():
             raise BenchmarkError(f"{self.folder} is a file, expected a folder to write results to")
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,9 +166,7 @@ class RecordFolder:
 
         Such are damaged lines, unfinished ones, those in another encoding, second records of an
         example, and records of contents that have changed since.  Each is named by a warning.
-
-        Args:
-            contents: the SHA-256 of an example's contents, by its index.
+        ``contents`` gives the SHA-256 of an example's contents, by its index.
         """
         seen = bytearray(len(self._identifiers))
         for file in self._files():

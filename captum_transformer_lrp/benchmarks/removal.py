@@ -32,21 +32,13 @@ _WEIGHTS: Final = {
 
 
 def removal_order(relevance: Tensor, test: str) -> Tensor:
-    """The pixels in the order in which they are removed, of equal ones the first one first.
+    """Indices (H·W,) of a map's pixels, the most relevant first (``"positive"``) or the least.
 
-    Args:
-        relevance: (H, W).
-        test: ``"positive"``, the most relevant first, or ``"negative"``, the least relevant.
-
-    Returns:
-        Indices into the flattened map, (H·W,).
+    Of equal ones the first in the image comes first.
 
     Example:
-        >>> relevance = torch.tensor([[1.0, 3.0], [3.0, 0.0]])
-        >>> removal_order(relevance, "positive").tolist()
+        >>> removal_order(torch.tensor([[1.0, 3.0], [3.0, 0.0]]), "positive").tolist()
         [1, 2, 0, 3]
-        >>> removal_order(relevance, "negative").tolist()
-        [3, 0, 1, 2]
     """
     return relevance.flatten().sort(stable=True, descending=test == "positive").indices
 
@@ -54,7 +46,7 @@ def removal_order(relevance: Tensor, test: str) -> Tensor:
 def removed_first(
     relevance: Tensor, test: str, steps: Sequence[int] = STEPS, cells: int | None = None
 ) -> Tensor:
-    """Masks of the pixels that go first.
+    """Masks of the pixels that go first, boolean (steps, 1, H, W).
 
     Args:
         relevance: (H, W), on the CPU.
@@ -63,12 +55,6 @@ def removed_first(
         cells: remove whole cells of a grid with so many along each side, by their mean relevance.
             Then the order of single pixels is of no effect, which else looks faithful by itself:
             any few scattered pixels blind a vision transformer.
-
-    Returns:
-        Boolean (steps, 1, H, W).
-
-    Raises:
-        BenchmarkError: for more cells than pixels.
 
     Example:
         >>> relevance = torch.tensor([[9.0, 0.0, 5.0, 5.0], [8.0, 1.0, 6.0, 7.0]])
@@ -95,12 +81,7 @@ def removed_first(
 
 
 def without(pixels: Tensor, model: ImageModel) -> Without:
-    """What takes pixels of a photo away.
-
-    Args:
-        pixels: normalised, (1, 3, H, W).
-        model: what they are normalised for.
-    """
+    """What takes pixels of a photo (1, 3, H, W) away, which is normalised for the model."""
 
     @cache
     def instead(removal: str) -> Tensor:
@@ -141,11 +122,8 @@ def imputed(pixels: Tensor, gone: Tensor, noise: float = 0.01) -> Tensor:
 
     Args:
         pixels: normalised, (1, 3, H, W).
-        gone: masks, (N, 1, H, W).
+        gone: masks, (N, 1, H, W); some pixels must stay.
         noise: its standard deviation, in normalised units.
-
-    Raises:
-        BenchmarkError: where all pixels go, for then there is nothing to take them from.
 
     Example:
         >>> row = torch.tensor([0.0, 9.0, 9.0, 6.0]).expand(1, 3, 1, 4)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
@@ -80,17 +80,20 @@ class Curve:
     x_label: str
     y_label: str
 
-    @classmethod
-    def of(cls, figures: Sequence[Figure], panel: str, x: Sequence[float], *labels: str) -> Curve:
-        """The curve through figures of one method, with the labels of x and y."""
-        return cls(
-            figures[0].method,
-            panel,
-            tuple(map(float, x)),
-            tuple(one.value for one in figures),
-            tuple(one.standard_error for one in figures),
-            *labels,
-        )
+
+class Panel(NamedTuple):
+    """Curves of a metric, one for each method: x by condition, and the labels of x and y."""
+
+    title: str
+    metric: str
+    x: Mapping[str, float]
+    labels: tuple[str, str]
+
+    def curve(self, figures: Sequence[Figure]) -> Curve:
+        """The curve through figures of one method."""
+        y, errors = zip(*((one.value, one.standard_error) for one in figures), strict=True)
+        x = tuple(map(float, self.x.values()))
+        return Curve(figures[0].method, self.title, x, y, errors, *self.labels)
 
 
 @dataclass(frozen=True)
@@ -136,11 +139,7 @@ class Result:
         return self.summary.figures
 
     def figure(self, method: str, metric: str, condition: str = "") -> Figure:
-        """The figure of a method.
-
-        Raises:
-            KeyError: if there is none; the message lists what there is.
-        """
+        """The figure of a method; a KeyError lists what there is."""
         for one in self.figures:
             if (one.method, one.metric, one.condition) == (method, metric, condition):
                 return one
@@ -148,11 +147,9 @@ class Result:
         raise KeyError(f"no {metric!r} ({condition!r}) of {method!r}; there are {known}")
 
     def tables(self, width: int) -> list[Table]:
-        """Tables for the terminal: one row for each method, ± one standard error.
+        """Tables for a terminal of so many characters: a row for each method, ± one standard error.
 
-        Args:
-            width: of the terminal, in characters. Metrics that do not fit beside each other go
-                into further tables below.
+        Metrics that do not fit beside each other go into further tables below.
         """
         titles, rows = self._cells()
         methods = [printable(method) for method, _ in rows]
@@ -204,14 +201,7 @@ class Result:
         }
 
     def save(self, folder: Path) -> list[Path]:
-        """Write results.json, results.csv, results.md, seconds.json and a PNG of the curves.
-
-        Args:
-            folder: where to; files of an earlier result there are replaced.
-
-        Returns:
-            The files.
-        """
+        """Write results.json, results.csv, results.md, seconds.json and curves.png."""
         folder.mkdir(parents=True, exist_ok=True)
         files = {
             "results.json": json.dumps(self.as_json(), indent=1, allow_nan=False) + "\n",
@@ -303,12 +293,6 @@ def curves_figure(curves: Sequence[Curve]) -> Any:
     """Draw each panel's curves into axes of their own, ± one standard error shaded.
 
     Of more than seven methods the errors are not shaded: shades one over the other hide the curves.
-
-    Args:
-        curves: at least one.
-
-    Returns:
-        Matplotlib's figure.
 
     Example:
         >>> figure = curves_figure([Curve("ours", "positive", (10, 20), (9, 5), (1, 1), "x", "y")])

@@ -27,7 +27,7 @@ from captum_transformer_lrp.benchmark_options import options_of
 from captum_transformer_lrp.benchmarks.distributed import Processes, joined_processes
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
 from captum_transformer_lrp.benchmarks.records import Record, RecordFolder
-from captum_transformer_lrp.benchmarks.results import Result, Summary
+from captum_transformer_lrp.benchmarks.results import MODEL, Panel, Result, Summary
 from captum_transformer_lrp.benchmarks.statistics import ExactMean, MethodMeans
 from captum_transformer_lrp.printing import printable
 
@@ -65,11 +65,7 @@ class Benchmark(ABC, Generic[Example]):
 
     @abstractmethod
     def load(self, index: int) -> Example:
-        """Read an example.
-
-        Raises:
-            UnreadableExampleError: for a damaged one, which is then reported and left out.
-        """
+        """Read an example; an UnreadableExampleError leaves a damaged one out."""
 
     def describe(self, example: Example) -> dict[str, Any]:
         """What to note of an example that is the same for all methods, as JSON."""
@@ -79,16 +75,51 @@ class Benchmark(ABC, Generic[Example]):
     def evaluate(self, example: Example, method: str) -> dict[str, Any]:
         """What to note of a method on an example, as JSON: numbers, or numbers by condition."""
 
+    columns: Sequence[str] | None = None
+    """The metrics that go into tables, with their conditions; None for all."""
+    rows: Sequence[str] = ()
+    """What :meth:`values` has beside the methods."""
+    panels: Sequence[Panel] = ()
+    """The curves."""
+    unit = ""
+    """Of all values."""
+
+    def values(self, record: Record) -> Mapping[str, Mapping[tuple[str, str], float]]:
+        """For each method, numbers by (metric, condition), whose means are the result."""
+        return {name: _flat(found) for name, found in record.methods.items()}
+
+    def of_model(self, record: Record) -> Mapping[str, float]:
+        """Numbers in per cent that are of no method, such as the accuracy."""
+        return {}
+
+    def points(self, record: Record) -> Mapping[str, Mapping[tuple[str, str], float]]:
+        """What curves are drawn of, as :meth:`values`."""
+        return self.values(record)
+
     def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
         """Figures and curves of all records that are not skipped; here the means of each number.
 
         They come in no particular order, each time that ``records()`` is called: sum them up with
         :class:`~captum_transformer_lrp.benchmarks.statistics.ExactMean` or in whole numbers.
         """
-        means = MethodMeans(self.methods)
+        names = [*self.methods, *self.rows]
+        means, points = (MethodMeans(names, unit=self.unit) for _ in range(2))
+        model: dict[str, ExactMean] = {}
         for record in records():
-            means.add({name: _flat(found) for name, found in record.methods.items()})
-        return Summary(tuple(means.figures()))
+            for metric, value in self.of_model(record).items():
+                model.setdefault(metric, ExactMean()).add(value)
+            means.add(self.values(record))
+            if self.panels:
+                points.add(self.points(record))
+        at = {(one.method, one.metric, one.condition): one for one in points.figures()}
+        curves = [
+            panel.curve([at[name, panel.metric, condition] for condition in panel.x])
+            for panel in self.panels
+            for name in names
+        ]
+        figures = [mean.figure(MODEL, metric) for metric, mean in model.items()]
+        columns = None if self.columns is None else tuple(self.columns)
+        return Summary((*figures, *means.figures()), tuple(curves), columns)
 
 
 def run(
@@ -105,11 +136,9 @@ def run(
     The earlier run may have had another limit of examples: those that are in both are not run
     again.  Where another run is writing to the folder, this one waits for it.  Records that are
     damaged, and those of examples whose contents have changed, are named by a warning and made
-    again.
-
-    Under ``torchrun`` the examples are shared among its processes, which may be more or fewer than
-    in the earlier run.  The figures are the same to the last digit, on the same kind of machine
-    with the same number of threads.
+    again.  Under ``torchrun`` the examples are shared among its processes, which may be more or
+    fewer than in the earlier run.  The figures are the same to the last digit, on the same kind of
+    machine with the same number of threads.
 
     Args:
         benchmark: the benchmark.
@@ -117,11 +146,7 @@ def run(
         seed: of methods that draw random numbers.
         show_progress: whether to show a bar with the remaining time, and damaged examples.
         save: whether to write the result there, too.
-        so_far: run nothing and write nothing, only sum up what there is of an unfinished run,
-            which may be going on meanwhile.
-
-    Returns:
-        The result, in every process.
+        so_far: run nothing and write nothing, only sum up what there is of an unfinished run.
 
     Raises:
         BenchmarkError: if there are no readable examples, or the folder is of other settings.
@@ -210,11 +235,7 @@ def record_folder(benchmark: Benchmark[Any], output: str | Path, seed: int = 0) 
 
 
 def versions() -> dict[str, str]:
-    """The versions of what computes.
-
-    >>> "torch" in versions()
-    True
-    """
+    """The versions of what computes."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -238,19 +259,6 @@ def weights_digest(model: nn.Module) -> str:
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def progress_bar(shown: bool) -> Progress:
-    """A bar with the remaining time, on stderr."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
 
 
 def _flat(found: Mapping[str, Any]) -> dict[tuple[str, str], float]:
@@ -281,7 +289,15 @@ def _run_shard(
     if not indices:
         return
     shown = show_progress and processes.rank == 0
-    progress = progress_bar(shown)
+    progress = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )
     share = f" (process 1 of {processes.world})" if processes.world > 1 else ""
     identifiers = benchmark.identifiers()
     with progress, folder.shard(processes.rank, processes.world) as shard:
@@ -321,10 +337,8 @@ def _record(benchmark: Benchmark[Any], index: int, identifier: str, seed: int) -
 def seeded(*parts: Any) -> Iterator[None]:
     """Seed random numbers by what they are for, and give back the user's state.
 
-    Those of torch, of NumPy (Captum's ``GradientShap`` draws from it) and of Python.
-
-    Args:
-        parts: a seed, an example's name, a method: anything with a ``str``; a device comes last.
+    Those of torch, of NumPy (Captum's ``GradientShap`` draws from it) and of Python.  The parts are
+    a seed, an example's name, a method: anything with a ``str``; a device comes last.
     """
     *named, device = parts
     text = "\0".join(str(part) for part in named)
@@ -350,11 +364,7 @@ def _clock(device: torch.device) -> float:
 
 
 def summary_of(benchmark: Benchmark[Any], folder: RecordFolder) -> Result:
-    """The result of all records that there are, of an unfinished run as well.
-
-    Raises:
-        BenchmarkError: if there are no records, or all examples were skipped.
-    """
+    """The result of all records that there are, of an unfinished run as well."""
 
     def used() -> Iterator[Record]:
         return (record for record in folder.records() if record.skipped is None)

@@ -26,7 +26,7 @@ def parameter_randomisation(found: Map, samples: int = 1, noise: float = 0.1) ->
     both maps over several ``samples`` with noise, and ``"entropy"`` is what eMPRT compares: how
     much, relatively, the entropy of a map rises once all weights are random; high is good.
     """
-    whole = smooth(found, found.model, samples, noise) if samples > 1 else found.relevance
+    whole = found.relevance if samples == 1 else smooth(found, found.model, samples, noise)
     values, one = {}, whole
     for stage, model in enumerate(randomised_from_the_top(found.model, found.pixels), start=1):
         one = smooth(found, model, samples, noise)
@@ -38,6 +38,8 @@ def parameter_randomisation(found: Map, samples: int = 1, noise: float = 0.1) ->
 
 def smooth(found: Map, model: nn.Module, samples: int, noise: float) -> Tensor:
     """A model's mean map of the photo and of others with noise, a share of the photo's range."""
+    if samples == 1:
+        return found.again(model=model)
     scale = noise * (found.pixels.max() - found.pixels.min())
     batch = torch.cat([found.pixels, found.pixels + scale * found.noise(samples - 1)])
     return torch.stack([found.again(model=model, pixels=one[None]) for one in batch]).mean(0)

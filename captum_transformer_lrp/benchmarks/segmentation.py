@@ -29,6 +29,7 @@ from captum_transformer_lrp.benchmarks.segmentation_data import (
     resized_mask,
     segmentation_data,
 )
+from captum_transformer_lrp.benchmarks.statistics import MethodMeans
 
 # (metric, the pooled ratios that it is the mean of): a ratio's parts are named in `example_counts`.
 _POOLED: Final = {
@@ -46,13 +47,7 @@ _AVERAGED: Final = {
 
 @dataclass(frozen=True)
 class Segmented:
-    """A photo as the model sees it, with its mask.
-
-    Args:
-        pixels: normalised, (1, 3, H, W).
-        mask: uint8 (H, W).
-        target: the class to explain.
-    """
+    """Normalised pixels (1, 3, H, W), their mask, uint8 (H, W), and the class to explain."""
 
     pixels: Tensor
     mask: IntegerArray
@@ -76,32 +71,6 @@ class Segmentation(SegmentationOptions, ImageBenchmark[Segmented]):
     on the object (of several largest ones, their share); ``"relevance mass"`` and ``"relevance
     rank"``, the shares on the object of the positive relevance and of as many largest pixels as it
     has.
-
-    Example:
-        >>> import tempfile
-        >>> from captum_transformer_lrp import examples
-        >>> from captum_transformer_lrp.benchmarks import segmentation
-        >>> from captum_transformer_lrp.benchmarks.segmentation_data import (
-        ...     SegmentationData, SegmentedImage)
-        >>> from captum_transformer_lrp.models import load_image_model
-        >>> from PIL import Image
-        >>> model = load_image_model("bundled/scenes")
-        >>> class Scenes(SegmentationData):
-        ...     tells_classes = True
-        ...     found = examples.scenes()[:2]
-        ...     def identifiers(self):
-        ...         return [scene.name for scene in self.found]
-        ...     def __getitem__(self, index):
-        ...         scene, label = self.found[index], self.found[index].labels[0]
-        ...         return SegmentedImage(Image.fromarray(scene.image),
-        ...             scene.masks[label].astype(np.uint8), (model.class_names.index(label),))
-        >>> with tempfile.TemporaryDirectory() as output:
-        ...     result = segmentation(model, Scenes(), ["transformer_attribution", "random"],
-        ...         output=output)
-        >>> result.figure("transformer_attribution", "mIoU").value > 50
-        True
-        >>> result.figure("random", "mIoU").value > 50
-        False
     """
 
     name = "segmentation"
@@ -166,14 +135,10 @@ class Segmentation(SegmentationOptions, ImageBenchmark[Segmented]):
             count += 1
             for method, found in record.methods.items():
                 totals[method].update(example_counts(found))
-        means = self.means()
+        means = MethodMeans(self.methods, unit="%")
         for record in records():
-            means.add(
-                {
-                    method: example_values(found, totals[method], count)
-                    for method, found in record.methods.items()
-                }
-            )
+            found_of = record.methods.items()
+            means.add({of: example_values(one, totals[of], count) for of, one in found_of})
         return Summary(tuple(means.figures()))
 
 
@@ -181,16 +146,10 @@ segmentation = as_function(Segmentation)
 
 
 def agreement(relevance: npt.NDArray[np.float64], mask: IntegerArray) -> dict[str, Any]:
-    """How far a map and a mask agree.
+    """How far a map (H, W) and a mask agree: 1 object, 0 background, 255 not scored.
 
-    Args:
-        relevance: (H, W).
-        mask: uint8 (H, W): 1 object, 0 background, 255 not scored.
-
-    Returns:
-        ``tp``, ``fp``, ``fn`` and ``tn``, the numbers of pixels of the object and the background
-        that are and are not above the map's mean; ``ap``, ``pooled_ap``, ``pointing``, ``mass`` and
-        ``rank``, between 0 and 1.
+    ``tp``, ``fp``, ``fn`` and ``tn`` are the numbers of pixels of the object and the background
+    that are and are not above the map's mean; the others are between 0 and 1.
 
     Example:
         >>> mask = np.array([[1, 0], [0, 0]], dtype=np.uint8)
@@ -214,10 +173,7 @@ def agreement(relevance: npt.NDArray[np.float64], mask: IntegerArray) -> dict[st
         np.concatenate([truth, ~truth]), np.concatenate([scores, 1 - scores])
     )
     return {
-        "tp": int(tp),
-        "fp": int(fp),
-        "fn": int(fn),
-        "tn": int(tn),
+        **{"tp": int(tp), "fp": int(fp), "fn": int(fn), "tn": int(tn)},
         "ap": sum(precisions) / len(precisions),
         "pooled_ap": float(pooled),
         "pointing": float(truth[scores == scores.max()].mean()),
@@ -256,14 +212,9 @@ def relevance_rank(values: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_]
 def example_counts(found: Mapping[str, Any]) -> dict[str, int]:
     """The parts of the pooled ratios, of what :func:`agreement` found for one example."""
     tp, fp, fn, tn = (int(found[name]) for name in ("tp", "fp", "fn", "tn"))
-    return {
-        "tp": tp,
-        "tn": tn,
-        "right": tp + tn,
-        "scored": tp + fp + fn + tn,
-        "object_union": tp + fp + fn,
-        "background_union": tn + fp + fn,
-    }
+    wrong = fp + fn
+    unions = {"object_union": tp + wrong, "background_union": tn + wrong}
+    return {"tp": tp, "tn": tn, "right": tp + tn, "scored": tp + tn + wrong, **unions}
 
 
 def example_values(

@@ -55,11 +55,7 @@ class SegmentationData(ABC):
 
     @abstractmethod
     def __getitem__(self, index: int) -> SegmentedImage:
-        """Read one.
-
-        Raises:
-            UnreadableExampleError: for a damaged one.
-        """
+        """Read one; raises an UnreadableExampleError for a damaged one."""
 
     def largest_class(self) -> int:
         """The largest class index that an example has; −1 if the data do not say."""
@@ -76,21 +72,7 @@ class SegmentationData(ABC):
 
 
 def segmentation_data(path: str | Path) -> SegmentationData:
-    """Find out what kind of data is there.
-
-    Args:
-        path: ``gtsegs_ijcv.mat``; a folder with an ``index.json``; or one with ``JPEGImages`` and
-            ``SegmentationClass`` or ``SegmentationObject``, as Pascal VOC has it.
-
-    Raises:
-        BenchmarkError: if it is none of them.
-
-    Example:
-        >>> segmentation_data("missing.mat")
-        Traceback (most recent call last):
-        ...
-        captum_transformer_lrp.benchmarks.errors.BenchmarkError: found nothing at missing.mat
-    """
+    """What is there: ``gtsegs_ijcv.mat``, an ``index.json``, or Pascal VOC's folders."""
     path = Path(path)
     if path.is_file():
         return ImageNetSegmentation(path)

@@ -2,10 +2,7 @@
 
 All methods explain the same random inputs with the same randomly initialised model, in one process
 and interleaved, so that a busy machine slows all of them alike; what counts are the ratios of their
-medians.  Peak memory is measured by PyTorch's profiler, in a fresh process for each method.  Run it
-with::
-
-    captum-transformer-lrp benchmark speed --model vit_base_patch16_224 --batch 1 --batch 8
+medians.  Peak memory is measured by PyTorch, in a fresh process for each method.
 """
 
 from __future__ import annotations
@@ -36,16 +33,7 @@ TARGET = 1
 
 @dataclass(frozen=True)
 class Workload:
-    """A model and a batch of inputs for it.
-
-    Args:
-        model: a name of timm, or ``bert-base`` for BERT's default configuration.
-        batch: number of examples.
-        tokens: length of a text; of no effect on images.
-        depth: number of blocks, None for the model's own.
-        device: where to run.
-        dtype: the model's and the inputs' precision, ``"float32"`` or ``"bfloat16"``.
-    """
+    """A batch of images for a name of timm, or of texts for ``bert-base``, BERT's default."""
 
     model: str
     batch: int = 1
@@ -57,28 +45,37 @@ class Workload:
     def build(self) -> tuple[nn.Module, Tensor]:
         """The model with random weights, and its inputs: images, or embeddings of tokens."""
         torch.manual_seed(0)
-        depth = {} if self.depth is None else {"depth": self.depth}
         if self.model == "bert-base":
-            model, inputs = _bert(self.batch, self.tokens, self.depth)
+            from transformers import BertConfig, BertForSequenceClassification
+
+            blocks = {} if self.depth is None else {"num_hidden_layers": self.depth}
+            config = BertConfig(**blocks)
+            model: nn.Module = _OfEmbeddings(BertForSequenceClassification(config))
+            inputs = torch.randn(self.batch, self.tokens, config.hidden_size)
         else:
             import timm
 
-            model = timm.create_model(self.model, **depth)
+            model = timm.create_model(
+                self.model, **({} if self.depth is None else {"depth": self.depth})
+            )
             size = timm.data.resolve_model_data_config(model)["input_size"]
             inputs = torch.randn(self.batch, *size)
         dtype = getattr(torch, self.dtype)
         return model.eval().to(self.device, dtype), inputs.to(self.device, dtype)
 
     def __str__(self) -> str:
-        parts = [self.model]
-        if self.model == "bert-base":
-            parts.append(f"{self.tokens} tokens")
-        if self.depth is not None:
-            parts.append(f"{self.depth} blocks")
-        parts.append(f"batch {self.batch}")
-        if (self.device, self.dtype) != ("cpu", "float32"):
-            parts.append(f"{self.device}, {self.dtype}")
-        return ", ".join(parts)
+        parts = [
+            self.model,
+            f"{self.tokens} tokens" if self.model == "bert-base" else "",
+            "" if self.depth is None else f"{self.depth} blocks",
+            f"batch {self.batch}",
+            *(
+                []
+                if self.device == "cpu" and self.dtype == "float32"
+                else [self.device, self.dtype]
+            ),
+        ]
+        return ", ".join(filter(None, parts))
 
 
 class _OfEmbeddings(nn.Module):
@@ -91,15 +88,6 @@ class _OfEmbeddings(nn.Module):
     def forward(self, embeddings: Tensor) -> Tensor:
         logits: Tensor = self.model(inputs_embeds=embeddings).logits
         return logits
-
-
-def _bert(batch: int, tokens: int, depth: int | None) -> tuple[nn.Module, Tensor]:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    blocks = {} if depth is None else {"num_hidden_layers": depth}
-    config = BertConfig(**blocks)
-    model = BertForSequenceClassification(config)
-    return _OfEmbeddings(model), torch.randn(batch, tokens, config.hidden_size)
 
 
 Run = Callable[[], Any]
@@ -155,15 +143,9 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one method costs on one workload.
+    """The median seconds of a call, and their ratios to ``Saliency`` and to a forward pass.
 
-    Args:
-        method: its name.
-        seconds: median time of a call.
-        ratio: to the median of Captum's ``Saliency``.
-        to_forward: to the median of a forward pass without gradients.
-        megabytes: the most memory that a call has at one time, beside the model and its inputs;
-            None if it was not measured.
+    ``megabytes`` is the most that a call has allocated at one time, if it was measured.
     """
 
     method: str
@@ -187,20 +169,12 @@ def measure(
         workload: model and inputs.
         names: the methods, None for all; ``Saliency`` and the forward pass are always among them.
         repeats: number of rounds, in each of which every method runs once.
-        cpu_time: whether to count the process's processor time instead of time on the clock, for a
-            machine that is busy with other things.  Times of all threads add up.
-        memory: whether to measure peak memory, too, in a fresh process for each method.
+        cpu_time: whether to count processor time, that of all threads together.
+        memory: whether to measure peak memory, too.
 
     Raises:
         ValueError: for a method that does not exist.
-
-    Example:
-        >>> costs = measure(Workload("test_vit"), ["TransformerAttribution"], repeats=1)
-        >>> [cost.method for cost in costs]
-        ['no-grad forward pass', 'Saliency', 'TransformerAttribution']
     """
-    if repeats < 1:
-        raise ValueError(f"repeats must be at least 1, found {repeats}")
     model, inputs = workload.build()
     runs = methods(model, inputs)
     for name in names or ():
@@ -236,11 +210,7 @@ def _seconds(run: Run, cpu_time: bool) -> float:
 
 
 def peak_memory(workload: Workload, method: str) -> float:
-    """The megabytes that PyTorch has allocated at most at one time during a call, by its profiler.
-
-    What the model and its inputs take is not counted.  Measured in a fresh process, on a GPU by
-    PyTorch's allocator.
-    """
+    """The megabytes that a call has allocated at most at one time, in a fresh process."""
     # Without the profiler's remarks on GPUs that are not there.
     with mock.patch.dict(os.environ, KINETO_LOG_LEVEL="99"):
         context = multiprocessing.get_context("spawn")
@@ -286,31 +256,17 @@ def peak_of_call(run: Run) -> float:
 
 def machine() -> dict[str, str]:
     """What the figures depend on: processor, threads and versions."""
-    return {"processor": _processor(), "threads": str(torch.get_num_threads()), **versions()}
-
-
-def _processor() -> str:
+    processor = platform.processor()
     if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(": ")[1] for line in lines if line.startswith("model name")), "")
+        processor = torch.cuda.get_device_name()
+    elif (about := Path("/proc/cpuinfo")).exists():
+        names = [one for one in about.read_text().splitlines() if one.startswith("model name")]
+        processor = names[0].split(": ")[1] if names else processor
+    return {"processor": processor, "threads": str(torch.get_num_threads()), **versions()}
 
 
 def table(workload: Workload, costs: Sequence[Cost]) -> str:
-    """A table in Markdown.
-
-    Example:
-        >>> print(table(Workload("test_vit"), [Cost("Saliency", 0.002, 1.0, 2.0)]))
-        <BLANKLINE>
-        ### test_vit, batch 1
-        <BLANKLINE>
-        | method | ms | × Saliency | × forward | peak MB |
-        |---|---:|---:|---:|---:|
-        | Saliency | 2 | 1.00 | 2.00 | |
-    """
+    """A table in Markdown."""
     head = ["", f"### {workload}", "", "| method | ms | × Saliency | × forward | peak MB |"]
     rows = [
         f"| {cost.method} | {cost.seconds * 1e3:.0f} | {cost.ratio:.2f} | {cost.to_forward:.2f} | "

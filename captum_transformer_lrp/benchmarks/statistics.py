@@ -92,7 +92,7 @@ class MethodMeans:
         self, methods: Sequence[str], reference: str | None = REFERENCE, unit: str = ""
     ) -> None:
         self._methods = tuple(methods)
-        self._reference = reference if reference in self._methods else self._methods[0]
+        self._reference = reference if reference in self._methods else [*self._methods, ""][0]
         self._unit = unit
         self._means: dict[tuple[str, str, str], ExactMean] = {}
         self._differences: dict[tuple[str, str, str], ExactMean] = {}

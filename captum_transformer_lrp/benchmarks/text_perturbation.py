@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.benchmark_options import TextPerturbationOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import (
-    ReadDocument,
-    TextBenchmark,
-    text_summary,
-)
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TokenRanking
 from captum_transformer_lrp.benchmarks.corpus_tokens import EncodedTokens
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.benchmarks.results import Summary
+from captum_transformer_lrp.benchmarks.results import Panel
 from captum_transformer_lrp.benchmarks.runner import as_function
 
 _METRICS: Final = ("comprehensiveness", "sufficiency")
 
 
 @dataclass(frozen=True, eq=False)
-class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
+class TextPerturbationBenchmark(TextPerturbationOptions, TokenRanking):
     r"""Comprehensiveness and sufficiency, averaged over rationales of several lengths.
 
     With p(x) the probability of the explained class and r_b the b % of the tokens that rank
@@ -51,13 +48,26 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
     methods: Sequence[str] = ("paper", "random")
 
     def prepare(self) -> None:
-        """Put the bins in order, and see whether tokens can be masked."""
+        """Put the bins in order, see whether tokens can be masked, and say what is shown."""
         if self.removal == "mask" and self.model.tokenizer.mask_token_id is None:
             raise BenchmarkError(
                 f"the tokenizer of {self.model.name} has no mask token: use removal 'delete'"
             )
         super().prepare()
-        self.put(bins=tuple(sorted(self.bins)))
+        bins, shown = tuple(sorted(self.bins)), list(product(self.explain, _METRICS))
+        self.put(
+            bins=bins,
+            columns=[f"{m}, {w}, {k}" for w, m in shown for k in ("AOPC", "AOPC with k=0")],
+            panels=[
+                Panel(
+                    f"{metric}, {which} class",
+                    metric,
+                    {f"{which}, {share:g} %": share for share in bins},
+                    ("tokens in the rationale [%]", metric),
+                )
+                for which, metric in shown
+            ],
+        )
 
     def describe(self, example: ReadDocument) -> dict[str, Any]:
         """The classes, how many tokens there are, and the probabilities of text and of none."""
@@ -81,33 +91,10 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
             "sufficiency": [drop(order[count:]) for count in counts],
         }
 
-    def summarise(self, records: Callable[[], Iterator[Record]]) -> Summary:
-        """Accuracy, and the means over the documents at each bin and over the bins."""
-
-        def values(record: Record) -> dict[str, dict[tuple[str, str], float]]:
-            return {
-                name: self._by_condition(found, record.values)
-                for name, found in record.methods.items()
-            }
-
-        columns = [
-            f"{metric}, {which}, {mean}"
-            for which in self.explain
-            for metric in _METRICS
-            for mean in ("AOPC", "AOPC with k=0")
-        ]
-        panels = {
-            (metric, which): f"{metric}, {which} class"
-            for which in self.explain
-            for metric in _METRICS
-        }
-        return text_summary(
-            self.figures(records, values, unit=""),
-            columns,
-            {f"{share:g} %": share for share in self.bins},
-            panels,
-            "tokens in the rationale [%]",
-        )
+    def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
+        """Each metric at each bin and over the bins."""
+        methods = record.methods.items()
+        return {name: self._by_condition(found, record.values) for name, found in methods}
 
     def _by_condition(
         self, found: Mapping[str, Mapping[str, Sequence[float]]], values: Mapping[str, Any]
@@ -142,15 +129,9 @@ text_perturbation = as_function(TextPerturbationBenchmark)
 def without_tokens(
     encoded: EncodedTokens, removed: Sequence[int], mask: int | None = None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """A document as the model reads it without some of the corpus' tokens.
+    """The model's ids (1, S') and other inputs without some of the corpus' tokens.
 
-    Args:
-        encoded: the document; special tokens stay.
-        removed: positions of tokens.
-        mask: the id that replaces each of their pieces; None to delete the pieces.
-
-    Returns:
-        The ids (1, S') and the other inputs of the model.
+    Their pieces are deleted, or replaced by the id ``mask``; special tokens stay.
 
     Example:
         >>> encoded = EncodedTokens(torch.tensor([[101, 7, 8, 9, 102]]), {}, ((1,), (2, 3)))

@@ -21,7 +21,7 @@ from captum_transformer_lrp.benchmark_options import (
     COMMANDS,
     Command,
     SpeedOptions,
-    TrainingOptions,
+    TextOptions,
     choices_of,
     options_of,
 )
@@ -48,6 +48,7 @@ benchmark = typer.Typer(
     no_args_is_help=True,
 )
 
+BENCHMARKS = "captum_transformer_lrp.benchmarks"
 _METHODS = typer.Option(
     "--method",
     "--methods",
@@ -130,8 +131,7 @@ def value_of(one: Field[Any], kind: Any, given: Any) -> Any:
 
 def of_benchmark(name: str, command: Command) -> None:
     """Add the command of a benchmark."""
-    own = options_of(command.options)
-    training = options_of(TrainingOptions) if name == "rationale" else []
+    own, texts = options_of(command.options), issubclass(command.options, TextOptions)
 
     def run(model: str, data: Path, **given: Any) -> None:
         options = {one.name: value_of(one, kind, given[one.name]) for one, kind in own}
@@ -139,24 +139,12 @@ def of_benchmark(name: str, command: Command) -> None:
         check_data(data, command)
         from captum_transformer_lrp import models
 
-        options["device"] = where = to_device(options["device"])
-        if training:
-            settings = TrainingOptions(**{one.name: given[one.name] for one, _ in training})
-            length, quiet = options["max_length"], given["quiet"]
-            if settings.train_only and settings.train is None:
-                raise UsageError("--train-only needs --train FOLDER, where the model is written to")
-            if settings.train is not None:
-                train(model, data, settings, length, given["seed"], str(where), quiet)
-                model = str(settings.train)
-            if settings.train_only:
-                return
-        if command.texts:
+        options["device"] = to_device(options["device"])
+        if texts:
             loaded: Any = models.load_text_model(model)
         else:
             loaded = models.load_image_model(model, checkpoint=given["checkpoint"])
-        module, function = command.function
-        found = import_module(f"captum_transformer_lrp.benchmarks.{module}")
-        result = getattr(found, function)(
+        result = getattr(import_module(BENCHMARKS), command.function)(
             loaded,
             data,
             method_names(given["methods"], given.get("ablations", False)),
@@ -169,15 +157,15 @@ def of_benchmark(name: str, command: Command) -> None:
         report(result, folder, given["quiet"])
 
     parameters = [
-        parameter("model", TextModelName if command.texts else ImageModelName),
+        parameter("model", TextModelName if texts else ImageModelName),
         parameter("data", Annotated[Path, typer.Option(help=command.data)]),
         parameter("methods", Annotated[list[str], _METHODS], list(command.methods)),
     ]
-    if not command.texts:
+    if not texts:
         ablations = typer.Option("--ablations", help="Add the variants of the paper's table 3.")
         parameters.append(parameter("checkpoint", Checkpoint, None))
         parameters.append(parameter("ablations", Annotated[bool, ablations], False))
-    parameters += [of_option(one, kind) for one, kind in [*own, *training]]
+    parameters += [of_option(one, kind) for one, kind in own]
     for last, (kind, default, about) in _LAST.items():
         flags = ["--" + last.replace("_", "-")] if kind is bool else []
         parameters.append(
@@ -291,52 +279,6 @@ def report(result: Result, folder: Path, quiet: bool) -> None:
     console.print(*result.tables(console.width), sep="\n")
     if not result.pending:
         typer.echo(f"wrote {folder / 'results.json'}, with .csv, .md and curves beside it")
-
-
-def train(
-    model: str,
-    data: Path,
-    given: TrainingOptions,
-    max_length: int,
-    seed: int,
-    device: str,
-    quiet: bool,
-) -> None:
-    """Fine-tune a classifier, with a bar, and say what it came to."""
-    from captum_transformer_lrp.benchmarks.rationale_training import TrainingSettings, fine_tune
-    from captum_transformer_lrp.benchmarks.runner import progress_bar
-
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UsageError("--train runs in one process: train first, then use torchrun")
-    assert given.train is not None
-    how = {name: getattr(given, name) for name in ("epochs", "batch_size", "learning_rate")}
-    settings = TrainingSettings(
-        model, max_length=max_length, seed=seed, limit=given.train_limit, **how
-    )
-    with progress_bar(not quiet) as progress:
-        task = progress.add_task("training", total=None)
-        trained = fine_tune(
-            data,
-            given.train,
-            settings,
-            device=device,
-            checkpoint_every=given.checkpoint_every,
-            on_step=lambda done: progress.update(
-                task,
-                total=done.steps,
-                completed=done.step,
-                description=f"training, epoch {done.epoch}, loss {done.loss:.3f}",
-            ),
-            on_skipped=lambda sentence: progress.console.print(
-                printable(f"skipped {sentence}"), markup=False
-            ),
-        )
-    if quiet:
-        return
-    accuracies = [f"{name} {share:.1%}" for name, share in trained.accuracies.items()]
-    measured = f"; accuracy: {', '.join(accuracies)}" if accuracies else ""
-    left_out = f"; {len(trained.skipped)} documents skipped" if trained.skipped else ""
-    typer.echo(f"trained {trained.folder} in {trained.steps} steps{measured}{left_out}")
 
 
 for _name, _command in COMMANDS.items():

@@ -306,7 +306,6 @@ def test_the_command_prints_the_table_and_writes_the_files(
         (["--top-k", "10:5:0"], "expected numbers above 0"),
         (["--top-k", "2.5"], "whole numbers"),
         (["--label", "NEG"], "expected CORPUS=CLASSIFIER"),
-        (["--train-only"], "needs --train FOLDER"),
         (["--split", "dev"], "the splits there are: test"),
         (["--so-far"], "found no run in"),
     ],
