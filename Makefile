@@ -41,10 +41,10 @@ demo: $(PROGRAM) ## explain the bundled pictures and a sentence; writes $(DEMO)/
 	$(PROGRAM) demo --output $(DEMO)
 
 test: $(INSTALLED) ## the tests that take seconds
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 slow: $(INSTALLED) ## the sweeps that take minutes
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m slow $(ARGS)
 
 # A pin for each lower bound of the package itself; the tools of the tests are the newest that fit.
 OLDEST := build/oldest

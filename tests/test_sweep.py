@@ -28,10 +28,10 @@ TINY = [
     "test_vit",  # class token
     "test_vit3",  # attention pooling
     "test_coatnet",  # convolutions, relative positions
-    "edgenext_xx_small",  # cross-covariance attention
+    pytest.param("edgenext_xx_small", marks=pytest.mark.slow),  # cross-covariance attention
     pytest.param("efficientvit_m0", marks=pytest.mark.slow),  # cascaded heads, one after another
-    "levit_128s",  # attention that makes fewer tokens
-    "mobilevit_xxs",  # unfolded patches
+    pytest.param("levit_128s", marks=pytest.mark.slow),  # attention that makes fewer tokens
+    pytest.param("mobilevit_xxs", marks=pytest.mark.slow),  # unfolded patches
     "pit_ti_224",  # pooling between stages
     pytest.param("xcit_nano_12_p16_224", marks=pytest.mark.slow),  # class attention
 ]
@@ -106,6 +106,7 @@ def test_a_changed_output_does_not_pass() -> None:
     assert result.reason.startswith("output")
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_or_takes_too_long_is_a_result() -> None:
     entries = [Entry("no_such_model", "none", ""), Entry("test_vit", "vision_transformer", "")]
     missing, slow = (

@@ -13,6 +13,7 @@ from captum_transformer_lrp.benchmarks.speed import Workload, measure, methods, 
 from captum_transformer_lrp.cli.benchmark import benchmark
 
 
+@pytest.mark.slow
 def test_every_method_explains_the_workload() -> None:
     model, inputs = Workload("test_vit", batch=2).build()
     for name, run in methods(model, inputs).items():

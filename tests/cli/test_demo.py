@@ -16,6 +16,8 @@ from captum_transformer_lrp.cli import app
 from captum_transformer_lrp.cli.demo import OURS, _this_program
 from captum_transformer_lrp.results.classes import method_label
 
+pytestmark = pytest.mark.slow  # it is `make demo`
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
