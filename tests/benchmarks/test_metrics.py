@@ -244,11 +244,13 @@ def checked(
     )
 
 
+@pytest.mark.slow
 def test_gradients_and_relevance_lose_their_map_with_all_weights_random(checked: Any) -> None:
     for method in ("transformer_attribution", "input_x_gradient"):
         assert checked.figure(method, "mprt", "100 %").value < 0.3
 
 
+@pytest.mark.slow
 def test_a_map_that_ignores_the_class_is_found_out(checked: Any) -> None:
     for metric in ("random_logit", "class_sensitivity"):
         assert checked.figure("attention_rollout", metric).value == pytest.approx(1)

@@ -189,6 +189,7 @@ def test_options_that_there_are_none_of_are_refused(tiny: ImageModel, photos: Pa
         Perturbation(tiny, data, ["random"], removal="white")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_photo_that_has_changed_is_named_and_measured_again(
     tiny: ImageModel, photos: Path, tmp_path: Path
 ) -> None:

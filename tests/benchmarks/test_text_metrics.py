@@ -63,6 +63,7 @@ def test_deletion_and_insertion_by_hand(words: TextModel, tmp_path: Path) -> Non
     assert value("sparseness") == pytest.approx(8 / 13.75, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_what_ignores_the_class_has_the_same_map_of_another_one(tmp_path: Path) -> None:
     model = load_text_model("bundled/sentiment")
     reviews = [REVIEW, ("b", "NEGATIVE", "a dull , tired film that wastes its cast .", ())]

@@ -116,6 +116,7 @@ def share_inside(one: Tensor, mask: np.ndarray) -> float:
     return float(positive[torch.from_numpy(mask)].sum()) / total if total else 0.0
 
 
+@pytest.mark.slow
 def test_most_of_a_class_s_map_lies_inside_its_mask(shares: dict[str, list[float]]) -> None:
     ours = shares[OURS]
     assert len(ours) == 17
@@ -126,6 +127,7 @@ def test_the_baselines_are_the_paper_s() -> None:
     assert {*BASELINES, OURS} == set(OF_THE_PAPER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("baseline", "objects"), BASELINES.items())
 def test_more_of_it_lies_there_than_of_every_baseline_s_map(
     shares: dict[str, list[float]], baseline: str, objects: int

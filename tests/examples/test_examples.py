@@ -148,6 +148,7 @@ def test_tokenizer_pads_and_truncates_to_what_the_model_takes(sentiment):
         assert model(**encoded).logits.isfinite().all()
 
 
+@pytest.mark.slow
 def test_sentiment_of_the_treebank_s_test_sentences(shared, sentiment):
     from captum_transformer_lrp.examples.training.sentiment_classifier import (
         read_phrases,
