@@ -374,16 +374,21 @@ def table(name: str = "benchmarks") -> str:
             better = abs(figure.value - difference) - abs(figure.value)
         return f"**{text}**" if better > 2 * error else f"*{text}*" if better > -2 * error else text
 
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
     heads = [f"{column.title}, n = {count(column.benchmark)}" for column in columns]
-    writer.writerow(["method", *heads, *[COST] * with_cost])
+    rows = [["method", *heads, *[COST] * with_cost]]
     for method in METHODS:
         cells = [cell(method, column) for column in columns]
         if with_cost:
             cells.append(f"{costs[method]['ratio']:.1f}" if method in costs else "")
         if any(cells):
-            writer.writerow([f"`{method}`", *cells])
+            rows.append([f"`{method}`", *cells])
+    return as_csv(rows)
+
+
+def as_csv(rows: Sequence[Sequence[str]]) -> str:
+    """The rows of a table, its heads first."""
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()
 
 

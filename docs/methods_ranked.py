@@ -24,6 +24,7 @@ sys.path.insert(0, str(HERE))
 import methods_compared as compared  # noqa: E402
 
 PAGE: Final = HERE / "methods.md"
+TABLE: Final = compared.MEASURED / "ranks.csv"
 PICTURE: Final = HERE / "images" / "metrics_agree.png"
 DRAWS: Final = 2000
 """Of the bootstrap."""
@@ -123,11 +124,10 @@ def rankings() -> dict[str, Ranking]:
 
 
 def table() -> str:
-    """Mean ranks in Markdown, the best on photos first, and what tests say of them."""
+    """Mean ranks as CSV, the best on photos first."""
     photos, texts = rankings().values()
     asked = [one for one in compared.ASKED if any(of.asks == one for of in photos.columns)]
-    heads = ["method", *asked, "photos", "texts"]
-    lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
+    rows = [["method", *asked, "photos", "texts"]]
     order = [photos.methods[place] for place in photos.ranks.mean(1).argsort(kind="stable")]
     for method in [*order, *(name for name in texts.methods if name not in order)]:
         cells = [f"`{method}`"]
@@ -135,14 +135,17 @@ def table() -> str:
             places = [place for place, one in enumerate(photos.columns) if one.asks == name]
             cells.append(_mean_rank(photos, method, places))
         cells += [_with_interval(one, method) for one in (photos, texts)]
-        lines.append(f"| {' | '.join(cells)} |")
-    tests = [
-        f"{len(one.columns)} metrics of {name}: p = {one.friedman():.0e}, "
-        f"{one.critical_difference():.1f} ranks"
+        rows.append(cells)
+    return compared.as_csv(rows)
+
+
+def significance() -> str:
+    """What Friedman's test and Nemenyi's say of the ranks."""
+    return "\n".join(
+        f"* {len(one.columns)} metrics of {name}: Friedman's p is {one.friedman():.0e}, "
+        f"and Nemenyi's critical difference {one.critical_difference():.1f} ranks."
         for name, one in rankings().items()
-    ]
-    lines += ["", f"Friedman's p and Nemenyi's critical difference: {'; '.join(tests)}."]
-    return "\n".join(lines)
+    )
 
 
 def _mean_rank(ranking: Ranking, method: str, places: Sequence[int]) -> str:
@@ -198,8 +201,9 @@ def _heat(axes: Any, ranking: Ranking) -> None:
 
 
 def main() -> None:
-    """Fill the page and draw the picture."""
-    text = compared.filled(PAGE.read_text(encoding="utf-8"), {"ranks": table()})
+    """Write the table, fill the page and draw the picture."""
+    TABLE.write_text(table(), encoding="utf-8")
+    text = compared.filled(PAGE.read_text(encoding="utf-8"), {"ranks": significance()})
     PAGE.write_text(text, encoding="utf-8")
     draw(PICTURE)
 

@@ -23,7 +23,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from captum_transformer_lrp import Explanation, TransformerAttribution
+from captum_transformer_lrp import Explanation, TransformerAttribution, examples
 
 IMAGE, PATCH, WIDTH, HEADS, DEPTH, CLASSES = 32, 8, 24, 3, 3, 5
 GRID = IMAGE // PATCH
@@ -254,6 +254,12 @@ def vit_case() -> Case:
 @pytest.fixture(scope="module")
 def bert_case() -> Case:
     return build("BERT")
+
+
+@pytest.fixture(scope="session")
+def classifier() -> tuple[Any, Any]:
+    """The bundled classifier of sentences, and its tokenizer."""
+    return examples.sentiment_classifier()
 
 
 @pytest.fixture(scope="session")

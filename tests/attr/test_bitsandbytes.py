@@ -17,17 +17,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from captum_transformer_lrp import (
     ExplanationError,
     TransformerAttribution,
-    TransformerLRP,
-    examples,
     explain_generation,
 )
+from tests.attr.sentences import METHODS, SENTENCES, correlations, maps
 from tests.letters.data import MODELS, tokenizer, trained
 
 bnb = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed")
@@ -40,37 +38,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "int8": {},
     "int8, outliers apart": {"threshold": 1.0},
 }
-METHODS: dict[str, Callable[[Any], Any]] = {
-    "transformer_attribution": TransformerAttribution,
-    "attnlrp": lambda model: TransformerLRP(model, preset="attnlrp"),
-}
-SENTENCES = (
-    "A gorgeous, witty film, though the ending is a little dull.",
-    "The acting is superb, but the plot is dull.",
-    "A wonderful story, but bad acting.",
-    "It never fails to entertain the audience.",
-    "I didn't enjoy this lifeless and silly movie.",
-    "A moving and beautiful film about friendship.",
-    "The jokes are stale and the cast looks bored.",
-    "An honest, warm and funny comedy for the whole family.",
-    "A dull, lifeless film that wastes a fine cast.",
-    "One of the best thrillers of the year, tense and smart.",
-    "The script is a mess, yet the two leads are charming.",
-    "Too long, too loud and too proud of itself.",
-    "A quiet drama that stays with you for days.",
-    "Neither funny nor scary, it is simply boring.",
-    "The music is lovely and the pictures are breathtaking.",
-    "What a waste of time and talent.",
-    "A clever idea, told with warmth and a light touch.",
-    "It falls apart in the last twenty minutes.",
-    "Bad dialogue and worse acting ruin a good premise.",
-    "Children will love it, and their parents will not mind.",
-)
-
-
-@pytest.fixture(scope="module")
-def classifier() -> tuple[Any, Any]:
-    return examples.sentiment_classifier()
 
 
 def quantised(model: nn.Module, form: str, skipped: str = "classifier", bias: bool = True) -> Any:
@@ -122,19 +89,6 @@ def by_hand(packed: nn.Module) -> Any:
                 made.bias = nn.Parameter(layer.bias.detach().clone())
             found.set_submodule(name, made)
     return found
-
-
-def maps(model: Any, words: Any, method: str, texts: tuple[str, ...] = SENTENCES) -> list[Tensor]:
-    found = []
-    for text in texts:
-        given = words(text, return_tensors="pt")
-        mask = {"attention_mask": given["attention_mask"]}
-        found.append(METHODS[method](model).attribute(given["input_ids"], 1, mask)[0, 1:-1])
-    return found
-
-
-def correlations(found: list[Tensor], expected: list[Tensor]) -> list[float]:
-    return [float(spearmanr(*pair)[0]) for pair in zip(found, expected, strict=True)]
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor], within: float = 1e-6) -> None:

@@ -191,7 +191,7 @@ def test_memory_grows_by_the_tokens_between_blocks_not_by_their_maps() -> None:
     plain = peak(8, checkpointing=False) - peak(2, checkpointing=False)
     checkpointed = peak(8, checkpointing=True) - peak(2, checkpointing=True)
     one_map = 4 * 256 * 256 * 4 / 2**20
-    assert plain > 6 * 2 * one_map
+    assert 6 * 3 * one_map > plain > 6 * 2 * one_map  # the scores are computed again
     assert checkpointed < 6 * one_map
 
 

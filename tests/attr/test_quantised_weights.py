@@ -12,15 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import nn
 
 from captum_transformer_lrp import (
     ExplanationError,
     TransformerAttribution,
-    TransformerLRP,
-    examples,
 )
+from tests.attr.sentences import METHODS, SENTENCES, correlations, maps
 
 quantization = pytest.importorskip("torchao.quantization")
 granularity = pytest.importorskip("torchao.quantization.granularity")
@@ -36,25 +34,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "int8, activations too": lambda: quantization.Int8DynamicActivationInt8WeightConfig(),
     "float8": lambda: quantization.Float8WeightOnlyConfig(),
 }
-METHODS: dict[str, Callable[[Any], Any]] = {
-    "transformer_attribution": TransformerAttribution,
-    "attnlrp": lambda model: TransformerLRP(model, preset="attnlrp"),
-}
-SENTENCES = (
-    "A gorgeous, witty film, though the ending is a little dull.",
-    "The acting is superb, but the plot is dull.",
-    "A wonderful story, but bad acting.",
-    "It never fails to entertain the audience.",
-    "I didn't enjoy this lifeless and silly movie.",
-    "A moving and beautiful film about friendship.",
-    "The jokes are stale and the cast looks bored.",
-    "An honest, warm and funny comedy for the whole family.",
-)
-
-
-@pytest.fixture(scope="module")
-def classifier() -> tuple[Any, Any]:
-    return examples.sentiment_classifier()
 
 
 def quantised(model: nn.Module, config: str) -> Any:
@@ -71,15 +50,6 @@ def by_hand(model: nn.Module) -> Any:
     return found
 
 
-def maps(model: Any, tokenizer: Any, method: str) -> list[Tensor]:
-    found = []
-    for text in SENTENCES:
-        given = tokenizer(text, return_tensors="pt")
-        mask = {"attention_mask": given["attention_mask"]}
-        found.append(METHODS[method](model).attribute(given["input_ids"], 1, mask)[0, 1:-1])
-    return found
-
-
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_maps_are_those_of_a_copy_with_dequantised_weights(
@@ -88,14 +58,12 @@ def test_maps_are_those_of_a_copy_with_dequantised_weights(
     model, tokenizer = classifier
     packed = quantised(model, config)
     kinds = {name: type(value) for name, value in packed.named_parameters()}
-    found = maps(packed, tokenizer, method)
-    for one, other in zip(found, maps(by_hand(packed), tokenizer, method), strict=True):
+    args = tokenizer, method, SENTENCES[:8]
+    found = maps(packed, *args)
+    for one, other in zip(found, maps(by_hand(packed), *args), strict=True):
         torch.testing.assert_close(one, other)
     assert kinds == {name: type(value) for name, value in packed.named_parameters()}
-    ranks = [
-        spearmanr(one, other)[0]
-        for one, other in zip(found, maps(model, tokenizer, method), strict=True)
-    ]
+    ranks = correlations(found, maps(model, *args))
     assert sum(ranks) / len(ranks) >= 0.95
 
 

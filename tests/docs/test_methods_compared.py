@@ -34,7 +34,8 @@ def test_the_committed_tables_are_those_that_the_script_makes(
 
 def test_the_page_has_the_ranks(ranked: ModuleType) -> None:
     text = ranked.PAGE.read_text(encoding="utf-8")
-    assert ranked.compared.filled(text, {"ranks": ranked.table()}) == text
+    assert ranked.compared.filled(text, {"ranks": ranked.significance()}) == text
+    assert ranked.TABLE.read_text(encoding="utf-8") == ranked.table()
 
 
 @pytest.mark.parametrize("page", ["", "<!-- end -->", "<!-- values -->\nthe rest of the page"])
