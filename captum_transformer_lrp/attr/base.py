@@ -22,8 +22,8 @@ from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_mat
 from captum_transformer_lrp.attr.reach import check_reach
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
+from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.lineage.passes import beside, passes
 from captum_transformer_lrp.engine.phases import ALL_PHASES
 from captum_transformer_lrp.engine.phases.walk import backward_to_each

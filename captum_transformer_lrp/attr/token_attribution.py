@@ -154,7 +154,7 @@ def one_sequence(
                 "of tokens it works on, which this method is about: use TransformerAttribution or "
                 "GenericAttention"
             )
-        tokens = step.residual.stream.shape
+        tokens = step.residual.tensor.shape
         square = maps.dim() == 4 and maps.shape[0] == count and maps.shape[2] == maps.shape[3]
         if not square or tokens != size or maps.shape[2] * count != tokens[:-1].numel():
             raise ExplanationError(
