@@ -24,6 +24,7 @@ from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
+from captum_transformer_lrp.engine.graph.values import is_finite
 from captum_transformer_lrp.engine.lineage.passes import beside, passes
 from captum_transformer_lrp.engine.phases import ALL_PHASES
 from captum_transformer_lrp.engine.phases.walk import backward_to_each
@@ -607,7 +608,7 @@ def _check_signs(seeds: Sequence[Tensor]) -> None:
 def check_finite(result: Any) -> None:
     """Raise rather than return NaN."""
     for value in tensors_in(result):
-        if not bool(value.isfinite().all()):
+        if not is_finite(value):
             raise ExplanationError(
                 "the attributions contain NaN or infinite values; if the model is in float32, try "
                 "model.double(), and please report the model"

@@ -46,11 +46,11 @@ class SkipAddRule(Rule):
         share = call.share(relevance, output, lambda: size, scale=size)
         parts = (u * share, v * share)
         total = call.examples.sum(relevance)
-        sums = [call.examples.sum(part) for part in parts]
-        left = sums[0].abs() + sums[1].abs()
+        sums = torch.stack([call.examples.sum(part) for part in parts])
+        left = sums.abs().sum(0)
         # Without ε this is at least |ΣR|.  With it both sums may vanish where ΣR does not.
         scale = torch.maximum(left, total.abs() / MOST_GIVEN_BACK)
-        factors = [call.divide(total * one.sign(), scale, scale) for one in sums]
+        factors = call.divide(total * sums.sign(), scale, scale)
         if call.constant is not None:
             call.absorb(lambda: factors[1] * sums[1])
         if call.epsilon:

@@ -26,7 +26,7 @@ class Stabilizer(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Call:
     """One call, as a rule sees it.
 

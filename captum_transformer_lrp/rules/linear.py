@@ -38,20 +38,22 @@ class LinearRule(Rule):
         (x,) = call.inputs
         assert call.weight is not None
         size, magnitude = x.abs(), call.weight.abs()
-        total = call.forward(size, weight=magnitude)
+        product = call.output if call.bias is None else call.output - call.bias
         # Twice the sum of the positive products, so that the shares come out as halves.
-        positive = total + call.output
-        # Up to here that sum is rounding error of the larger sums.
-        rounding = 16 * torch.finfo(total.dtype).eps
-        noise = total.mul_(rounding)
-        if call.bias is not None:
-            positive -= call.bias
-            noise += call.bias.abs() * rounding
-        nothing = positive <= noise
-        # A denominator that is zero or near it is among ``nothing``.
-        share = relevance / positive if call.epsilon else call.divide(relevance, positive)
-        half = share.masked_fill_(nothing, 0)
-        call.absorb(lambda: call.examples.sum(relevance * nothing))
+        positive = call.forward(size, weight=magnitude).add_(product)
+        # Up to 16 roundings of the larger sums, |x||W| and the bias, it is rounding error.
+        finfo = torch.finfo(positive.dtype)
+        rounding = 16 * finfo.eps / (1 - 16 * finfo.eps)
+        bias = finfo.tiny if call.bias is None else call.bias.abs() * rounding + finfo.tiny
+        limit = torch.sub(bias, product, alpha=rounding)
+        denominator = torch.maximum(positive, limit)
+        # 1 or 0 in the dtype of the values: a mask of booleans takes several times as long.
+        something = limit.lt_(positive)
+        if call.epsilon:
+            half = relevance * denominator.reciprocal_().mul_(something)
+        else:
+            half = call.divide(relevance, denominator).mul_(something)
+        call.absorb(lambda: call.examples.sum(relevance * (1 - something)))
         (signed,) = call.vjp(half)
         (unsigned,) = call.vjp(half, inputs=(size,), weight=magnitude)
         # Not addcmul: several targets go down together by vmap, which has no rule for it.

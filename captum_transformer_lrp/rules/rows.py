@@ -49,11 +49,17 @@ def on_rows(call: Call, values: Tensor, method: Callable[[Call, Tensor], Tensor]
     return nothing.index_copy(0, rows, found).reshape(x.shape)
 
 
+def _are_most(present: Tensor) -> bool:
+    return 2 * int(present.count_nonzero()) > present.numel()
+
+
 def _few_rows(call: Call, values: Tensor) -> Tensor | None:
     """The indices of the rows that are not zero, if they are few and that may be asked."""
     if not call.kernel.by_row or call.keeps_books or values.device.type != "cpu":
         return None
     if values.dim() < 2:
+        return None
+    if not is_batchedtensor(values) and _are_most(values[..., 0] != 0):
         return None
     largest = values.abs().amax(-1).flatten()
     if is_batchedtensor(largest):  # of several targets at once

@@ -6,6 +6,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._ops import OpOverloadPacket
 
@@ -21,8 +22,13 @@ def tensors_in(value: Any) -> list[Tensor]:
     return found
 
 
+_ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, slice})
+
+
 def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
     for value in values:
+        if type(value) in _ATOMS:
+            continue  # as most arguments are
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (tuple, list)):
@@ -33,6 +39,8 @@ def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
 
 def replace_tensors(value: Any, change: Callable[[Tensor], Any]) -> Any:
     """A copy of nested tuples, lists and dictionaries with every tensor changed."""
+    if type(value) in _ATOMS:
+        return value
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, tuple):

@@ -50,6 +50,8 @@ class Tape:
         phase: what is under way; without any, moves pass on what arrives, and calls do not.
         originals: for constants in the tape's precision what they were raised from.
         attentions: the attentions, in the order of the forward pass.
+        mark: returns what is known of a tensor, None for anything that does not descend from the
+            inputs.
         streams: what skips attentions, for each addition around any.
         made_of: what copies, parts, sums and products are made of.
         residuals: the skip connections, in the order of the forward pass.
@@ -78,6 +80,7 @@ class Tape:
         self.phase: Phase = NoPhase()
         self.originals: TensorTable[Tensor] = TensorTable()
         self.marks: TensorTable[Mark] = TensorTable()
+        self.mark = self.marks.get
         self.attentions: list[AttentionStep] = []
         self.streams: list[Stream] = []
         self.made_of = MadeOf()
@@ -88,10 +91,6 @@ class Tape:
         self.other_mixing: list[str] = []
         self._last, self._linear = 1, 0
         self._inputs: dict[int, int] = {}
-
-    def mark(self, tensor: object) -> Mark | None:
-        """What is known of a tensor, None for anything that does not descend from the inputs."""
-        return self.marks.get(tensor)
 
     def given(self, examples: Examples, index: int, **known: Any) -> Mark:
         """What is known of an explained input, or of what was looked up for it."""

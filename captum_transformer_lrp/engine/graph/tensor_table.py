@@ -46,7 +46,8 @@ class TensorTable(Generic[Value]):
         return value
 
     def __setitem__(self, tensor: Tensor, value: Value) -> None:
-        self._let_go()
+        if self._dead:
+            self._let_go()
         key = id(tensor)
         entry = self._found.get(key)
         reference = KeyedRef(tensor, self._forget, key) if entry is None else entry[0]

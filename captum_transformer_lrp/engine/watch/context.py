@@ -99,6 +99,9 @@ class Context:
         rules: which rule a call goes by.
         names: what modules and constants are called.
         precision: what is computed in.
+
+    Attributes:
+        mark: returns what is known of an activation; None for anything else.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Context:
     ) -> None:
         self._mode: Mode = proxy(mode)  # it holds this object
         self.tape = tape
+        self.mark = tape.mark
         self.examples = examples
         self.rules = rules
         self.names = names
@@ -141,10 +145,6 @@ class Context:
     def replace(self, target: Tensor, result: Tensor) -> None:
         """From now on ``result`` stands for ``target``, which the model changed in place."""
         self._mode.replace(target, result)
-
-    def mark(self, value: object) -> Mark | None:
-        """What is known of an activation; None for anything else."""
-        return self.tape.mark(value)
 
     def made(self, function: Function, *args: Any, **kwargs: Any) -> Tensor:
         """Make a call, with autograd's graph if anybody will ask for the gradient."""

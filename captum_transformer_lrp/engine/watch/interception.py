@@ -214,7 +214,9 @@ class Interception(TorchFunctionMode):
             )
         if writes_into and function not in self._table.functions:
             raise writes.unknown(self.context, function)
-        precision = max((tensor.dtype for tensor in active), key=_item_size)
+        precision = active[0].dtype
+        if len(active) > 1:
+            precision = max((tensor.dtype for tensor in active), key=_item_size)
         prepared = [self._prepared(tensor, precision) for tensor in tensors]
         if any(map(is_not, prepared, tensors)):
             rest = iter(prepared)

@@ -195,7 +195,12 @@ class Snapshot:
     def _note_mapping(self, value: dict[Any, Any], pending: list[Any]) -> None:
         values = tuple(value.values())
         self._mappings.append((value, tuple(value), values))
-        pending += [one for one in values if type(one) not in _LEAVES]
+        for one in values:  # a module has a dozen empty dictionaries
+            kind = type(one)
+            if kind in _PLAIN and not one:
+                self._empty.append(one)
+            elif kind not in _LEAVES:
+                pending.append(one)
 
     def _note_set(self, value: Any, pending: list[Any]) -> None:
         self._others.append((value, set(value)))
