@@ -52,6 +52,8 @@ PINS = $$(sed -n '/^install_requires/,/^$$/s/^    \([A-Za-z]*\)>=\(.*\)/\1==\2/p
 oldest: ## the tests that take seconds, with the oldest versions that setup.cfg allows (not on 3.13)
 	$(PYTHON) -m venv $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[test]' $(PINS)
+	# The newest torchao needs a newer PyTorch, and transformers fails to import beside it.
+	$(OLDEST)/bin/python -m pip uninstall --quiet --yes torchao
 	# The sweep builds every architecture of the newest timm and transformers.
 	$(ONE_THREAD) $(OLDEST)/bin/python -m pytest -n $(WORKERS) --ignore=tests/sweep \
 		--ignore=tests/test_sweep.py $(ARGS)

@@ -20,7 +20,7 @@ from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance
 from captum_transformer_lrp.engine.phases.walk import (
-    at_positions,
+    at_entries,
     backward_together,
     keep_what_makes,
 )
@@ -92,7 +92,7 @@ class Recording:
     relevance: Relevance = field(default_factory=Relevance)
 
     def asked(self, targets: Sequence[Any]) -> list[Any]:
-        """Keep of the output only the positions that targets name, if they are few.
+        """Keep of the output only the positions and classes that targets name, if they are few.
 
         Args:
             targets: as in Captum, for an output (N, …, C).
@@ -104,14 +104,17 @@ class Recording:
             ExplanationError: for NaN or infinity in what is left of the output.
         """
         sizes = self.output.shape[1:]
-        positions = _positions(targets, sizes)
-        wanted = sorted({one for of_target in positions or () for one in of_target})
-        if self.log is None and wanted and 2 * len(wanted) <= sizes[:-1].numel():
-            part = at_positions(self.tape, self.output, wanted)
+        entries = _entries(targets, sizes)
+        positions = sorted({one[:-1] for one in entries})
+        classes = sorted({one[-1] for one in entries})
+        few = 0 < 2 * len(positions) * len(classes) <= sizes.numel()
+        if self.log is None and few:
+            part = at_entries(self.tape, self.output, positions, classes)
             if part is not None:
                 self.output = part
-                place = {one: number for number, one in enumerate(wanted)}
-                targets = [_renamed(target, sizes, place) for target in targets]
+                rows = {one: number for number, one in enumerate(positions)}
+                columns = {one: number for number, one in enumerate(classes)}
+                targets = [_renamed(target, sizes, rows, columns) for target in targets]
         check_finite_output(self.output)
         return list(targets)
 
@@ -179,22 +182,22 @@ class Recording:
         return found
 
 
-def _positions(targets: Sequence[Any], sizes: torch.Size) -> list[list[tuple[int, ...]]] | None:
-    """For each target the positions of an output (N, *sizes) that it names.
+def _entries(targets: Sequence[Any], sizes: torch.Size) -> list[tuple[int, ...]]:
+    """All entries of an output (N, *sizes) that targets name.
 
-    None if any is not named by a tuple of indices, or there are none but of classes.
+    None at all if any target is no tuple of indices, or there are only classes.
     """
-    found = []
-    for target in targets:
-        entries = target if isinstance(target, list) else [target]
-        if len(sizes) < 2 or not all(_is_index(one, sizes) for one in entries):
-            return None
-        found.append([_position(one, sizes) for one in entries])
-    return found
+    named = [
+        one for target in targets for one in (target if isinstance(target, list) else [target])
+    ]
+    if len(sizes) < 2 or not all(_is_index(one, sizes) for one in named):
+        return []
+    return [_counted(one, sizes) for one in named]
 
 
-def _position(entry: tuple[int, ...], sizes: torch.Size) -> tuple[int, ...]:
-    return tuple(n % size for n, size in zip(entry[:-1], sizes[:-1], strict=True))
+def _counted(entry: tuple[int, ...], sizes: torch.Size) -> tuple[int, ...]:
+    """Indices counted from the front."""
+    return tuple(n % size for n, size in zip(entry, sizes, strict=True))
 
 
 def _is_index(entry: Any, sizes: torch.Size) -> bool:
@@ -205,11 +208,17 @@ def _is_index(entry: Any, sizes: torch.Size) -> bool:
     )
 
 
-def _renamed(target: Any, sizes: torch.Size, place: Mapping[tuple[int, ...], int]) -> Any:
-    """A target of an output (N, *sizes) in one that has the positions of ``place`` alone."""
+def _renamed(
+    target: Any,
+    sizes: torch.Size,
+    rows: Mapping[tuple[int, ...], int],
+    columns: Mapping[int, int],
+) -> Any:
+    """A target of an output (N, *sizes) in one that has these positions and classes alone."""
     if isinstance(target, list):
-        return [_renamed(one, sizes, place) for one in target]
-    return place[_position(target, sizes)], target[-1]
+        return [_renamed(one, sizes, rows, columns) for one in target]
+    *position, last = _counted(target, sizes)
+    return rows[tuple(position)], columns[last]
 
 
 @contextlib.contextmanager

@@ -241,14 +241,14 @@ def test_an_answer_is_explained_from_its_row_alone(method: Any) -> None:
         assert torch.allclose(found, expected, rtol=1e-9, atol=1e-15)
 
 
-def test_only_that_row_is_touched() -> None:
+def test_only_that_row_and_class_are_touched() -> None:
     ids = torch.randint(0, 30, (2, 9))
     method = TransformerLRP(Tagger(cast=False).double().eval(), preset="attnlrp")
     with method._recorded(ids, None) as recording:
-        assert recording.asked([(3, 7), [(8, 1), (-1, 2)]]) == [(0, 7), [(1, 1), (1, 2)]]
-        assert recording.output.shape == (2, 2, 40)
-    with method._recorded(ids, None) as recording:  # more than half of the rows
-        targets = [(place, 0) for place in range(5)]
+        assert recording.asked([(3, 7), [(8, 1), (-1, -38)]]) == [(0, 2), [(1, 0), (1, 1)]]
+        assert recording.output.shape == (2, 2, 3)
+    with method._recorded(ids, None) as recording:  # more than half of the output
+        targets = [(place % 9, place % 40) for place in range(30)]
         assert recording.asked(targets) == targets
         assert recording.output.shape == (2, 9, 40)
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.op import Keeps, Op, Phase
@@ -17,6 +17,7 @@ from captum_transformer_lrp.engine.graph.switch import TapeSwitch
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.phases.rollout import Rollout
 from captum_transformer_lrp.errors import interruption
+from captum_transformer_lrp.rules.kernels import LinearKernel
 
 FEWEST_TOGETHER: Final = 4
 """So many seeds go down in one pass, however large the model is."""
@@ -25,8 +26,10 @@ MOST_ELEMENTS: Final = 1 << 21
 """More than the fewest go down in one pass while what is wanted of them has fewer elements."""
 
 
-def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]]) -> Tensor | None:
-    """The part of a linear layer's output that was made at some positions.
+def at_entries(
+    tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]], classes: Sequence[int]
+) -> Tensor | None:
+    """The part of a linear layer's output that was made at some positions, of some classes.
 
     What goes backward from there touches nothing else of the output, which for a language model
     has a row of its whole vocabulary for each token.
@@ -35,10 +38,11 @@ def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]
         tape: the calls.
         output: (N, …, C), on the tape.
         positions: indices of the axes between the first and the last.
+        classes: indices of the last axis.
 
     Returns:
-        (N, positions, C), on the tape; None unless ``output`` is a linear layer's, examples
-        first, whose inputs were kept.
+        (N, positions, classes), on the tape; None unless ``output`` is that of a linear layer with
+        a plain weight, examples first, whose inputs were kept.
     """
     node: Any = output.grad_fn
     op = getattr(node, "op", None)
@@ -50,12 +54,17 @@ def at_positions(tape: Tape, output: Tensor, positions: Sequence[tuple[int, ...]
     if not (op.kernel.by_row and node.keeps is Keeps.VALUES and in_front and is_whole):
         return None
     value, x, *others = node.saved_tensors
-    if value.shape != output.shape:
+    is_plain = isinstance(op.kernel, LinearKernel) and type(others[0]) in (Tensor, nn.Parameter)
+    if value.shape != output.shape or not is_plain:
         return None
-    places = (slice(None), *torch.tensor(positions, device=x.device).unbind(1))
+    index = torch.tensor(positions, device=x.device).unbind(1)
+    chosen = torch.tensor(classes, device=x.device)
+    rows = (slice(None), *index)
+    entries = (slice(None), *(one[:, None] for one in index), chosen)
+    others = [one.detach()[chosen] for one in others]  # of each class a row and a bias
     with torch.enable_grad():
         part: Tensor = TapeSwitch.apply(
-            tape, op, Keeps.VALUES, None, None, value[places], x[places], *others
+            tape, op, Keeps.VALUES, None, None, value[entries], x[rows], *others
         )
     tape.marks[part] = op.mark
     return part
