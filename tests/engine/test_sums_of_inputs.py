@@ -75,3 +75,21 @@ THREE: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("spelling", THREE)
 def test_terms_of_a_sum_share_its_mass(spelling: str) -> None:
     assert mass(THREE[spelling], *inputs(3)) == pytest.approx([1 / 3] * 3)
+
+
+ROWS = torch.tensor([0, 1])
+
+ADDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "index_add": lambda x: x.index_add(1, ROWS, x[:, 2:4]),
+    "scatter_add": lambda x: x.scatter_add(1, ROWS.expand(2, 2), x[:, 2:4]),
+    "scatter_reduce": lambda x: x.scatter_reduce(1, ROWS.expand(2, 2), x[:, 2:4], "sum"),
+    "index_reduce": lambda x: x.index_reduce(1, ROWS, x[:, 2:4], "mean"),
+    "in place": lambda x: x.clone().index_add_(1, ROWS, x[:, 2:4]),
+}
+
+
+@pytest.mark.parametrize("spelling", ADDED)
+def test_no_mass_is_lost_where_parts_of_a_stream_are_added_to_it(spelling: str) -> None:
+    """As where tokens are merged: what nothing is added to keeps all of its mass."""
+    (found,) = mass(lambda x: mlp(ADDED[spelling](mlp(x))), *inputs(1))
+    assert found == pytest.approx(1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Function
-from captum_transformer_lrp.engine.graph.marks import Kind
+from captum_transformer_lrp.engine.graph.marks import Kind, skipped
 from captum_transformer_lrp.engine.graph.role import Flow
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -63,7 +63,7 @@ def _accumulate(
     onto = input
     source: Any = rest[0] if rest else named.get("source", named.get("src"))
     of_onto, of_source = watch.mark(onto), watch.mark(source)
-    if of_onto and of_source and of_onto.node.events & ~of_source.node.events == 0:
+    if of_onto and of_source and skipped(of_onto.node, of_source.node) == 0:
         with watch:  # a skip connection
             placed = function(torch.zeros_like(onto), dim, index, source)
             return onto + (placed if alpha == 1 else placed * alpha)
