@@ -83,6 +83,7 @@ class AttentionFlow(RecordedAttribution):
     """
 
     phases = (Rollout,)
+    multiplies_by_inputs = False
 
     def __init__(
         self,
@@ -94,11 +95,6 @@ class AttentionFlow(RecordedAttribution):
         super().__init__(forward_func, **settings)
         check_head_fusion(head_fusion)
         self.head_fusion = head_fusion
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: attention weights are not multiplied by what they weigh."""
-        return False
 
     @overload
     def attribute(
@@ -155,14 +151,8 @@ class AttentionFlow(RecordedAttribution):
             ExplanationError: for a model whose attentions are not all between the same tokens,
                 such as windowed ones, or that cannot be explained as it is.
         """
-        return self.attribute_targets(
-            inputs,
-            [target],
-            additional_forward_args,
-            granularity=granularity,
-            show_progress=show_progress,
-            internal_batch_size=internal_batch_size,
-        )[0]
+        view = views.View(inputs, granularity, internal_batch_size, show_progress=show_progress)
+        return self._of_targets([target], additional_forward_args, view)[0]
 
     def attribute_targets(
         self,
@@ -170,7 +160,7 @@ class AttentionFlow(RecordedAttribution):
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
-        granularity: Literal["input", "token"] = "input",
+        granularity: views.Granularity = "input",
         show_progress: bool = False,
         internal_batch_size: int | None = None,
     ) -> list[Inputs | Tensor]:
@@ -182,27 +172,29 @@ class AttentionFlow(RecordedAttribution):
         Returns:
             For each target what :meth:`attribute` returns.
         """
-        views.check_granularity(granularity, ("input", "token"))
-        known: list[tuple[Tensor, AttentionStep, Tensor, Tensor]] = []
+        view = views.View(inputs, granularity, internal_batch_size, show_progress=show_progress)
+        return self._of_targets(targets, additional_forward_args, view)
+
+    def _of_piece(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, view: views.View
+    ) -> list[Any]:
+        known: list[tuple[AttentionStep, Tensor, Tensor]] = []
 
         def explained(recording: Recording, start: Tensor) -> Any:
             def row_of(steps: views.Pass) -> Tensor:
                 # Without attention all mass stays where the model reads its answer from.
                 readout = views.token_mass(recording, start, steps=steps).detach()
-                for of_output, last, before, flow in known:
-                    is_same = of_output is recording.output and last is steps[-1]
-                    if is_same and torch.equal(before, readout):
+                for last, before, flow in known:
+                    if last is steps[-1] and torch.equal(before, readout):
                         return flow
-                matrices = self._matrices(recording, steps)
-                flow = _flows(torch.stack(matrices, 1), readout, show_progress=show_progress)
-                known.append((recording.output, steps[-1], readout, flow))
+                matrices = torch.stack(self._matrices(recording, steps), 1)
+                flow = _flows(matrices, readout, show_progress=view.show_progress)
+                known.append((steps[-1], readout, flow))
                 return flow
 
-            return row_view(recording, inputs, granularity, row_of)
+            return row_view(recording, view, row_of)
 
-        return self._each_target(
-            inputs, targets, additional_forward_args, explained, internal_batch_size
-        )
+        return self._each_target(inputs, targets, additional, explained)
 
     def _matrices(self, recording: Recording, steps: views.Pass) -> list[Tensor]:
         """E_h A + I of every attention, its rows divided by their sums, (N, S, S) each."""

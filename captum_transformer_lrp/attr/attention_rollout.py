@@ -51,6 +51,7 @@ class AttentionRollout(RolloutAttribution):
     """
 
     phases = (Rollout,)
+    multiplies_by_inputs = False
 
     def __init__(
         self,
@@ -66,11 +67,6 @@ class AttentionRollout(RolloutAttribution):
             raise ValueError(f"discard_ratio must be at least 0 and below 1; found {discard_ratio}")
         self.head_fusion = head_fusion
         self.discard_ratio = discard_ratio
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: attention weights are not multiplied by what they weigh."""
-        return False
 
     def _maps(
         self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]

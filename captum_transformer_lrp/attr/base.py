@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, overload
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
 from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
 from captum.log import log_usage
@@ -81,7 +80,7 @@ def split_arguments(additional_forward_args: Any) -> tuple[tuple[Any, ...], dict
 
 
 class Settings(TypedDict, total=False):
-    """The arguments that all methods take, which :class:`RecordedAttribution` explains."""
+    """The arguments that all methods take, which :class:`TransformerAttribution` explains."""
 
     rules: dict[Target, PropagationRule | type[PropagationRule]] | None
     stabilizer: Stabilizer | None
@@ -90,7 +89,7 @@ class Settings(TypedDict, total=False):
 
 
 class AttributeOptions(TypedDict, total=False):
-    """What ``attribute`` of most methods takes besides the granularity."""
+    """What ``attribute`` of all methods takes besides the granularity."""
 
     internal_batch_size: int | None
 
@@ -104,26 +103,21 @@ class RolloutOptions(AttributeOptions, total=False):
 
 
 class RecordedAttribution(Attribution):
-    r"""An attribution method that works on one recorded forward pass of an unmodified model.
+    """An attribution method that works on one recorded forward pass of an unmodified model.
 
     Args:
-        forward_func: the model, or a function that calls it and returns logits (N, C), or one
-            value for each example (N,).  Hugging Face ``ModelOutput`` and tuples are fine.
-        rules: rules that replace the registered ones for this object only, by PyTorch function,
-            module class or name of a module.  A ``module.rule`` of the model goes first.
-        stabilizer: divides relevance in the place of ``epsilon``; None for ``epsilon``.
-        epsilon: ε of eq. 2, of methods that propagate relevance.  A denominator
-            :math:`y = \sum z_i` becomes :math:`y + \varepsilon \sum |z_i|\,\mathrm{sign}\,y`.  None
-            takes that of the preset, or else
-            :data:`~captum_transformer_lrp.rules.DEFAULT_EPSILON`.  0 is the equation as printed:
-            its denominators pass through zero, so that rounding moves relevance by per cents.
-        strict: whether an operation without a rule is an error (the default) or follows eq. 2.
-        dtype: what to compute in, if that is more precise than the model; attributions come back
-            as precise as the inputs.  None stands for float32, and for float64 where the equations
-            are those with ``epsilon=0``.  ``torch.bfloat16`` leaves models of half precision as
-            they are.
+        forward_func: as in :class:`TransformerAttribution`.
+        rules: likewise.
+        stabilizer: likewise.
+        epsilon: likewise, of methods that propagate relevance; None takes that of the preset.
+        strict: likewise.
+        dtype: likewise; attributions come back as precise as the inputs.
     """
 
+    multiplies_by_inputs: bool = True
+    """Whether contributions of the input are attributed, rather than sensitivities to it."""
+
+    granularities: Sequence[str] = ("input", "token")
     preset: Preset | None = None
     propagates_relevance: bool = False
     needs_attention: bool = True
@@ -193,11 +187,6 @@ class RecordedAttribution(Attribution):
         """False: the maps of this method have no sum that they must converge to."""
         return False
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: the method attributes contributions of the input, not sensitivities to it."""
-        return True
-
     def _recorded(
         self,
         inputs: Any,
@@ -240,46 +229,150 @@ class RecordedAttribution(Attribution):
             len(recording.shapes),
         )
 
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["input"] = "input",
+        **options: Unpack[AttributeOptions],
+    ) -> Inputs: ...
+    @overload
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: Literal["token"],
+        **options: Unpack[AttributeOptions],
+    ) -> Tensor: ...
+    @captum_method
+    def attribute(
+        self,
+        inputs: Inputs,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        *,
+        granularity: views.TokenGranularity = "input",
+        internal_batch_size: int | None = None,
+    ) -> Inputs | Tensor:
+        """Explain one target for each example of a batch.
+
+        Args:
+            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
+                tuple of such.
+            target: the output to explain, in any form that Captum takes; None explains each
+                example's predicted class.
+            additional_forward_args: as in Captum, or a dictionary of keyword arguments.
+            granularity: ``"input"`` for maps shaped as the inputs, bilinearly upsampled for
+                images, or ``"token"`` for (N, S), special tokens included.
+            internal_batch_size: at most so many examples are computed at a time, which bounds the
+                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
+                dimension is that of the batch are cut with it.
+
+        Returns:
+            Attributions, float32 or as precise as the inputs; a tuple if ``inputs`` is one and
+            ``granularity`` is ``"input"``.
+
+        Raises:
+            ValueError: for a target or an option that does not fit.
+            ExplanationError: for a model that cannot be explained as it is; the message says what
+                to do.
+        """
+        view = views.View(inputs, granularity, internal_batch_size)
+        return self._of_targets([target], additional_forward_args, view)[0]
+
+    def attribute_targets(
+        self,
+        inputs: Inputs,
+        targets: Sequence[Any],
+        additional_forward_args: Any = None,
+        *,
+        granularity: views.Granularity = "input",
+        internal_batch_size: int | None = None,
+    ) -> list[Inputs | Tensor]:
+        """Explain several targets of the same inputs from the same forward passes.
+
+        Takes the arguments of :meth:`attribute`, with a list of targets.
+
+        Returns:
+            For each target what :meth:`attribute` returns.
+        """
+        view = views.View(inputs, granularity, internal_batch_size)
+        return self._of_targets(targets, additional_forward_args, view)
+
+    def _of_targets(self, targets: Sequence[Any], additional: Any, view: views.View) -> list[Any]:
+        """Each target's map, of as many examples at a time as the view says."""
+        views.check_granularity(view.granularity, self.granularities)
+        tensors_of(view.inputs)
+        targets = [plain(target) for target in targets]
+        parts = [
+            self._of_piece(some, [chunk_of_target(one, *ends) for one in targets], args, view)
+            for some, args, ends in in_chunks(view.inputs, additional, view.internal_batch_size)
+        ]
+        return [joined(of_target) for of_target in zip(*parts, strict=True)]
+
+    def _of_piece(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, view: views.View
+    ) -> list[Any]:
+        """Each target's map, of a piece of the batch."""
+        return self._each_target(
+            inputs,
+            targets,
+            additional,
+            lambda recording, start: self._explained(recording, start, view),
+            used=lambda recording: self._used(recording, view),
+        )
+
+    @abstractmethod
+    def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
+        """One target's map.
+
+        Args:
+            recording: the forward pass.
+            start: the seed of the target.
+            view: what of the explanation the user wants.
+        """
+
+    def _used(self, recording: Recording, view: views.View) -> Sequence[AttentionStep]:
+        """The attentions that a map is made of."""
+        return recording.tape.attentions
+
     def _each_target(
         self,
         inputs: Any,
         targets: Sequence[Any],
-        additional_forward_args: Any,
+        additional: Any,
         explained: Callable[[Recording, Tensor], Any],
-        internal_batch_size: int | None = None,
         *,
         maps_of: Callable[[Any], Sequence[Tensor]] = tensors_in,
         used: Callable[[Recording], Sequence[AttentionStep]] = lambda one: one.tape.attentions,
     ) -> list[Any]:
         """Record once, and call ``explained(recording, seed)`` for every target.
 
-        With ``internal_batch_size`` once for so many examples at a time.  ``maps_of`` says which
-        tensors of what it returns are attributions, ``used`` which attentions they are made of.
+        ``maps_of`` says which tensors of what it returns are attributions, ``used`` which
+        attentions they are made of.
         """
-        tensors_of(inputs)
-        targets = [plain(target) for target in targets]
-        parts = []
-        for some, args, ends in in_chunks(inputs, additional_forward_args, internal_batch_size):
-            of_some = [chunk_of_target(target, *ends) for target in targets]
-            state = ThreadState()
-            with state, state, self._recorded(some, args) as recording:
-                chosen = [
-                    predicted(recording.output) if target is None else target for target in of_some
-                ]
-                chosen = recording.asked(chosen)
-                recording.targets = [seed(recording.output, target) for target in chosen]
-                if self.propagates_relevance and gives_back_sums(self.preset):
-                    _check_signs(recording.targets)
-                found, maps = [], []
-                for target, start in zip(chosen, recording.targets, strict=True):
-                    result = explained(recording, start)
-                    check_finite(result)
-                    if of_target := maps_of(result):
-                        maps.append((target, of_target))
-                    found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
-                self._check_reach(recording, maps, some, args, used(recording))
-                parts.append(found)
-        return [joined(of_target) for of_target in zip(*parts, strict=True)]
+        state = ThreadState()
+        with state, state, self._recorded(inputs, additional) as recording:
+            chosen = recording.asked(
+                [predicted(recording.output) if one is None else one for one in targets]
+            )
+            recording.targets = [seed(recording.output, target) for target in chosen]
+            if self.propagates_relevance and gives_back_sums(self.preset):
+                _check_signs(recording.targets)
+            found, maps = [], []
+            for target, start in zip(chosen, recording.targets, strict=True):
+                result = explained(recording, start)
+                check_finite(result)
+                if of_target := maps_of(result):
+                    maps.append((target, of_target))
+                found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
+            self._check_reach(recording, maps, inputs, additional, used(recording))
+            return found
 
 
 class RolloutAttribution(RecordedAttribution):
@@ -287,6 +380,8 @@ class RolloutAttribution(RecordedAttribution):
 
     A subclass says in :meth:`_maps` which map each attention takes part with.
     """
+
+    granularities = views.GRANULARITIES
 
     @overload
     def attribute(
@@ -358,16 +453,10 @@ class RolloutAttribution(RecordedAttribution):
             ExplanationError: for a model that cannot be explained as it is; the message says what
                 to do.
         """
-        return self.attribute_targets(
-            inputs,
-            [target],
-            additional_forward_args,
-            start_layer=start_layer,
-            granularity=granularity,
-            row_normalize=row_normalize,
-            keep_identity=keep_identity,
-            internal_batch_size=internal_batch_size,
-        )[0]
+        view = views.View(
+            inputs, granularity, internal_batch_size, start_layer, row_normalize, keep_identity
+        )
+        return self._of_targets([target], additional_forward_args, view)[0]
 
     def attribute_targets(
         self,
@@ -388,23 +477,10 @@ class RolloutAttribution(RecordedAttribution):
         Returns:
             For each target what :meth:`attribute` returns.
         """
-        views.check_granularity(granularity)
-        return self._each_target(
-            inputs,
-            targets,
-            additional_forward_args,
-            lambda recording, start: self._rolled_out(
-                recording,
-                start,
-                inputs,
-                start_layer,
-                granularity,
-                row_normalize,
-                keep_identity,
-            ),
-            internal_batch_size,
-            used=lambda recording: self._used(recording, start_layer),
+        view = views.View(
+            inputs, granularity, internal_batch_size, start_layer, row_normalize, keep_identity
         )
+        return self._of_targets(targets, additional_forward_args, view)
 
     @abstractmethod
     def _maps(
@@ -418,43 +494,34 @@ class RolloutAttribution(RecordedAttribution):
             used: the attentions that take part.
         """
 
-    def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
+    def _used(self, recording: Recording, view: views.View) -> list[AttentionStep]:
         """The attentions that take part: of each pass those from ``start_layer`` on."""
         found = passes(recording.tape, recording.output)
         least = min(map(len, found), default=0)
-        if not 0 <= start_layer < least:
+        if not 0 <= view.start_layer < least:
             raise ValueError(
                 f"start_layer must be one of the model's {least} attentions, 0 to "
-                f"{least - 1}; found {start_layer}"
+                f"{least - 1}; found {view.start_layer}"
             )
-        chosen = {step.index for steps in found for step in steps[start_layer:]}
+        chosen = {step.index for steps in found for step in steps[view.start_layer :]}
         return [step for step in recording.tape.attentions if step.index in chosen]
 
-    def _rolled_out(
-        self,
-        recording: Recording,
-        start: Tensor,
-        inputs: Any,
-        start_layer: int,
-        granularity: views.Granularity,
-        row_normalize: bool,
-        keep_identity: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
-        used = self._used(recording, start_layer)
+    def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
+        used = self._used(recording, view)
         maps = self._maps(recording, start, used)
-        if granularity != "matrix" and not row_normalize:
-            return mass_view(recording, start, inputs, granularity, maps, moved=not keep_identity)
+        if not view.needs_matrices:
+            return mass_view(recording, start, view, maps, moved=not view.keep_identity)
         used = [step for step in views.one_pass(recording) if step.index in maps]
         matrices = attention_matrices(recording, used, maps)
-        if granularity == "matrix":
-            return rollout_matrix(matrices, row_normalize=row_normalize)
+        if view.granularity == "matrix":
+            return rollout_matrix(matrices, row_normalize=view.row_normalize)
         # Without attention all mass stays where the model reads its answer from.
         readout = views.token_mass(recording, start)
-        unmoved, moved = rollout_parts(matrices, row_normalize=row_normalize)
+        unmoved, moved = rollout_parts(matrices, row_normalize=view.row_normalize)
         row = (readout.unsqueeze(1) @ moved).squeeze(1)
-        if keep_identity:
+        if view.keep_identity:
             row = row + readout * unmoved
-        return row_view(recording, inputs, granularity, lambda _: row)
+        return row_view(recording, view, lambda _: row)
 
 
 class SingleAttentionAttribution(RecordedAttribution):
@@ -464,9 +531,10 @@ class SingleAttentionAttribution(RecordedAttribution):
         forward_func: as in :class:`RecordedAttribution`.
         layer: which attention, counted from the input as in a list; -1 is nearest the output.
         epsilon: as in :class:`RecordedAttribution`.
-        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
-            :class:`RecordedAttribution`.
+        settings: likewise ``rules``, ``stabilizer``, ``strict`` and ``dtype``.
     """
+
+    granularities = views.GRANULARITIES
 
     def __init__(
         self,
@@ -532,56 +600,24 @@ class SingleAttentionAttribution(RecordedAttribution):
             ExplanationError: for a model that cannot be explained as it is; the message says what
                 to do.
         """
-        return self.attribute_targets(
-            inputs,
-            [target],
-            additional_forward_args,
-            granularity=granularity,
-            internal_batch_size=internal_batch_size,
-        )[0]
+        view = views.View(inputs, granularity, internal_batch_size)
+        return self._of_targets([target], additional_forward_args, view)[0]
 
-    def attribute_targets(
-        self,
-        inputs: Inputs,
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        granularity: views.Granularity = "input",
-        internal_batch_size: int | None = None,
-    ) -> list[Inputs | Tensor]:
-        """Explain several targets of the same inputs from one forward pass.
-
-        Takes the arguments of :meth:`attribute`, with a list of targets.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        views.check_granularity(granularity)
-
-        def explained(recording: Recording, start: Tensor) -> Any:
-            if granularity != "input":
-                views.one_pass(recording)  # there is but one
-            chosen = self._steps(recording)
-            maps = {step.index: self._weighted(recording, start, step) for step in chosen}
-            if granularity == "matrix":
-                return attention_matrices(recording, chosen, maps)[0]
-            through = sum(step.event for step in chosen)
-            return mass_view(recording, start, inputs, granularity, maps, through=through)
-
-        return self._each_target(
-            inputs,
-            targets,
-            additional_forward_args,
-            explained,
-            internal_batch_size,
-            used=self._steps,
-        )
+    def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
+        if view.granularity != "input":
+            views.one_pass(recording)  # there is but one
+        chosen = self._used(recording, view)
+        maps = {step.index: self._weighted(recording, start, step) for step in chosen}
+        if view.granularity == "matrix":
+            return attention_matrices(recording, chosen, maps)[0]
+        through = sum(step.event for step in chosen)
+        return mass_view(recording, start, view, maps, through=through)
 
     @abstractmethod
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         """The map, shaped as the attention, whose mean over heads is wanted."""
 
-    def _steps(self, recording: Recording) -> list[AttentionStep]:
+    def _used(self, recording: Recording, view: views.View) -> list[AttentionStep]:
         """The chosen attention of each pass, with those beside it."""
         chosen: dict[int, AttentionStep] = {}
         for steps in passes(recording.tape, recording.output):
@@ -618,8 +654,7 @@ def check_finite(result: Any) -> None:
 def mass_view(
     recording: Recording,
     start: Tensor,
-    inputs: Any,
-    granularity: views.Granularity,
+    view: views.View,
     maps: Mapping[int, Tensor],
     *,
     moved: bool = False,
@@ -629,24 +664,21 @@ def mass_view(
 
     Takes the arguments of :func:`~captum_transformer_lrp.attr.views.input_mass`.
     """
-    if granularity == "token":
+    if view.granularity == "token":
         row = views.token_mass(recording, start, maps, moved=moved, through=through)
         return row.detach()
     found = views.input_mass(recording, recording.output, start, maps, moved=moved, through=through)
-    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in found))
+    return view.formatted(found)
 
 
 def row_view(
-    recording: Recording,
-    inputs: Any,
-    granularity: views.Granularity,
-    row_of: Callable[[views.Pass], Tensor],
+    recording: Recording, view: views.View, row_of: Callable[[views.Pass], Tensor]
 ) -> Tensor | tuple[Tensor, ...]:
     """A value for every token of a pass, (N, S), as it is or carried on to the inputs.
 
     Those of several passes add up at the inputs; as they are they have no meaning.
     """
-    if granularity == "token":
+    if view.granularity == "token":
         return row_of(views.one_pass(recording)).detach()
     of_passes = []
     for steps in passes(recording.tape, recording.output):
@@ -654,8 +686,7 @@ def row_view(
         stream = views.token_stream(recording, steps)
         spread = views.spread_over_features(recording, row, steps)
         of_passes.append(views.input_mass(recording, stream, spread))
-    maps = (sum_all(of_input).detach() for of_input in zip(*of_passes, strict=True))
-    return _format_output(_is_tuple(inputs), tuple(maps))
+    return view.formatted([sum_all(of_input) for of_input in zip(*of_passes, strict=True)])
 
 
 def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:

@@ -22,8 +22,6 @@ from captum_transformer_lrp.attr.embeddings import FromEmbeddings
 from captum_transformer_lrp.attr.matrices import rollout_parts
 from captum_transformer_lrp.attr.targets import predicted
 from captum_transformer_lrp.attr.token_attribution import (
-    TokenAttribution,
-    TokenGranularity,
     by_token,
     maps_of,
     one_sequence,
@@ -36,7 +34,7 @@ from captum_transformer_lrp.errors import ExplanationError
 Perception: TypeAlias = Literal["token", "head"]
 
 
-class BiAttention(TokenAttribution):
+class BiAttention(RecordedAttribution):
     r"""How tokens come together in the pooled one, times how the answer depends on them.
 
     *Attention perception* is a rollout, :math:`P \leftarrow P + \tilde A^{(b)} P` from
@@ -83,6 +81,8 @@ class BiAttention(TokenAttribution):
         torch.Size([2, 3, 160, 160])
     """
 
+    keeps_streams = True
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -101,8 +101,8 @@ class BiAttention(TokenAttribution):
         self.n_steps = n_steps
         self.layers = None if layers is None else tuple(layers)
 
-    def _of_targets(
-        self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
+    def _of_piece(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, view: views.View
     ) -> list[Any]:
         embeddings: list[Tensor] = []
         chosen: list[Any] = []
@@ -123,7 +123,7 @@ class BiAttention(TokenAttribution):
             readout = views.token_mass(recording, start).detach()
             weighed = next(feedback).to(perceived) * perceived
             row = (readout.unsqueeze(1) @ weighed).squeeze(1)
-            return row_view(recording, inputs, granularity, lambda _: row)
+            return row_view(recording, view, lambda _: row)
 
         return self._each_target(inputs, named, additional, explained)
 

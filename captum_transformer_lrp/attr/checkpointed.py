@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
@@ -46,27 +45,23 @@ class Descent:
 def rolled_out(
     recording: Recording,
     log: Log,
-    inputs: object,
-    granularity: views.Granularity,
+    view: views.View,
     layers: set[int],
     combined: Combine,
     *,
     needs_gradient: bool,
-    moved: bool,
 ) -> list[Any]:
     """The maps of all targets of a recording.
 
     Args:
         recording: with ``targets``.
         log: its forward pass.
-        inputs: what the user gave.
-        granularity: ``"input"`` or ``"token"``.
+        view: what the user wants, without matrices.
         layers: the attentions that take part, by their place in the order of the forward pass.
         combined: makes an attention's weighted map.
         needs_gradient: whether it takes the gradient.
-        moved: whether to leave out the mass that no attention has moved.
     """
-    stream = views.token_stream(recording) if granularity == "token" else None
+    stream = views.token_stream(recording) if view.granularity == "token" else None
     log.finish([recording.output] if stream is None else [recording.output, stream])
     output = log.number(recording.output)
     descents = [
@@ -74,7 +69,7 @@ def rolled_out(
             {output: start},
             {output: start} if needs_gradient else {},
             {output: start},
-            {output: torch.zeros_like(start)} if moved else None,
+            None if view.keep_identity else {output: torch.zeros_like(start)},
         )
         for start in recording.targets
     ]
@@ -91,14 +86,10 @@ def rolled_out(
             if place in segment.made:
                 at_stream = [one for one in found if one is not None]
                 break
-    tuples = _is_tuple(inputs)
     if place is not None:
         at_stream = at_stream or [descent.carried()[place] for descent in descents]
         return [views.summed_by_token(recording, one).detach() for one in at_stream]
-    return [
-        _format_output(tuples, tuple(one.detach() for one in _at_inputs(recording, log, descent)))
-        for descent in descents
-    ]
+    return [view.formatted(_at_inputs(recording, log, descent)) for descent in descents]
 
 
 def _through(

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
-import torch
-from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
+from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.attr.token_attribution import by_token, mean_of, one_sequence
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
 from captum_transformer_lrp.engine.recording import Recording
-from captum_transformer_lrp.rules.call import Stabilizer
-from captum_transformer_lrp.rules.registry import Target
 
 Aggregation: TypeAlias = Literal["input", "layers"]
 
@@ -38,10 +36,8 @@ class LibraGradient(TransformerLRP):
             FullGrad+ without its maps of biases (Table 5, *No Bias*): the mean over blocks of
             Input × Grad at the tokens that go into each, for models whose blocks all work on one
             sequence of tokens.
-        rules: as in :class:`TransformerAttribution`; they go before the preset's.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
+            :class:`TransformerAttribution`; ``rules`` go before the preset's.
 
     Reference:
         Faridoun Mehri et al., *LibraGrad: Balancing Gradient Flow for Universally Better Vision
@@ -65,20 +61,9 @@ class LibraGradient(TransformerLRP):
         forward_func: Callable[..., Any],
         *,
         aggregation: Aggregation = "input",
-        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
-        stabilizer: Stabilizer | None = None,
-        strict: bool = True,
-        dtype: torch.dtype | None = None,
+        **settings: Unpack[Settings],
     ) -> None:
-        super().__init__(
-            forward_func,
-            preset="libra",
-            start="logit",
-            rules=rules,
-            stabilizer=stabilizer,
-            strict=strict,
-            dtype=dtype,
-        )
+        super().__init__(forward_func, preset="libra", start="logit", **settings)
         if aggregation not in get_args(Aggregation):
             raise ValueError(f"aggregation must be one of {get_args(Aggregation)}: {aggregation!r}")
         self.aggregation = aggregation

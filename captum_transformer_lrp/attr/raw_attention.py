@@ -32,11 +32,7 @@ class RawAttention(SingleAttentionAttribution):
     """
 
     phases = (Rollout,)
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: attention weights are not multiplied by what they weigh."""
-        return False
+    multiplies_by_inputs = False
 
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         return step.attention.detach()

@@ -73,6 +73,8 @@ class TokenActivationMap(Attribution):
         (torch.Size([1, 42]), torch.Size([1, 3, 24, 24]))
     """
 
+    multiplies_by_inputs = False
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -87,11 +89,6 @@ class TokenActivationMap(Attribution):
             raise ArgumentError(f"kernel_size must be 1, 3, 5 or so on, found {kernel_size!r}")
         self.image_token, self.answer_start = image_token, answer_start
         self.grid, self.kernel_size = grid, kernel_size
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: a logit of an image's token is no contribution of the input."""
-        return False
 
     @captum_method
     def attribute(

@@ -22,7 +22,6 @@ from captum_transformer_lrp.attr.base import (
 from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
-from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.step import Books
@@ -145,7 +144,8 @@ class TransformerAttribution(RolloutAttribution):
             >>> sorted(explanation.absorbed)  # by attentions, what ε takes
             ['blocks.0.attn', ..., 'cls_token', 'pos_embed']
         """
-        views.check_granularity(granularity)
+        view = views.View(inputs, granularity, None, start_layer, row_normalize, keep_identity)
+        views.check_granularity(granularity, self.granularities)
         if self.checkpointing:
             raise ValueError(
                 "explain() returns the maps of all blocks, which checkpointing is not to have in "
@@ -158,9 +158,7 @@ class TransformerAttribution(RolloutAttribution):
             target = predicted(recording.output) if target is None else target
             check_finite_output(recording.output)
             start = seed(recording.output, target)
-            attributions = self._rolled_out(
-                recording, start, inputs, start_layer, granularity, row_normalize, keep_identity
-            )
+            attributions = self._explained(recording, start, view)
             gradient_of = gradients(recording, start, tape.attentions)
             steps = tape.attentions
             leaves = recording.all_leaves
@@ -200,12 +198,12 @@ class TransformerAttribution(RolloutAttribution):
             )
             check_finite(explanation.attributions)
             maps = [(target, tensors_in(attributions))]
-            used = self._used(recording, start_layer)
+            used = self._used(recording, view)
             self._check_reach(recording, maps, inputs, additional_forward_args, used)
             return explanation.to(recording.dtype)
 
-    def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
-        used = super()._used(recording, start_layer)
+    def _used(self, recording: Recording, view: views.View) -> list[AttentionStep]:
+        used = super()._used(recording, view)
         if self.layers is None:
             return used
         chosen = {
@@ -215,52 +213,24 @@ class TransformerAttribution(RolloutAttribution):
         }
         return [step for step in used if step.index in chosen]
 
-    def _rolled_out(
-        self,
-        recording: Recording,
-        start: Tensor,
-        inputs: Any,
-        start_layer: int,
-        granularity: views.Granularity,
-        row_normalize: bool,
-        keep_identity: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
-        if recording.log is not None:
-            if granularity == "matrix" or row_normalize:
-                raise ValueError(
-                    "matrices between all tokens need the maps of all blocks at once, which "
-                    'checkpointing is not to keep: use granularity="input" or "token" without '
-                    "row_normalize, or checkpointing=False"
-                )
-            used = self._used(recording, start_layer)
-            return self._checkpointed(
-                recording, recording.log, start, inputs, used, granularity, keep_identity
+    def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
+        if recording.log is None:
+            return super()._explained(recording, start, view)
+        if view.needs_matrices:
+            raise ValueError(
+                "matrices between all tokens need the maps of all blocks at once, which "
+                'checkpointing is not to keep: use granularity="input" or "token" without '
+                "row_normalize, or checkpointing=False"
             )
-        return super()._rolled_out(
-            recording, start, inputs, start_layer, granularity, row_normalize, keep_identity
-        )
-
-    def _checkpointed(
-        self,
-        recording: Recording,
-        log: Log,
-        start: Tensor,
-        inputs: Any,
-        used: Sequence[AttentionStep],
-        granularity: views.Granularity,
-        keep_identity: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """The first target's map is made together with all others', which are kept for later."""
+        # The first target's map is made together with all others', which are kept for later.
         if not recording.together:
             found = rolled_out(
                 recording,
-                log,
-                inputs,
-                granularity,
-                {step.index for step in used},
+                recording.log,
+                view,
+                {step.index for step in self._used(recording, view)},
                 self._combined,
                 needs_gradient=self.head_weighting == "gradient",
-                moved=not keep_identity,
             )
             recording.together.update(enumerate(found))
         place = next(n for n, one in enumerate(recording.targets) if one is start)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
+from captum._utils.common import _format_output, _is_tuple
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
@@ -17,11 +19,45 @@ from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
 
-Granularity = Literal["input", "token", "matrix"]
+Granularity: TypeAlias = Literal["input", "token", "matrix"]
+TokenGranularity: TypeAlias = Literal["input", "token"]
 GRANULARITIES = ("input", "token", "matrix")
 
 
-def check_granularity(granularity: str, known: Sequence[str] = GRANULARITIES) -> None:
+@dataclass(frozen=True)
+class View:
+    """What a user wants of an explanation, as ``attribute`` of the methods has it.
+
+    Args:
+        inputs: all of them, whatever piece is explained at a time.
+        granularity: one of :data:`GRANULARITIES`.
+        internal_batch_size: how many examples at a time; None for all.
+        start_layer: as of :meth:`RolloutAttribution.attribute`.
+        row_normalize: likewise.
+        keep_identity: likewise.
+        show_progress: as of :meth:`AttentionFlow.attribute`.
+    """
+
+    inputs: Any
+    granularity: Granularity = "input"
+    internal_batch_size: int | None = None
+    start_layer: int = 0
+    row_normalize: bool = False
+    keep_identity: bool = False
+    show_progress: bool = False
+
+    @property
+    def needs_matrices(self) -> bool:
+        """Whether matrices between all tokens are multiplied, rather than mass carried down."""
+        return self.granularity == "matrix" or self.row_normalize
+
+    def formatted(self, maps: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Maps of the inputs, as a tuple if the inputs are one; or the only map of the tokens."""
+        as_tuple = self.granularity == "input" and _is_tuple(self.inputs)
+        return _format_output(as_tuple, tuple(one.detach() for one in maps))
+
+
+def check_granularity(granularity: str, known: Sequence[str]) -> None:
     """Raise for a granularity that does not exist."""
     if granularity not in known:
         raise ValueError(f"granularity must be one of {known}, found {granularity!r}")

@@ -251,7 +251,7 @@ class _Examined:
         name, claim = "matrix", "the row over tokens is that of C − I"
         if not isinstance(self.attribution, RolloutAttribution):
             return Check.skipped(name, claim, f"{self.method} has no matrix C")
-        used = self.attribution._used(recording, 0)
+        used = self.attribution._used(recording, views.View(self.inputs))
         try:
             maps = self.attribution._maps(recording, start, used)
             matrices = attention_matrices(recording, used, maps)

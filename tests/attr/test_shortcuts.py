@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from captum_transformer_lrp import (
     AttentionFlow,
     AttentionGradCam,
     AttentionRollout,
+    BiAttention,
+    LeGrad,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
@@ -40,6 +43,8 @@ METHODS = [
     PartialLRP,
     RawAttention,
     TransformerLRP,
+    LeGrad,
+    partial(BiAttention, n_steps=2),
 ]
 
 
