@@ -19,7 +19,7 @@ from PIL import Image
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.outputs import check_output_folder
-from captum_transformer_lrp.cli.provenance import fingerprinted
+from captum_transformer_lrp.cli.provenance import ready
 from captum_transformer_lrp.cli.report import HOW_TO_READ
 from captum_transformer_lrp.names import (
     BUNDLED_IMAGE_MODEL,
@@ -83,8 +83,8 @@ def demo(
         from captum_transformer_lrp.models import load_image_model, load_text_model
         from captum_transformer_lrp.visualization import report_html
 
-        images = fingerprinted(load_image_model(BUNDLED_IMAGE_MODEL))
-        texts = fingerprinted(load_text_model(BUNDLED_TEXT_MODEL))
+        images = ready(load_image_model(BUNDLED_IMAGE_MODEL), None)
+        texts = ready(load_text_model(BUNDLED_TEXT_MODEL), None)
         scenes = {scene.name: scene for scene in examples.scenes()}
         _write_scenes(list(scenes.values()), output / "scenes")
         main_scene = scenes.pop(SCENE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import typer
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -42,3 +44,25 @@ def as_json(found: OfClasses, output: Path) -> dict[str, Any]:
         "explained": [each.as_json() for each in found.explained],
         "output": str(output),
     }
+
+
+def tell(
+    found: OfClasses, result: Mapping[str, Any], output: Path, as_json: bool, *more: RenderableType
+) -> None:
+    """Print what was found.
+
+    Args:
+        found: the result.
+        result: the same as `--json` prints it.
+        output: what was written.
+        as_json: whether JSON is asked for.
+        more: what is printed below the table of classes.
+    """
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    console = Console()
+    print_predictions(console, found.predictions, found.explained)
+    for one in more:
+        console.print(one)
+    typer.echo(printable(f"wrote {output}"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captum_transformer_lrp.cli import options, writing
 from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.files import (
@@ -21,35 +21,8 @@ from captum_transformer_lrp.cli.files import (
     photos_in,
     read_text,
 )
-from captum_transformer_lrp.cli.options import (
-    DEFAULT_IMAGE_MODEL,
-    Checkpoint,
-    Device,
-    Frames,
-    Json,
-    Language,
-    MaxPixels,
-    MethodOptions,
-    SpecialTokens,
-    Targets,
-    TopK,
-    TrustRemoteCode,
-    complete_image_model,
-    complete_text_model,
-    how_many,
-    to_device,
-    to_frames,
-)
 from captum_transformer_lrp.cli.outputs import check_output
-from captum_transformer_lrp.cli.provenance import fingerprinted
-from captum_transformer_lrp.cli.writing import (
-    Continuation,
-    Contrast,
-    Generate,
-    Hops,
-    Seen,
-    Writing,
-)
+from captum_transformer_lrp.cli.provenance import ready
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
 from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
 from captum_transformer_lrp.result import PAGE_SUFFIXES, as_footer, write_whole
@@ -79,37 +52,38 @@ def report(
     ] = None,
     image_model: Annotated[
         str,
-        typer.Option(
-            help="What explains images: a timm name, a Hugging Face name, a folder, or "
-            "bundled/scenes.",
-            autocompletion=complete_image_model,
+        options.model_option(
+            "--image-model",
+            "What explains images: a timm name, a Hugging Face name, a folder, or bundled/scenes.",
+            options.complete_image_model,
         ),
-    ] = DEFAULT_IMAGE_MODEL,
+    ] = options.DEFAULT_IMAGE_MODEL,
     text_model: Annotated[
         str,
-        typer.Option(
-            help="What explains texts: a Hugging Face name, a folder, or bundled/sentiment.",
-            autocompletion=complete_text_model,
+        options.model_option(
+            "--text-model",
+            "What explains texts: a Hugging Face name, a folder, or bundled/sentiment.",
+            options.complete_text_model,
         ),
     ] = BUNDLED_TEXT_MODEL,
-    checkpoint: Checkpoint = None,
-    generate: Generate = None,
-    continuation: Continuation = None,
-    contrast: Contrast = None,
-    hops: Hops = None,
-    images: Seen = None,
-    target: Targets = None,
-    top_k: TopK = None,
-    method: MethodOptions = None,
+    checkpoint: options.Checkpoint = None,
+    generate: writing.Generate = None,
+    continuation: writing.Continuation = None,
+    contrast: writing.Contrast = None,
+    hops: writing.Hops = None,
+    images: writing.Seen = None,
+    target: options.Targets = None,
+    top_k: options.TopK = None,
+    method: options.MethodOptions = None,
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Explanations",
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    lang: Language = "en",
-    special_tokens: SpecialTokens = False,
-    frame: Frames = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    trust_remote_code: TrustRemoteCode = False,
-    device: Device = "cpu",
-    as_json: Json = False,
+    lang: options.Language = "en",
+    special_tokens: options.SpecialTokens = False,
+    frame: options.Frames = None,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    trust_remote_code: options.TrustRemoteCode = False,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
 ) -> None:
     """Write one HTML page of images and texts, explained for several classes by several methods.
 
@@ -133,19 +107,19 @@ def report(
         if not files and not texts:
             raise UsageError("found nothing to explain: give files, folders or --text")
         check_output(output, PAGE_SUFFIXES, [*files, *(images or ()), checkpoint])
-        writing = Writing(
-            generate, continuation, contrast, hops, images or (), target or (), method or (),
-            {"special_tokens": special_tokens},
-        )  # fmt: skip
-        if writing.is_asked:
-            writing.check(text_model)
-        methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
-        asked: dict[str, Any] = {"method": methods, "target": target, **how_many(top_k, 2)}
         of_words: dict[str, Any] = {"special_tokens": special_tokens}
+        written = writing.Writing(
+            generate, continuation, contrast, hops, images or (), target or (), method or (),
+            of_words,
+        )  # fmt: skip
+        if written.is_asked:
+            written.check(text_model)
+        methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
+        asked: dict[str, Any] = {"method": methods, "target": target, **options.how_many(top_k, 2)}
         everything: list[Photo | Path | str] = []
         for file in files:
             text_file = has_suffix(file, TEXT_SUFFIXES)
-            found = photos_in([file], to_frames(frame), max_pixels=max_pixels)
+            found = photos_in([file], options.to_frames(frame), max_pixels=max_pixels)
             everything += [file] if text_file else found
         everything += texts
 
@@ -154,24 +128,20 @@ def report(
         of_images = of_texts = writer = None
         footers = []
         if any(isinstance(one, Photo) for one in everything):
-            of_images = fingerprinted(
-                load_image_model(
-                    image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
-                ),
-                checkpoint,
+            of_images = load_image_model(
+                image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
             )
-            of_images.model.to(where)
+            of_images = ready(of_images, where, checkpoint)
             footers.append(provenance(of_images, **asked))
         if not all(isinstance(one, Photo) for one in everything):
-            if writing.is_asked:
-                writer = writing.load(text_model, where, trust_remote_code=trust_remote_code)
-                footers.append(provenance(writer, writing.method))
+            if written.is_asked:
+                writer = written.load(text_model, where, trust_remote_code=trust_remote_code)
+                footers.append(provenance(writer, written.method))
             else:
                 of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
-                of_texts = fingerprinted(of_texts)
-                of_texts.model.to(where)
+                of_texts = ready(of_texts, where)
                 footers.append(provenance(of_texts, **asked, **of_words))
-        explainers = _Explainers(asked, of_words, of_images, of_texts, max_pixels, writing, writer)
+        explainers = _Explainers(asked, of_words, of_images, of_texts, max_pixels, written, writer)
         sections, failed = each_of(everything, explainers.section, "explaining")
         if failed:
             sections.append(_failures(failed))
@@ -185,15 +155,14 @@ def report(
             footer=as_footer(*footers),
         )
         write_whole(output, page)
-        if as_json:
-            result = {
-                "methods": methods,
-                "sections": [section.title for section in sections],
-                "failed": failed,
-                "output": str(output),
-            }
-            typer.echo(json.dumps(result, indent=2))
-        finish(sections[: len(sections) - bool(failed)], failed, output, as_json)
+        result = {
+            "methods": methods,
+            "sections": [section.title for section in sections],
+            "failed": failed,
+            "output": str(output),
+        }
+        worked = sections[: len(sections) - bool(failed)]
+        finish(worked, failed, output, result if as_json else None)
 
 
 @dataclass(frozen=True)
@@ -215,7 +184,7 @@ class _Explainers:
     of_images: ImageModel | None
     of_texts: TextModel | None
     max_pixels: int
-    writing: Writing
+    writing: writing.Writing
     writer: LanguageModel | None
 
     def section(self, one: Photo | Path | str) -> Section:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.options import MapFormat
-from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
+from captum_transformer_lrp.cli.provenance import ready, save
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, WRITTEN_TEXT_METHOD
 from captum_transformer_lrp.photos import read_photo
 from captum_transformer_lrp.printing import printable
@@ -113,8 +113,7 @@ class Writing:
 
         sees = bool(self.images)
         loaded = load_language_model(model, sees=sees, trust_remote_code=trust_remote_code)
-        loaded.model.to(device)
-        return fingerprinted(loaded)
+        return ready(loaded, device)
 
     def explained(self, loaded: LanguageModel, text: str) -> GenerationResult:
         """What each word that follows a text comes from."""
@@ -151,8 +150,7 @@ def tell(
     """
     from captum_transformer_lrp.visualization.generation import table_of
 
-    for one in [output, *maps_beside(output, maps)]:
-        story.save(one, lang=lang)
+    save(story, output, maps, lang)
     if as_json:
         typer.echo(json.dumps({**json.loads(story.to_json()), "output": str(output)}, indent=2))
         return
