@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.attention_rollout import HeadFusion, check_head_fusion
+from captum_transformer_lrp.attr.attention_rollout import HeadFusion
 from captum_transformer_lrp.attr.base import (
     AttributeOptions,
     Inputs,
@@ -93,7 +93,7 @@ class AttentionFlow(RecordedAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, **settings)
-        check_head_fusion(head_fusion)
+        views.check_choice("head_fusion", head_fusion, HeadFusion)
         self.head_fusion = head_fusion
 
     @overload
@@ -183,7 +183,7 @@ class AttentionFlow(RecordedAttribution):
         def explained(recording: Recording, start: Tensor) -> Any:
             def row_of(steps: views.Pass) -> Tensor:
                 # Without attention all mass stays where the model reads its answer from.
-                readout = views.token_mass(recording, start, steps=steps).detach()
+                readout = views.token_mass(recording, start, steps).detach()
                 for last, before, flow in known:
                     if last is steps[-1] and torch.equal(before, readout):
                         return flow

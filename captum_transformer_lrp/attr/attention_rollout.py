@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -62,7 +62,7 @@ class AttentionRollout(RolloutAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, **settings)
-        check_head_fusion(head_fusion)
+        views.check_choice("head_fusion", head_fusion, HeadFusion)
         if not 0 <= discard_ratio < 1:
             raise ValueError(f"discard_ratio must be at least 0 and below 1; found {discard_ratio}")
         self.head_fusion = head_fusion
@@ -83,12 +83,6 @@ class AttentionRollout(RolloutAttribution):
             fused = fused.expand_as(views.per_head(attention, step))
             maps[step.index] = views.as_attention(fused, step)
         return maps
-
-
-def check_head_fusion(head_fusion: str) -> None:
-    """Raise for a head fusion that does not exist."""
-    if head_fusion not in get_args(HeadFusion):
-        raise ValueError(f"head_fusion must be one of {get_args(HeadFusion)}: {head_fusion!r}")
 
 
 def _without_lowest(maps: Tensor, ratio: float) -> Tensor:

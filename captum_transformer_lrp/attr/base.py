@@ -25,7 +25,7 @@ from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.graph.values import is_finite
 from captum_transformer_lrp.engine.lineage.passes import beside, passes
-from captum_transformer_lrp.engine.phases import ALL_PHASES
+from captum_transformer_lrp.engine.phases import ALL_PHASES, Rollout
 from captum_transformer_lrp.engine.phases.walk import backward_to_each
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.watch.checks import tensors_of
@@ -117,7 +117,7 @@ class RecordedAttribution(Attribution):
     multiplies_by_inputs: bool = True
     """Whether contributions of the input are attributed, rather than sensitivities to it."""
 
-    granularities: Sequence[str] = ("input", "token")
+    granularities: Any = views.TokenGranularity
     preset: Preset | None = None
     propagates_relevance: bool = False
     needs_attention: bool = True
@@ -306,7 +306,7 @@ class RecordedAttribution(Attribution):
 
     def _of_targets(self, targets: Sequence[Any], additional: Any, view: views.View) -> list[Any]:
         """Each target's map, of as many examples at a time as the view says."""
-        views.check_granularity(view.granularity, self.granularities)
+        views.check_choice("granularity", view.granularity, self.granularities)
         tensors_of(view.inputs)
         targets = [plain(target) for target in targets]
         parts = [
@@ -381,7 +381,7 @@ class RolloutAttribution(RecordedAttribution):
     A subclass says in :meth:`_maps` which map each attention takes part with.
     """
 
-    granularities = views.GRANULARITIES
+    granularities = views.Granularity
 
     @overload
     def attribute(
@@ -534,7 +534,7 @@ class SingleAttentionAttribution(RecordedAttribution):
         settings: likewise ``rules``, ``stabilizer``, ``strict`` and ``dtype``.
     """
 
-    granularities = views.GRANULARITIES
+    granularities = views.Granularity
 
     def __init__(
         self,
@@ -662,13 +662,21 @@ def mass_view(
 ) -> Tensor | tuple[Tensor, ...]:
     """The mass that a seed at the logits sends to tokens or inputs.
 
-    Takes the arguments of :func:`~captum_transformer_lrp.attr.views.input_mass`.
+    Args:
+        recording: the forward pass.
+        start: the seed.
+        view: which of the two is wanted.
+        maps: as of :class:`~captum_transformer_lrp.engine.phases.Rollout`.
+        moved: whether to leave out what no attention has moved.
+        through: bits of attentions that mass must go through, not around.
     """
-    if view.granularity == "token":
-        row = views.token_mass(recording, start, maps, moved=moved, through=through)
-        return row.detach()
-    found = views.input_mass(recording, recording.output, start, maps, moved=moved, through=through)
-    return view.formatted(found)
+    of_tokens = view.granularity == "token"
+    wanted = [views.token_stream(recording)] if of_tokens else recording.all_leaves
+    rollout = Rollout(maps, through=through, reaches_pixels=not of_tokens)
+    arrived = views.carried(recording, rollout, recording.output, start, wanted, moved=moved)
+    if of_tokens:
+        return views.summed_by_token(recording, arrived[0]).detach()
+    return view.formatted(views.at_inputs(recording, arrived))
 
 
 def row_view(

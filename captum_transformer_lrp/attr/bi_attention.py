@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from captum._utils.common import _format_tensor_into_tuples
@@ -16,6 +16,7 @@ from captum_transformer_lrp.attr.base import (
     Settings,
     gradients,
     row_view,
+    split_arguments,
     sum_all,
 )
 from captum_transformer_lrp.attr.embeddings import FromEmbeddings
@@ -93,8 +94,7 @@ class BiAttention(RecordedAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, **settings)
-        if perception not in get_args(Perception):
-            raise ValueError(f"perception must be one of {get_args(Perception)}: {perception!r}")
+        views.check_choice("perception", perception, Perception)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, found {n_steps}")
         self.perception = perception
@@ -152,13 +152,9 @@ class BiAttention(RecordedAttribution):
                 "BiAttention scales its inputs, and token ids among several inputs cannot be: "
                 "give their embeddings"
             )
-        names: tuple[str, ...] = ()
-        rest: tuple[Any, ...] = ()
-        if isinstance(additional, Mapping):
-            names, rest = tuple(additional), tuple(additional.values())
-        elif additional is not None:
-            rest = additional if isinstance(additional, tuple) else (additional,)
-        return FromEmbeddings(self.forward_func, names), (values[0], *rest)
+        args, named = split_arguments(additional)
+        forward = FromEmbeddings(self.forward_func, tuple(named))
+        return forward, (values[0], *args, *named.values())
 
     def _perceived(self, recording: Recording, start: Tensor) -> Tensor:
         """P − I, (N, S, S)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -64,8 +64,7 @@ class LibraGradient(TransformerLRP):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, preset="libra", start="logit", **settings)
-        if aggregation not in get_args(Aggregation):
-            raise ValueError(f"aggregation must be one of {get_args(Aggregation)}: {aggregation!r}")
+        views.check_choice("aggregation", aggregation, Aggregation)
         self.aggregation = aggregation
         self.keeps_streams = self.needs_attention = aggregation != "input"
 

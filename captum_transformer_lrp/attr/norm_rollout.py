@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -86,14 +86,11 @@ class NormRollout(TokenAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, **settings)
-        if contribution not in get_args(Contribution):
-            raise ValueError(
-                f"contribution must be one of {get_args(Contribution)}: {contribution!r}"
-            )
+        views.check_choice("contribution", contribution, Contribution)
         self.contribution = contribution
 
     def _token_values(self, recording: Recording, start: Tensor, steps: views.Pass) -> Tensor:
-        row = views.token_mass(recording, start, steps=steps).detach().unsqueeze(1)
+        row = views.token_mass(recording, start, steps).detach().unsqueeze(1)
         for step, residual in reversed(one_sequence(recording, steps)):
             row = row @ self._contributions(recording, step, residual)
         return row.squeeze(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from typing_extensions import Unpack
@@ -104,10 +104,7 @@ class TransformerAttribution(RolloutAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, epsilon=epsilon, **settings)
-        if head_weighting not in get_args(HeadWeighting):
-            raise ValueError(
-                f"head_weighting must be one of {get_args(HeadWeighting)}: {head_weighting!r}"
-            )
+        views.check_choice("head_weighting", head_weighting, HeadWeighting)
         if layers is not None and not layers:
             raise ValueError("layers must name at least one attention, or be None for all of them")
         self.checkpointing = checkpointing
@@ -145,7 +142,7 @@ class TransformerAttribution(RolloutAttribution):
             ['blocks.0.attn', ..., 'cls_token', 'pos_embed']
         """
         view = views.View(inputs, granularity, None, start_layer, row_normalize, keep_identity)
-        views.check_granularity(granularity, self.granularities)
+        views.check_choice("granularity", granularity, self.granularities)
         if self.checkpointing:
             raise ValueError(
                 "explain() returns the maps of all blocks, which checkpointing is not to have in "

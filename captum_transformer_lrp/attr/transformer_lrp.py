@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from captum.attr._utils.common import _sum_rows
@@ -96,10 +96,10 @@ class TransformerLRP(RecordedAttribution):
         if input_range is not None:
             chosen = chosen.with_input_range(*input_range)
         self.preset: Preset = chosen
-        if start not in (None, *get_args(Start)):
-            raise ValueError(f"start must be None or one of {get_args(Start)}, found {start!r}")
-        if contrast is not None and contrast not in get_args(Contrast):
-            raise ValueError(f"contrast must be None or one of {get_args(Contrast)}: {contrast!r}")
+        if start is not None:
+            views.check_choice("start", start, Start)
+        if contrast is not None:
+            views.check_choice("contrast", contrast, Contrast)
         self.start: Start = chosen.start if start is None else start
         self.contrast = contrast
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from captum._utils.common import _format_output, _is_tuple
@@ -21,7 +21,6 @@ from captum_transformer_lrp.rules.examples import Examples
 
 Granularity: TypeAlias = Literal["input", "token", "matrix"]
 TokenGranularity: TypeAlias = Literal["input", "token"]
-GRANULARITIES = ("input", "token", "matrix")
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class View:
 
     Args:
         inputs: all of them, whatever piece is explained at a time.
-        granularity: one of :data:`GRANULARITIES`.
+        granularity: ``"input"``, ``"token"`` or ``"matrix"``.
         internal_batch_size: how many examples at a time; None for all.
         start_layer: as of :meth:`RolloutAttribution.attribute`.
         row_normalize: likewise.
@@ -57,52 +56,39 @@ class View:
         return _format_output(as_tuple, tuple(one.detach() for one in maps))
 
 
-def check_granularity(granularity: str, known: Sequence[str]) -> None:
-    """Raise for a granularity that does not exist."""
-    if granularity not in known:
-        raise ValueError(f"granularity must be one of {known}, found {granularity!r}")
+def check_choice(name: str, found: object, choices: Any) -> None:
+    """Raise unless an argument is one of the texts of a Literal type."""
+    if found not in get_args(choices):
+        raise ValueError(f"{name} must be one of {get_args(choices)}, found {found!r}")
 
 
-def input_mass(
+def carried(
     recording: Recording,
+    rollout: Rollout,
     origin: Tensor,
     seed: Tensor,
-    maps: Mapping[int, Tensor] | None = None,
+    wanted: Sequence[Tensor],
     *,
     moved: bool = False,
-    through: int = 0,
-) -> tuple[Tensor, ...]:
-    """Carry mass from ``origin`` down to the inputs.
+) -> list[Tensor]:
+    """Carry mass from ``origin`` down to the tensors ``wanted``.
 
-    Args:
-        recording: the forward pass.
-        origin: where mass starts, on the tape.
-        seed: how much, of the shape of ``origin``.
-        maps: as of :class:`~captum_transformer_lrp.engine.phases.Rollout`; None for no attention.
-        moved: whether to leave out what no attention has moved.
-        through: bits of attentions that mass must go through, not around.
+    With ``moved`` what no attention has moved is left out.
+    """
+    if moved:
+        return moved_mass(recording.tape, rollout, origin, seed, wanted)
+    return recording.tape.backward(rollout, origin, seed, wanted)
+
+
+def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+    """Carry mass from the tensor ``origin`` down to the inputs, around all attentions.
 
     Returns:
         A map for each input, shaped as it is: for images the mass of the patch grid, bilinearly
         upsampled and spread evenly over the channels; for embeddings spread evenly over their
         features; for token ids (N, S).
     """
-    rollout = Rollout(maps, through=through)
-    arrived = _carried(recording, rollout, origin, seed, recording.all_leaves, moved)
-    return at_inputs(recording, arrived)
-
-
-def _carried(
-    recording: Recording,
-    rollout: Rollout,
-    origin: Tensor,
-    seed: Tensor,
-    wanted: Sequence[Tensor],
-    moved: bool,
-) -> list[Tensor]:
-    if moved:
-        return moved_mass(recording.tape, rollout, origin, seed, wanted)
-    return recording.tape.backward(rollout, origin, seed, wanted)
+    return at_inputs(recording, carried(recording, Rollout(), origin, seed, recording.all_leaves))
 
 
 def at_inputs(recording: Recording, arrived_at: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -161,22 +147,9 @@ def token_stream(recording: Recording, steps: Pass | None = None) -> Tensor:
     return found
 
 
-def token_mass(
-    recording: Recording,
-    seed: Tensor,
-    maps: Mapping[int, Tensor] | None = None,
-    *,
-    moved: bool = False,
-    through: int = 0,
-    steps: Pass | None = None,
-) -> Tensor:
-    """Mass that the logits send to each token below the first attention, (N, S).
-
-    Takes the arguments of :func:`input_mass`, and the attentions of a pass.
-    """
-    origin = recording.output
-    mass = at_tokens(recording, origin, seed, steps, maps, moved=moved, through=through)
-    return summed_by_token(recording, mass, steps)
+def token_mass(recording: Recording, seed: Tensor, steps: Pass | None = None) -> Tensor:
+    """Mass that the logits send around all attentions to each token below the first, (N, S)."""
+    return summed_by_token(recording, at_tokens(recording, recording.output, seed, steps), steps)
 
 
 def at_tokens(
@@ -185,14 +158,10 @@ def at_tokens(
     seed: Tensor,
     steps: Pass | None,
     maps: Mapping[int, Tensor] | None = None,
-    *,
-    moved: bool = False,
-    through: int = 0,
 ) -> Tensor:
     """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
-    rollout = Rollout(maps, through=through, reaches_pixels=False)
-    wanted = [token_stream(recording, steps)]
-    return _carried(recording, rollout, origin, seed, wanted, moved)[0]
+    rollout = Rollout(maps, reaches_pixels=False)
+    return carried(recording, rollout, origin, seed, [token_stream(recording, steps)])[0]
 
 
 def summed_by_token(recording: Recording, values: Tensor, steps: Pass | None = None) -> Tensor:

@@ -14,6 +14,7 @@ from captum_transformer_lrp.attr.base import (
     RecordedAttribution,
     RolloutAttribution,
     SingleAttentionAttribution,
+    mass_view,
     split_arguments,
 )
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks
@@ -255,7 +256,9 @@ class _Examined:
         try:
             maps = self.attribution._maps(recording, start, used)
             matrices = attention_matrices(recording, used, maps)
-            row = views.token_mass(recording, start, maps, moved=True)
+            row: Any = mass_view(
+                recording, start, views.View(self.inputs, "token"), maps, moved=True
+            )
             readout = views.token_mass(recording, start)
         except ExplanationError as error:
             return Check.skipped(name, claim, str(error))
