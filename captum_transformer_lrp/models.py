@@ -488,11 +488,7 @@ def _load_hugging_face(
     from transformers import AutoConfig
 
     source = name if checkpoint is None else str(checkpoint)
-    options = {
-        "dtype": torch.float32,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-    }
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if checkpoint is None and not Path(name).is_dir():
         model, misfits = auto.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     else:

@@ -329,13 +329,7 @@ class RecordedAttribution(Attribution):
 
     @abstractmethod
     def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
-        """One target's map.
-
-        Args:
-            recording: the forward pass.
-            start: the seed of the target.
-            view: what of the explanation the user wants.
-        """
+        """The map of the target whose seed is ``start``."""
 
     def _used(self, recording: Recording, view: views.View) -> Sequence[AttentionStep]:
         """The attentions that a map is made of."""
@@ -486,13 +480,7 @@ class RolloutAttribution(RecordedAttribution):
     def _maps(
         self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]
     ) -> dict[int, Tensor]:
-        """The map by which every step of ``used`` carries mass, by its index.
-
-        Args:
-            recording: the forward pass.
-            start: the seed of the target.
-            used: the attentions that take part.
-        """
+        """The map by which every attention of ``used`` carries mass, by its index."""
 
     def _used(self, recording: Recording, view: views.View) -> list[AttentionStep]:
         """The attentions that take part: of each pass those from ``start_layer`` on."""

@@ -22,11 +22,7 @@ from captum_transformer_lrp.attr.base import (
 from captum_transformer_lrp.attr.embeddings import FromEmbeddings
 from captum_transformer_lrp.attr.matrices import rollout_parts
 from captum_transformer_lrp.attr.targets import predicted
-from captum_transformer_lrp.attr.token_attribution import (
-    by_token,
-    maps_of,
-    one_sequence,
-)
+from captum_transformer_lrp.attr.token_attribution import by_token, maps_of, one_sequence
 from captum_transformer_lrp.attr.transformed_values import transformed_values
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
 from captum_transformer_lrp.engine.recording import Recording

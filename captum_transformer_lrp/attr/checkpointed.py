@@ -22,14 +22,9 @@ Combine = Callable[[AttentionStep, Tensor | None, Tensor], Tensor]
 
 @dataclass(eq=False)
 class Descent:
-    """How far one target's explanation has come.
+    """How far one target's explanation has come: what waits for the segment below, by phase.
 
-    Args:
-        relevance: what has arrived in the relevance phase and waits for the segment below.
-        gradient: likewise in the gradient phase.
-        mass: likewise in the rollout phase; of it, what no attention has moved if ``moved`` is
-            given.
-        moved: the rest of it; None if the two are not told apart.
+    ``mass`` is all mass, or what no attention has moved if ``moved`` has the rest.
     """
 
     relevance: Pending
@@ -51,16 +46,7 @@ def rolled_out(
     *,
     needs_gradient: bool,
 ) -> list[Any]:
-    """The maps of all targets of a recording.
-
-    Args:
-        recording: with ``targets``.
-        log: its forward pass.
-        view: what the user wants, without matrices.
-        layers: the attentions that take part, by their place in the order of the forward pass.
-        combined: makes an attention's weighted map.
-        needs_gradient: whether it takes the gradient.
-    """
+    """The maps of all targets of a recording, by the attentions whose places are ``layers``."""
     stream = views.token_stream(recording) if view.granularity == "token" else None
     log.finish([recording.output] if stream is None else [recording.output, stream])
     output = log.number(recording.output)

@@ -18,11 +18,8 @@ def in_chunks(
 ) -> Iterator[tuple[Any, Any, tuple[int, int, int]]]:
     """Cut a batch into pieces of at most ``size`` examples.
 
-    Args:
-        inputs: a tensor or a tuple of tensors.
-        additional_forward_args: anything; tensors in it whose first dimension is that of the batch
-            are cut, too.
-        size: None for a single piece.
+    Tensors in ``additional_forward_args`` whose first dimension is that of the batch are cut, too.
+    Without a size there is one piece.
 
     Yields:
         The piece of the inputs, that of the arguments, and the first example, the one after the

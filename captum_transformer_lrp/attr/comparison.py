@@ -36,6 +36,7 @@ from captum_transformer_lrp.engine.watch.checks import naming_a_missing_batch, t
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.names import OF_THE_PAPER
 
 Method: TypeAlias = str | Attribution | Callable[[Any], Attribution]
 
@@ -70,15 +71,6 @@ METHODS: Final[Mapping[str, Callable[[Any], Attribution]]] = {
     "lime": captum.attr.Lime,
 }
 """The methods that :func:`compare` knows by name."""
-
-OF_THE_PAPER: Final = (
-    "attention_rollout",
-    "raw_attention",
-    "attention_gradcam",
-    "transformer_lrp",
-    "partial_lrp",
-    "transformer_attribution",
-)
 
 # Features along each side of an image, for methods that remove one at a time: a patch of 16 pixels
 # for images of 224.
@@ -185,11 +177,7 @@ def compare(
 class _Arguments:
     """What a kind of method is constructed with and called with.
 
-    Args:
-        model: what it explains.
-        inputs: what it attributes to.
-        additional: its ``additional_forward_args``.
-        defaults: values for parameters of ``attribute``, where it has them and the user has none.
+    ``defaults`` are for parameters of ``attribute``, where it has them and the user has none.
     """
 
     model: Callable[..., Any]
@@ -323,9 +311,7 @@ def _answering(prepared: _Prepared, target: Callable[[Tensor], Tensor]) -> _Prep
         return replace(of, model=_Answer(of.model, target))
 
     return replace(
-        prepared,
-        captums=lambda: answering(prepared.captums()),
-        layers=answering(prepared.layers),
+        prepared, captums=lambda: answering(prepared.captums()), layers=answering(prepared.layers)
     )
 
 

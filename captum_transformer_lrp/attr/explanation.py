@@ -84,10 +84,7 @@ class Explanation(Result):
         return {"target": target if not callable(target) else repr(target), **numbers}
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
-        for name, values in (
-            ("attributions", self._each_input()),
-            ("relevances", self.relevances),
-        ):
+        for name, values in (("attributions", self._each_input()), ("relevances", self.relevances)):
             for place, one in enumerate(values):
                 yield (f"{name}/{place}" if len(values) > 1 else name), one
         yield from (("output", self.output), ("total", self.total))

@@ -95,9 +95,7 @@ def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor
 def rollout_parts(matrices: Sequence[Tensor], *, row_normalize: bool) -> tuple[Tensor, Tensor]:
     """C of eq. 14 in two parts: what no attention has moved, and what at least one has.
 
-    Args:
-        matrices: as in :func:`rollout_matrix`.
-        row_normalize: as in :func:`rollout_matrix`.
+    Takes the arguments of :func:`rollout_matrix`.
 
     Returns:
         The diagonal of the first, (N, S), all ones unless rows are normalised; and the second,

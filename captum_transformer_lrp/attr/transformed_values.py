@@ -20,13 +20,9 @@ from captum_transformer_lrp.errors import ExplanationError
 def transformed_values(recording: Recording, step: AttentionStep, residual: Residual) -> Tensor:
     """f(x) of Kobayashi et al. 2020: each head's value vectors times its part of W^O.
 
-    Args:
-        recording: the forward pass.
-        step: an attention of plain maps (N, heads, S, S).
-        residual: the skip connection around it.
-
     Returns:
-        (N, heads, S, D), without the bias of the output projection.
+        (N, heads, S, D), without the bias of the output projection, for an attention of plain maps
+        (N, heads, S, S).
 
     Raises:
         ExplanationError: if the branch is not one affine map, the same for every token.

@@ -243,10 +243,7 @@ class TransformerLRP(RecordedAttribution):
             return [one_hot, (1 - one_hot) / max(output.shape[1] - 1, 1)]
         probability = output.softmax(1)
         of_target = (probability * one_hot).sum(1, keepdim=True)
-        return [
-            one_hot * of_target * (1 - of_target),
-            (1 - one_hot) * of_target * probability,
-        ]
+        return [one_hot * of_target * (1 - of_target), (1 - one_hot) * of_target * probability]
 
     def _arrived(
         self, recording: Recording, one_hot: Tensor, wanted: Sequence[Tensor]

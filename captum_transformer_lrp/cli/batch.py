@@ -58,19 +58,9 @@ def each_of(
 
 
 def finish(
-    results: Sequence[Any],
-    failed: Sequence[Any],
-    output: object,
-    printed: Mapping[str, Any] | None,
+    results: Sequence[Any], failed: Sequence[Any], output: object, printed: Mapping[str, Any] | None
 ) -> None:
-    """Say how many worked; exit with code 1 if any did not.
-
-    Args:
-        results: of those that worked.
-        failed: the others.
-        output: what was written.
-        printed: the JSON object that is printed in the place of a sentence, if one is asked for.
-    """
+    """Say how many worked, or print a JSON object; exit with code 1 if any did not."""
     if printed is not None:
         typer.echo(json.dumps(printed, indent=2))
     else:

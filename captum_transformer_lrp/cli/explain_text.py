@@ -37,8 +37,7 @@ def explain_text_command(
     ] = None,
     model: options.TextModelName = BUNDLED_TEXT_MODEL,
     pair: Annotated[
-        str | None,
-        typer.Option("--pair", help="The second text, for models that take two."),
+        str | None, typer.Option("--pair", help="The second text, for models that take two.")
     ] = None,
     generate: writing.Generate = None,
     continuation: writing.Continuation = None,

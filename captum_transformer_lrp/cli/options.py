@@ -121,8 +121,7 @@ TextModelName: TypeAlias = Annotated[
     ),
 ]
 Checkpoint: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(help="Weights of the image model to use instead of downloaded ones."),
+    Path | None, typer.Option(help="Weights of the image model to use instead of downloaded ones.")
 ]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,
@@ -169,8 +168,7 @@ MethodOption: TypeAlias = Annotated[str, _method_option("What explains")]
 TextMethod: TypeAlias = Annotated[
     str | None,
     _method_option(
-        "What explains",
-        show_default=f"{DEFAULT_METHOD}; for written words {WRITTEN_TEXT_METHOD}",
+        "What explains", show_default=f"{DEFAULT_METHOD}; for written words {WRITTEN_TEXT_METHOD}"
     ),
 ]
 MethodOptions: TypeAlias = Annotated[

@@ -56,9 +56,9 @@ def planned(
     """Where everything is written, checked before the work is done.
 
     Args:
-        output: the file or folder that was asked for; None for one that is named `explanation`.
+        output: the file or folder that was asked for, if any.
         suffixes: what a file's name may end in; the first is that of files in a folder.
-        folder_of: where there is a folder, each input's file and the name that it should have.
+        folder_of: for a folder, each input's file and the name of what is made of it.
         inputs: files that must stay as they are.
         maps: the format of numbers beside each file.
 

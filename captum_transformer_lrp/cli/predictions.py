@@ -49,15 +49,7 @@ def as_json(found: OfClasses, output: Path) -> dict[str, Any]:
 def tell(
     found: OfClasses, result: Mapping[str, Any], output: Path, as_json: bool, *more: RenderableType
 ) -> None:
-    """Print what was found.
-
-    Args:
-        found: the result.
-        result: the same as `--json` prints it.
-        output: what was written.
-        as_json: whether JSON is asked for.
-        more: what is printed below the table of classes.
-    """
+    """Print what was found: `result` as JSON, or a table of classes and `more` below it."""
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return

@@ -21,11 +21,6 @@ def ready(loaded: Loaded, device: torch.device | None, checkpoint: Path | None =
     """The model on its device, with what results are to say of its weights.
 
     `weights_sha256` is of the loaded model's names and numbers, however they were stored.
-
-    Args:
-        loaded: the model.
-        device: where it is to run; None leaves it where it is.
-        checkpoint: the file of its weights, if one was given.
     """
     from captum_transformer_lrp.benchmarks.runner import weights_digest
 

@@ -148,11 +148,7 @@ def report(
         from captum_transformer_lrp.visualization import report_html
 
         page = report_html(
-            sections,
-            title=title,
-            introduction=HOW_TO_READ,
-            lang=lang,
-            footer=as_footer(*footers),
+            sections, title=title, introduction=HOW_TO_READ, lang=lang, footer=as_footer(*footers)
         )
         write_whole(output, page)
         result = {
@@ -167,17 +163,7 @@ def report(
 
 @dataclass(frozen=True)
 class _Explainers:
-    """What makes a section of each input.
-
-    Args:
-        asked: what is asked of every input.
-        of_words: what is asked of texts.
-        of_images: the image model, if there are images.
-        of_texts: the text model, if there are texts.
-        max_pixels: the most pixels of an image.
-        writing: what is asked of a language model.
-        writer: that model, if texts are continued.
-    """
+    """What makes a section of each input: what is asked, and the models, as far as needed."""
 
     asked: Mapping[str, Any]
     of_words: Mapping[str, Any]

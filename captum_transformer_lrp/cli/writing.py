@@ -50,8 +50,7 @@ Hops: TypeAlias = Annotated[
 Seen: TypeAlias = Annotated[
     list[Path] | None,
     typer.Option(
-        "--image",
-        help="A picture for a language model that sees; may be given several times.",
+        "--image", help="A picture for a language model that sees; may be given several times."
     ),
 ]
 
@@ -139,15 +138,7 @@ class Writing:
 def tell(
     story: GenerationResult, output: Path, *, lang: str, maps: MapFormat | None, as_json: bool
 ) -> None:
-    """Write a page of what a language model wrote, and print it.
-
-    Args:
-        story: what it wrote.
-        output: the page.
-        lang: the language of the text.
-        maps: the format of a file of numbers beside the page.
-        as_json: whether one JSON object is all that is printed.
-    """
+    """Write a page of what a language model wrote, and print it."""
     from captum_transformer_lrp.visualization.generation import table_of
 
     save(story, output, maps, lang)
