@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,23 +48,13 @@ def check_methods(methods: str | Sequence[str] | None) -> str | Sequence[str] | 
     return name
 
 
-def complete_method(incomplete: str) -> list[str]:
-    """For the shell's completion.
+def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What completes the beginning of one of some names, for the shell.
 
-    >>> complete_method("attention_r")
-    ['attention_rollout']
+    >>> complete_method("attention_r"), complete_image_model("bund")
+    (['attention_rollout'], ['bundled/scenes'])
     """
-    return [name for name in METHODS if name.startswith(incomplete)]
-
-
-def complete_image_model(incomplete: str) -> list[str]:
-    """For the shell's completion: the bundled model and timm's.
-
-    >>> complete_image_model("bund")
-    ['bundled/scenes']
-    """
-    names = [BUNDLED_IMAGE_MODEL, *timm_architectures()]
-    return [name for name in names if name.startswith(incomplete)]
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 def timm_architectures() -> list[str]:
@@ -85,9 +75,9 @@ def timm_architectures() -> list[str]:
     )
 
 
-def complete_text_model(incomplete: str) -> list[str]:
-    """For the shell's completion: the bundled model."""
-    return [name for name in (BUNDLED_TEXT_MODEL,) if name.startswith(incomplete)]
+complete_method = completing(lambda: METHODS)
+complete_image_model = completing(lambda: [BUNDLED_IMAGE_MODEL, *timm_architectures()])
+complete_text_model = completing(lambda: [BUNDLED_TEXT_MODEL])
 
 
 def model_option(name: str, what: str, complete: Callable[[str], list[str]]) -> Any:
