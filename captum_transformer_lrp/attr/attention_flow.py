@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +17,8 @@ from typing_extensions import Unpack
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.attention_rollout import HeadFusion
 from captum_transformer_lrp.attr.base import (
-    AttributeOptions,
-    Inputs,
     RecordedAttribution,
     Settings,
-    captum_method,
     row_view,
 )
 from captum_transformer_lrp.attr.matrices import attention_matrices
@@ -38,12 +35,6 @@ _EDGES_PER_SECOND = 2.5e7
 _LONG_SECONDS = 10.0
 
 
-class FlowOptions(AttributeOptions, total=False):
-    """What :meth:`AttentionFlow.attribute` takes besides the granularity."""
-
-    show_progress: bool
-
-
 class AttentionFlow(RecordedAttribution):
     r"""Maximum flow from where the model reads its answer to each token of the input.
 
@@ -55,12 +46,14 @@ class AttentionFlow(RecordedAttribution):
     where the I is the skip connection.  A token's attribution is the greatest flow that the edges
     can carry to it from the token that the model reads its answer from.  Where it reads several,
     as under mean pooling, each of them lets in as much flow as its weight in what is read.  It is
-    the same for every target that is read from the same tokens.  Entries are between 0 and 1 and
-    have no fixed sum.
+    the same for every target that is read from the same tokens.  Entries are between 0 and 1, as
+    capacities that are rounded to 1e-9, and have no fixed sum.  Models whose attentions are not all
+    between the same tokens, such as windowed ones, are refused.
 
     Each token takes one maximum flow through all edges, so a map costs blocks times tokens cubed,
     and examples come one after the other: four seconds for DeiT-tiny's 197 tokens and 12 blocks.
     Before it starts on what may take ten seconds and more, it logs a warning with its estimate.
+    The progress bar of ``show_progress`` counts tokens.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.
@@ -95,85 +88,6 @@ class AttentionFlow(RecordedAttribution):
         super().__init__(forward_func, **settings)
         views.check_choice("head_fusion", head_fusion, HeadFusion)
         self.head_fusion = head_fusion
-
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input"] = "input",
-        **options: Unpack[FlowOptions],
-    ) -> Inputs: ...
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["token"],
-        **options: Unpack[FlowOptions],
-    ) -> Tensor: ...
-    @captum_method
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input", "token"] = "input",
-        show_progress: bool = False,
-        internal_batch_size: int | None = None,
-    ) -> Inputs | Tensor:
-        """Explain one target for each example of a batch.
-
-        Args:
-            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
-                tuple of such.
-            target: the output to explain, in any form that Captum takes; None explains each
-                example's predicted class.
-            additional_forward_args: as in Captum, or a dictionary of keyword arguments.
-            granularity: ``"input"`` for maps shaped as the inputs, ``"token"`` for (N, S), the
-                flow to every token, special ones included.
-            show_progress: whether to show a progress bar that counts tokens.
-            internal_batch_size: at most so many examples are computed at a time, which bounds the
-                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
-                dimension is that of the batch are cut with it.
-
-        Returns:
-            Attributions of 0 to 1, float32 or as precise as the inputs; a tuple if ``inputs`` is
-            one and ``granularity`` is ``"input"``.  Capacities are rounded to 1e-9.
-
-        Raises:
-            ValueError: for a target or an option that does not fit.
-            ExplanationError: for a model whose attentions are not all between the same tokens,
-                such as windowed ones, or that cannot be explained as it is.
-        """
-        view = views.View(inputs, granularity, internal_batch_size, show_progress=show_progress)
-        return self._of_targets([target], additional_forward_args, view)[0]
-
-    def attribute_targets(
-        self,
-        inputs: Inputs,
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        granularity: views.Granularity = "input",
-        show_progress: bool = False,
-        internal_batch_size: int | None = None,
-    ) -> list[Inputs | Tensor]:
-        """Explain several targets of the same inputs from one forward pass.
-
-        Takes the arguments of :meth:`attribute`, with a list of targets.  Flows are computed once
-        for all targets that are read from the same tokens.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        view = views.View(inputs, granularity, internal_batch_size, show_progress=show_progress)
-        return self._of_targets(targets, additional_forward_args, view)
 
     def _of_piece(
         self, inputs: Any, targets: Sequence[Any], additional: Any, view: views.View

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, overload
 
 import torch
+from captum._utils.progress import progress
 from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
 from captum.log import log_usage
@@ -92,6 +93,7 @@ class AttributeOptions(TypedDict, total=False):
     """What ``attribute`` of all methods takes besides the granularity."""
 
     internal_batch_size: int | None
+    show_progress: bool
 
 
 class RolloutOptions(AttributeOptions, total=False):
@@ -258,6 +260,7 @@ class RecordedAttribution(Attribution):
         *,
         granularity: views.TokenGranularity = "input",
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs | Tensor:
         """Explain one target for each example of a batch.
 
@@ -272,6 +275,7 @@ class RecordedAttribution(Attribution):
             internal_batch_size: at most so many examples are computed at a time, which bounds the
                 memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
                 dimension is that of the batch are cut with it.
+            show_progress: whether to show a progress bar that counts those parts of the batch.
 
         Returns:
             Attributions, float32 or as precise as the inputs; a tuple if ``inputs`` is one and
@@ -282,7 +286,7 @@ class RecordedAttribution(Attribution):
             ExplanationError: for a model that cannot be explained as it is; the message says what
                 to do.
         """
-        view = views.View(inputs, granularity, internal_batch_size)
+        view = views.View(inputs, granularity, internal_batch_size, show_progress)
         return self._of_targets([target], additional_forward_args, view)[0]
 
     def attribute_targets(
@@ -293,6 +297,7 @@ class RecordedAttribution(Attribution):
         *,
         granularity: views.Granularity = "input",
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> list[Inputs | Tensor]:
         """Explain several targets of the same inputs from the same forward passes.
 
@@ -301,7 +306,7 @@ class RecordedAttribution(Attribution):
         Returns:
             For each target what :meth:`attribute` returns.
         """
-        view = views.View(inputs, granularity, internal_batch_size)
+        view = views.View(inputs, granularity, internal_batch_size, show_progress)
         return self._of_targets(targets, additional_forward_args, view)
 
     def _of_targets(self, targets: Sequence[Any], additional: Any, view: views.View) -> list[Any]:
@@ -309,9 +314,13 @@ class RecordedAttribution(Attribution):
         views.check_choice("granularity", view.granularity, self.granularities)
         tensors_of(view.inputs)
         targets = [plain(target) for target in targets]
+        pieces = list(in_chunks(view.inputs, additional, view.internal_batch_size))
+        shown: Iterable[Any] = pieces
+        if view.show_progress and len(pieces) > 1:
+            shown = progress(pieces, desc=f"{self.get_name()} attribution", total=len(pieces))
         parts = [
             self._of_piece(some, [chunk_of_target(one, *ends) for one in targets], args, view)
-            for some, args, ends in in_chunks(view.inputs, additional, view.internal_batch_size)
+            for some, args, ends in shown
         ]
         return [joined(of_target) for of_target in zip(*parts, strict=True)]
 
@@ -409,6 +418,7 @@ class RolloutAttribution(RecordedAttribution):
         row_normalize: bool = False,
         keep_identity: bool = False,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs | Tensor:
         """Explain one target for each example of a batch.
 
@@ -435,6 +445,7 @@ class RolloutAttribution(RecordedAttribution):
             internal_batch_size: at most so many examples are computed at a time, which bounds the
                 memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
                 dimension is that of the batch are cut with it.
+            show_progress: whether to show a progress bar that counts those parts of the batch.
 
         Returns:
             Non-negative attributions, float32 or as precise as the inputs; a tuple if ``inputs``
@@ -447,9 +458,8 @@ class RolloutAttribution(RecordedAttribution):
             ExplanationError: for a model that cannot be explained as it is; the message says what
                 to do.
         """
-        view = views.View(
-            inputs, granularity, internal_batch_size, start_layer, row_normalize, keep_identity
-        )
+        rollout = start_layer, row_normalize, keep_identity
+        view = views.View(inputs, granularity, internal_batch_size, show_progress, *rollout)
         return self._of_targets([target], additional_forward_args, view)[0]
 
     def attribute_targets(
@@ -463,6 +473,7 @@ class RolloutAttribution(RecordedAttribution):
         row_normalize: bool = False,
         keep_identity: bool = False,
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> list[Inputs | Tensor]:
         """Explain several targets of the same inputs from one forward pass.
 
@@ -471,9 +482,8 @@ class RolloutAttribution(RecordedAttribution):
         Returns:
             For each target what :meth:`attribute` returns.
         """
-        view = views.View(
-            inputs, granularity, internal_batch_size, start_layer, row_normalize, keep_identity
-        )
+        rollout = start_layer, row_normalize, keep_identity
+        view = views.View(inputs, granularity, internal_batch_size, show_progress, *rollout)
         return self._of_targets(targets, additional_forward_args, view)
 
     @abstractmethod
@@ -564,6 +574,7 @@ class SingleAttentionAttribution(RecordedAttribution):
         *,
         granularity: views.Granularity = "input",
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs | Tensor:
         """Explain one target for each example of a batch.
 
@@ -578,6 +589,7 @@ class SingleAttentionAttribution(RecordedAttribution):
             internal_batch_size: at most so many examples are computed at a time, which bounds the
                 memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
                 dimension is that of the batch are cut with it.
+            show_progress: whether to show a progress bar that counts those parts of the batch.
 
         Returns:
             Non-negative attributions; a tuple if ``inputs`` is one and ``granularity`` is
@@ -588,7 +600,7 @@ class SingleAttentionAttribution(RecordedAttribution):
             ExplanationError: for a model that cannot be explained as it is; the message says what
                 to do.
         """
-        view = views.View(inputs, granularity, internal_batch_size)
+        view = views.View(inputs, granularity, internal_batch_size, show_progress)
         return self._of_targets([target], additional_forward_args, view)[0]
 
     def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:

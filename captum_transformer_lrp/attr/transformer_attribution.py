@@ -141,7 +141,8 @@ class TransformerAttribution(RolloutAttribution):
             >>> sorted(explanation.absorbed)  # by attentions, what ε takes
             ['blocks.0.attn', ..., 'cls_token', 'pos_embed']
         """
-        view = views.View(inputs, granularity, None, start_layer, row_normalize, keep_identity)
+        rollout = start_layer, row_normalize, keep_identity
+        view = views.View(inputs, granularity, None, False, *rollout)
         views.check_choice("granularity", granularity, self.granularities)
         if self.checkpointing:
             raise ValueError(

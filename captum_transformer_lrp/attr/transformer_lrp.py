@@ -146,6 +146,7 @@ class TransformerLRP(RecordedAttribution):
         return_convergence_delta: bool = False,
         granularity: Literal["input", "token"] = "input",
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Any:
         """Explain one target for each example of a batch.
 
@@ -163,6 +164,7 @@ class TransformerLRP(RecordedAttribution):
             internal_batch_size: at most so many examples are computed at a time, which bounds the
                 memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
                 dimension is that of the batch are cut with it.
+            show_progress: whether to show a progress bar that counts those parts of the batch.
 
         Returns:
             Attributions of either sign; with ``return_convergence_delta`` a pair of them and a
@@ -173,7 +175,7 @@ class TransformerLRP(RecordedAttribution):
             ExplanationError: for a model that cannot be explained as it is; the message says what
                 to do.
         """
-        view = views.View(inputs, granularity, internal_batch_size)
+        view = views.View(inputs, granularity, internal_batch_size, show_progress)
         [(attributions, started)] = super()._of_targets([target], additional_forward_args, view)
         if not return_convergence_delta:
             return attributions

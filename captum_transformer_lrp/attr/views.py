@@ -31,19 +31,19 @@ class View:
         inputs: all of them, whatever piece is explained at a time.
         granularity: ``"input"``, ``"token"`` or ``"matrix"``.
         internal_batch_size: how many examples at a time; None for all.
+        show_progress: whether to show a progress bar.
         start_layer: as of :meth:`RolloutAttribution.attribute`.
         row_normalize: likewise.
         keep_identity: likewise.
-        show_progress: as of :meth:`AttentionFlow.attribute`.
     """
 
     inputs: Any
     granularity: Granularity = "input"
     internal_batch_size: int | None = None
+    show_progress: bool = False
     start_layer: int = 0
     row_normalize: bool = False
     keep_identity: bool = False
-    show_progress: bool = False
 
     @property
     def needs_matrices(self) -> bool:

@@ -64,6 +64,16 @@ def test_a_batch_in_pieces_is_explained_as_a_whole_one(
     assert difference(pieces, whole) < 1e-9
 
 
+def test_progress_counts_the_pieces_of_a_batch(
+    vit_case: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = vit_case.attribute(0, internal_batch_size=2)
+    assert capsys.readouterr().err == ""
+    shown = vit_case.attribute(0, internal_batch_size=2, show_progress=True)
+    assert "2/2" in capsys.readouterr().err
+    assert torch.equal(quiet, shown)
+
+
 def test_a_batch_in_pieces_needs_a_class_for_each_example(vit_case: Any) -> None:
     with pytest.raises(ValueError, match="2 entries, but there are 3 examples"):
         vit_case.attribute([0, 1], internal_batch_size=2)
