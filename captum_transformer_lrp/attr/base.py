@@ -295,7 +295,7 @@ class RecordedAttribution(Attribution):
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
-        granularity: views.Granularity = "input",
+        granularity: views.TokenGranularity = "input",
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> list[Inputs | Tensor]:
@@ -602,6 +602,26 @@ class SingleAttentionAttribution(RecordedAttribution):
         """
         view = views.View(inputs, granularity, internal_batch_size, show_progress)
         return self._of_targets([target], additional_forward_args, view)[0]
+
+    def attribute_targets(
+        self,
+        inputs: Inputs,
+        targets: Sequence[Any],
+        additional_forward_args: Any = None,
+        *,
+        granularity: views.Granularity = "input",
+        internal_batch_size: int | None = None,
+        show_progress: bool = False,
+    ) -> list[Inputs | Tensor]:
+        """Explain several targets of the same inputs from one forward pass.
+
+        Takes the arguments of :meth:`attribute`, with a list of targets.
+
+        Returns:
+            For each target what :meth:`attribute` returns.
+        """
+        view = views.View(inputs, granularity, internal_batch_size, show_progress)
+        return self._of_targets(targets, additional_forward_args, view)
 
     def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
         if view.granularity != "input":

@@ -63,10 +63,8 @@ def rolled_out(
     place = None if stream is None else log.number(stream)
     with closing(log.again()) as segments:
         for segment, replay in segments:
-            used = [step for step in replay.steps if step.index in layers]
-            goes_on = any(layer < segment.attentions for layer in layers)
             found = [
-                _through(recording, descent, segment, replay, used, place, combined, goes_on)
+                _through(recording, descent, segment, replay, place, layers, combined)
                 for descent in descents
             ]
             if place in segment.made:
@@ -83,12 +81,13 @@ def _through(
     descent: Descent,
     segment: Segment,
     replay: Replay,
-    used: Sequence[AttentionStep],
     place: int | None,
+    layers: set[int],
     combined: Combine,
-    goes_on: bool,
 ) -> Tensor | None:
     """Carry one target through one segment; returns the mass at tensor ``place``, if made there."""
+    used = [step for step in replay.steps if step.index in layers]
+    goes_on = any(layer < segment.attentions for layer in layers)
     wanted = [step.attention for step in used]
     maps = {}
     if used or goes_on:

@@ -14,6 +14,8 @@ from captum_transformer_lrp.engine.phases import Arrivals
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
+_INSTEAD = 'use granularity="input" or "token" without row_normalize'
+
 
 def attention_matrices(
     recording: Recording, steps: views.Pass, maps: Mapping[int, Tensor]
@@ -35,21 +37,20 @@ def attention_matrices(
             raise ExplanationError(
                 f"{step.name} attends within windows or between different tokens (its map has "
                 f"shape {tuple(step.attention.shape)}), so there is no one matrix over all tokens: "
-                'use granularity="input" or "token" without row_normalize'
+                f"{_INSTEAD}"
             )
         found[step.index] = (weighted * _shares(recording, step, weighted)).sum(1)
     sizes = {matrix.shape[-1] for matrix in found.values()}
     if len(sizes) > 1:
         raise ExplanationError(
-            f"the attentions are between {sorted(sizes)} tokens, so they have no product: use "
-            'granularity="input" or "token" without row_normalize'
+            f"the attentions are between {sorted(sizes)} tokens, so they have no product: "
+            f"{_INSTEAD}"
         )
     together = blocks(recording.tape, steps)
     if not views.are_same_tokens(recording, together):
         raise ExplanationError(
             f"the tokens of {steps[-1].name} are not those of {steps[0].name}, though there are as "
-            "many, so there is no one matrix over all tokens: use "
-            'granularity="input" or "token" without row_normalize'
+            f"many, so there is no one matrix over all tokens: {_INSTEAD}"
         )
     return [torch.stack([found[step.index] for step in block]).sum(0) for block in together]
 
@@ -65,7 +66,7 @@ def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
     if arrivals.found is None:
         raise ExplanationError(
             f"{step.name} lies below another attention of its block, so there is no one matrix "
-            'over all tokens: use granularity="input" or "token" without row_normalize'
+            f"over all tokens: {_INSTEAD}"
         )
     of_token = stream.branch.numel() / (maps.shape[0] * maps.shape[2])
     return views.per_head(arrivals.found, step)[..., :1] / of_token

@@ -16,6 +16,8 @@ from captum_transformer_lrp.engine.lineage.passes import blocks
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
+_INSTEAD = "use TransformerAttribution or GenericAttention"
+
 
 class TokenAttribution(RecordedAttribution):
     """A method that gives a value to every token of the sequence that all blocks work on.
@@ -52,8 +54,7 @@ def one_sequence(
         if step.residual is None:
             raise ExplanationError(
                 f"no skip connection leads around {step.name}, so it is not known which sequence "
-                "of tokens it works on, which this method is about: use TransformerAttribution or "
-                "GenericAttention"
+                f"of tokens it works on, which this method is about: {_INSTEAD}"
             )
         tokens = step.residual.stream.shape
         square = maps.dim() == 4 and maps.shape[0] == count and maps.shape[2] == maps.shape[3]
@@ -61,8 +62,7 @@ def one_sequence(
             raise ExplanationError(
                 f"{step.name} does not attend from all tokens of the model's one sequence to all "
                 f"of them (its map has shape {tuple(step.attention.shape)}, the sequence "
-                f"{tuple(size)}), which this method is about: use TransformerAttribution or "
-                "GenericAttention"
+                f"{tuple(size)}), which this method is about: {_INSTEAD}"
             )
         found.append((step, step.residual))
     in_blocks = blocks(recording.tape, steps)
@@ -70,14 +70,12 @@ def one_sequence(
         if len(block) > 1:
             raise ExplanationError(
                 f"{' and '.join(step.name for step in block)} attend beside each other, and this "
-                "method is about blocks of one attention: use TransformerAttribution or "
-                "GenericAttention"
+                f"method is about blocks of one attention: {_INSTEAD}"
             )
     if not views.are_same_tokens(recording, in_blocks):
         raise ExplanationError(
             f"the tokens of {steps[-1].name} are not those of {steps[0].name}, though there are as "
-            "many, and this method is about one sequence of tokens: use TransformerAttribution or "
-            "GenericAttention"
+            f"many, and this method is about one sequence of tokens: {_INSTEAD}"
         )
     return found
 

@@ -158,14 +158,11 @@ class TransformerAttribution(RolloutAttribution):
             start = seed(recording.output, target)
             attributions = self._explained(recording, start, view)
             gradient_of = gradients(recording, start, tape.attentions)
-            steps = tape.attentions
-            leaves = recording.all_leaves
-            wanted = [step.attention for step in steps]
-            books = Books()
-            found = tape.backward(Relevance(books), recording.output, start, [*wanted, *leaves])
+            steps, books = tape.attentions, Books()
+            wanted = [*(step.attention for step in steps), *recording.all_leaves]
+            found = tape.backward(Relevance(books), recording.output, start, wanted)
             of_attentions = found[: len(steps)]
-            of_leaves = found[len(steps) :]
-            summed = tuple(recording.at_inputs(of_leaves))
+            summed = tuple(recording.at_inputs(found[len(steps) :]))
             total = sum_all(
                 [value.flatten(1).sum(1) for value in summed] + list(books.shares.values())
             )
@@ -173,23 +170,7 @@ class TransformerAttribution(RolloutAttribution):
                 attributions=attributions,
                 output=recording.output.detach(),
                 target=target,
-                attentions=tuple(
-                    AttentionMaps(
-                        step.name,
-                        *(
-                            views.per_head(value.detach(), step)
-                            for value in (
-                                step.attention,
-                                gradient,
-                                relevance,
-                                self._combined(step, gradient, relevance),
-                            )
-                        ),
-                    )
-                    for step, gradient, relevance in zip(
-                        steps, gradient_of, of_attentions, strict=True
-                    )
-                ),
+                attentions=tuple(map(self._seen, steps, gradient_of, of_attentions)),
                 relevances=summed,
                 absorbed=books.found(),
                 total=total,
@@ -199,6 +180,10 @@ class TransformerAttribution(RolloutAttribution):
             used = self._used(recording, view)
             self._check_reach(recording, maps, inputs, additional_forward_args, used)
             return explanation.to(recording.dtype)
+
+    def _seen(self, step: AttentionStep, gradient: Tensor, relevance: Tensor) -> AttentionMaps:
+        maps = step.attention, gradient, relevance, self._combined(step, gradient, relevance)
+        return AttentionMaps(step.name, *(views.per_head(one.detach(), step) for one in maps))
 
     def _used(self, recording: Recording, view: views.View) -> list[AttentionStep]:
         used = super()._used(recording, view)

@@ -16,10 +16,8 @@ from captum_transformer_lrp.printing import printable
 from captum_transformer_lrp.results.classes import OfClasses, Prediction
 
 
-def print_predictions(
-    console: Console, predictions: Sequence[Prediction], explained: Sequence[Prediction]
-) -> None:
-    """A table of the most probable classes and of those that are explained."""
+def _table(predictions: Sequence[Prediction], explained: Sequence[Prediction]) -> Table:
+    """The most probable classes and those that are explained."""
     from captum_transformer_lrp.visualization.labels import percent
 
     table = Table("class", "index", "probability", "explained")
@@ -33,7 +31,7 @@ def print_predictions(
             "" if row.probability is None else percent(row.probability),
             "yes" if row in explained else "",
         )
-    console.print(table)
+    return table
 
 
 def as_json(found: OfClasses, output: Path) -> dict[str, Any]:
@@ -53,8 +51,6 @@ def tell(
     if as_json:
         typer.echo(json.dumps(result, indent=2))
         return
-    console = Console()
-    print_predictions(console, found.predictions, found.explained)
-    for one in more:
-        console.print(one)
+    for one in (_table(found.predictions, found.explained), *more):
+        Console().print(one)
     typer.echo(printable(f"wrote {output}"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +27,6 @@ from captum_transformer_lrp.result import PAGE_SUFFIXES, as_footer, write_whole
 from captum_transformer_lrp.results.classes import method_names, provenance
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.models import ImageModel, LanguageModel, TextModel
     from captum_transformer_lrp.visualization import Section
 
 _LONGEST_TITLE = 60
@@ -124,8 +121,12 @@ def report(
         everything += texts
 
         from captum_transformer_lrp.models import load_image_model, load_text_model
+        from captum_transformer_lrp.results.image import explain_image
+        from captum_transformer_lrp.results.text import explain_text
+        from captum_transformer_lrp.visualization import report_html
 
-        of_images = of_texts = writer = None
+        of_images: Any = None
+        of_texts: Any = None
         footers = []
         if any(isinstance(one, Photo) for one in everything):
             of_images = load_image_model(
@@ -135,18 +136,26 @@ def report(
             footers.append(provenance(of_images, **asked))
         if not all(isinstance(one, Photo) for one in everything):
             if written.is_asked:
-                writer = written.load(text_model, where, trust_remote_code=trust_remote_code)
-                footers.append(provenance(writer, written.method))
+                of_texts = written.load(text_model, where, trust_remote_code=trust_remote_code)
+                footers.append(provenance(of_texts, written.method))
             else:
                 of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
                 of_texts = ready(of_texts, where)
                 footers.append(provenance(of_texts, **asked, **of_words))
-        explainers = _Explainers(asked, of_words, of_images, of_texts, max_pixels, written, writer)
-        sections, failed = each_of(everything, explainers.section, "explaining")
+
+        def section(one: Photo | Path | str) -> Section:
+            if isinstance(one, Photo):
+                photo = read_photo(one.path, frame=one.frame, max_pixels=max_pixels)
+                return explain_image(of_images, photo, **asked).section(one.name)
+            text = read_text(one) if isinstance(one, Path) else one
+            title = one.name if isinstance(one, Path) else _shortened(one)
+            if written.is_asked:
+                return written.explained(of_texts, text).section(title)
+            return explain_text(of_texts, None, text, **asked, **of_words).section(title)
+
+        sections, failed = each_of(everything, section, "explaining")
         if failed:
             sections.append(_failures(failed))
-        from captum_transformer_lrp.visualization import report_html
-
         page = report_html(
             sections, title=title, introduction=HOW_TO_READ, lang=lang, footer=as_footer(*footers)
         )
@@ -159,35 +168,6 @@ def report(
         }
         worked = sections[: len(sections) - bool(failed)]
         finish(worked, failed, output, result if as_json else None)
-
-
-@dataclass(frozen=True)
-class _Explainers:
-    """What makes a section of each input: what is asked, and the models, as far as needed."""
-
-    asked: Mapping[str, Any]
-    of_words: Mapping[str, Any]
-    of_images: ImageModel | None
-    of_texts: TextModel | None
-    max_pixels: int
-    writing: writing.Writing
-    writer: LanguageModel | None
-
-    def section(self, one: Photo | Path | str) -> Section:
-        """Of an image, a text file or a text."""
-        from captum_transformer_lrp.results.image import explain_image
-        from captum_transformer_lrp.results.text import explain_text
-
-        if isinstance(one, Photo):
-            assert self.of_images is not None
-            photo = read_photo(one.path, frame=one.frame, max_pixels=self.max_pixels)
-            return explain_image(self.of_images, photo, **self.asked).section(one.name)
-        text = read_text(one) if isinstance(one, Path) else one
-        title = one.name if isinstance(one, Path) else _shortened(one)
-        if self.writer is not None:
-            return self.writing.explained(self.writer, text).section(title)
-        assert self.of_texts is not None
-        return explain_text(self.of_texts, None, text, **self.asked, **self.of_words).section(title)
 
 
 def _shortened(text: str) -> str:
