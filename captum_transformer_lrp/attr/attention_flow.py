@@ -14,13 +14,9 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
 from captum_transformer_lrp.attr.attention_rollout import HeadFusion
-from captum_transformer_lrp.attr.base import (
-    RecordedAttribution,
-    Settings,
-    row_view,
-)
+from captum_transformer_lrp.attr.base import RecordedAttribution, Settings
 from captum_transformer_lrp.attr.matrices import attention_matrices
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Rollout
@@ -106,7 +102,7 @@ class AttentionFlow(RecordedAttribution):
                 known.append((steps[-1], readout, flow))
                 return flow
 
-            return row_view(recording, view, row_of)
+            return views.row_view(recording, view, row_of)
 
         return self._each_target(inputs, targets, additional, explained)
 
@@ -117,7 +113,7 @@ class AttentionFlow(RecordedAttribution):
         matrices = attention_matrices(recording, steps, maps)
         if self.head_fusion != "mean":
             matrices = [
-                views.fused_heads(recording, maps[step.index], step, self.head_fusion).squeeze(1)
+                heads.fused_heads(recording, maps[step.index], step, self.head_fusion).squeeze(1)
                 for step in steps
             ]
         identity = torch.eye(matrices[0].shape[-1]).to(matrices[0])

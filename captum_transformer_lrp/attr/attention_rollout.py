@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RolloutAttribution, Settings
+from captum_transformer_lrp.attr import heads, views
+from captum_transformer_lrp.attr.attention_attribution import RolloutAttribution
+from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
@@ -77,11 +78,11 @@ class AttentionRollout(RolloutAttribution):
             if self.head_fusion == "mean" and not self.discard_ratio:
                 maps[step.index] = attention  # the rollout phase takes the mean by itself
                 continue
-            fused = views.fused_heads(recording, attention, step, self.head_fusion)
+            fused = heads.fused_heads(recording, attention, step, self.head_fusion)
             if self.discard_ratio:
                 fused = _without_lowest(fused, self.discard_ratio)
-            fused = fused.expand_as(views.per_head(attention, step))
-            maps[step.index] = views.as_attention(fused, step)
+            fused = fused.expand_as(heads.per_head(attention, step))
+            maps[step.index] = heads.as_attention(fused, step)
         return maps
 
 

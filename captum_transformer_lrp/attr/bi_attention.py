@@ -10,12 +10,11 @@ from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
 from captum_transformer_lrp.attr.base import (
     RecordedAttribution,
     Settings,
     gradients,
-    row_view,
     split_arguments,
     sum_all,
 )
@@ -119,7 +118,7 @@ class BiAttention(RecordedAttribution):
             readout = views.token_mass(recording, start).detach()
             weighed = next(feedback).to(perceived) * perceived
             row = (readout.unsqueeze(1) @ weighed).squeeze(1)
-            return row_view(recording, view, lambda _: row)
+            return views.row_view(recording, view, lambda _: row)
 
         return self._each_target(inputs, named, additional, explained)
 
@@ -160,7 +159,7 @@ class BiAttention(RecordedAttribution):
         if self.perception == "head":
             found = gradients(recording, start, [step for step, _ in used])
             for (step, _), gradient in zip(used, found, strict=True):
-                matrices.append(_by_head(maps_of(step), views.per_head(gradient, step)))
+                matrices.append(_by_head(maps_of(step), heads.per_head(gradient, step)))
         else:
             matrices = [_by_token(recording, step, residual) for step, residual in used]
         return rollout_parts(matrices, row_normalize=False)[1]
@@ -176,7 +175,7 @@ class _LastGradient(RecordedAttribution):
     def _gradient(self, recording: Recording, start: Tensor) -> Tensor:
         step = views.one_pass(recording)[-1]
         (gradient,) = gradients(recording, start, [step])
-        return views.per_head(gradient, step)
+        return heads.per_head(gradient, step)
 
 
 def _given(recording: Recording, inputs: Any) -> list[Tensor]:

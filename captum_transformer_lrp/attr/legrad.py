@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
 from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.attr.token_attribution import (
     TokenAttribution,
@@ -104,7 +104,7 @@ class LeGrad(TokenAttribution):
         """One block's value of every token, (N, S)."""
         tape = recording.tape
         (gradient,) = tape.backward(recording.gradient, output, seed, [step.attention])
-        positive = views.per_head(gradient, step).clamp(min=0) * (maps_of(step) != 0)
+        positive = heads.per_head(gradient, step).clamp(min=0) * (maps_of(step) != 0)
         return mean_of_live(positive.mean(1), live)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.lineage.passes import blocks
 from captum_transformer_lrp.engine.phases import Arrivals
@@ -31,7 +31,7 @@ def attention_matrices(
     """
     count, found = recording.output.shape[0], {}
     for step in steps:
-        weighted = views.per_head(maps[step.index], step)
+        weighted = heads.per_head(maps[step.index], step)
         shape = weighted.shape
         if len(shape) != 4 or shape[0] != count or shape[2] != shape[3]:
             raise ExplanationError(
@@ -69,7 +69,7 @@ def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
             f"over all tokens: {_INSTEAD}"
         )
     of_token = stream.branch.numel() / (maps.shape[0] * maps.shape[2])
-    return views.per_head(arrivals.found, step)[..., :1] / of_token
+    return heads.per_head(arrivals.found, step)[..., :1] / of_token
 
 
 def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from captum_transformer_lrp.attr.base import SingleAttentionAttribution
+from captum_transformer_lrp.attr.attention_attribution import SingleAttentionAttribution
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording

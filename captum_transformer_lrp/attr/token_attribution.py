@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RecordedAttribution, row_view
+from captum_transformer_lrp.attr import heads, views
+from captum_transformer_lrp.attr.base import RecordedAttribution
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
 from captum_transformer_lrp.engine.lineage.passes import blocks
 from captum_transformer_lrp.engine.recording import Recording
@@ -29,7 +29,9 @@ class TokenAttribution(RecordedAttribution):
     keeps_streams = True
 
     def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
-        return row_view(recording, view, lambda steps: self._token_values(recording, start, steps))
+        return views.row_view(
+            recording, view, lambda steps: self._token_values(recording, start, steps)
+        )
 
     @abstractmethod
     def _token_values(self, recording: Recording, start: Tensor, steps: views.Pass) -> Tensor:
@@ -50,7 +52,7 @@ def one_sequence(
     size = views.token_stream(recording, steps).shape
     found = []
     for step in steps:
-        maps = views.per_head(step.attention, step)
+        maps = heads.per_head(step.attention, step)
         if step.residual is None:
             raise ExplanationError(
                 f"no skip connection leads around {step.name}, so it is not known which sequence "
@@ -82,7 +84,7 @@ def one_sequence(
 
 def maps_of(step: AttentionStep) -> Tensor:
     """A, (N, heads, S, S)."""
-    return views.per_head(step.attention.detach(), step)
+    return heads.per_head(step.attention.detach(), step)
 
 
 def live_tokens(step: AttentionStep) -> Tensor:

@@ -8,17 +8,10 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
+from captum_transformer_lrp.attr.attention_attribution import RolloutAttribution, maps_by_gradients
 from captum_transformer_lrp.attr.attention_maps import AttentionMaps
-from captum_transformer_lrp.attr.base import (
-    RolloutAttribution,
-    Settings,
-    check_finite,
-    gradients,
-    maps_by_gradients,
-    relevances,
-    sum_all,
-)
+from captum_transformer_lrp.attr.base import Settings, check_finite, gradients, relevances, sum_all
 from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
@@ -183,7 +176,7 @@ class TransformerAttribution(RolloutAttribution):
 
     def _seen(self, step: AttentionStep, gradient: Tensor, relevance: Tensor) -> AttentionMaps:
         maps = step.attention, gradient, relevance, self._combined(step, gradient, relevance)
-        return AttentionMaps(step.name, *(views.per_head(one.detach(), step) for one in maps))
+        return AttentionMaps(step.name, *(heads.per_head(one.detach(), step) for one in maps))
 
     def _used(self, recording: Recording, view: views.View) -> list[AttentionStep]:
         used = super()._used(recording, view)

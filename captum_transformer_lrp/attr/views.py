@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.lineage.passes import beside, only_pass
+from captum_transformer_lrp.engine.lineage.passes import only_pass, passes
 from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
@@ -266,36 +266,6 @@ def batch_axis(recording: Recording, stream: Tensor) -> int | None:
     return mark.examples.axis
 
 
-def heads_apart(values: Tensor, step: AttentionStep) -> Tensor:
-    """A tensor of an attention as (N, heads, ...), if the model has it so or folds heads into N."""
-    examples = step.mark.examples
-    if values.dim() == 3 and values.shape[0] % examples.count == 0:
-        heads = values.shape[0] // examples.count
-        consecutive = tuple(n for n in range(examples.count) for _ in range(heads))
-        if (
-            examples.count == 1
-            or examples.index == consecutive
-            or (heads == 1 and examples.index is None and examples.axis == 0)
-        ):
-            return values.unflatten(0, (examples.count, heads))
-    return values
-
-
-def per_head(values: Tensor, step: AttentionStep) -> Tensor:
-    """An attention map, or what belongs to it, as (N, heads, queries, keys), if there are such."""
-    axes = step.axes
-    if axes is not None and axes != (-2, -1):
-        values = values.movedim(axes, (-2, -1))
-    return heads_apart(values, step)
-
-
-def as_attention(maps: Tensor, step: AttentionStep) -> Tensor:
-    """The inverse of :func:`per_head`."""
-    axes = (-2, -1) if step.axes is None else step.axes
-    moved = step.attention.movedim(axes, (-2, -1))
-    return maps.reshape(moved.shape).movedim((-2, -1), axes)
-
-
 def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:
     """The attentions that a user has chosen, counted from the input; None for all.
 
@@ -311,32 +281,52 @@ def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:
     return list(range(count)) if layers is None else sorted({layer % count for layer in layers})
 
 
-def check_heads(maps: Sequence[Tensor], steps: Sequence[AttentionStep], count: int) -> None:
-    """Raise unless every map is (N, heads, queries, keys)."""
-    for one, step in zip(maps, steps, strict=True):
-        if one.dim() < 4 or one.shape[0] != count:
-            raise ExplanationError(
-                f"{step.name} has no heads that can be told apart (its map has shape "
-                f"{tuple(step.attention.shape)}, of {count} examples)"
-            )
+def mass_view(
+    recording: Recording,
+    start: Tensor,
+    view: View,
+    maps: Mapping[int, Tensor],
+    *,
+    moved: bool = False,
+    through: int = 0,
+) -> Tensor | tuple[Tensor, ...]:
+    """The mass that a seed at the logits sends to tokens or inputs.
 
-
-def fused_heads(recording: Recording, values: Tensor, step: AttentionStep, fusion: str) -> Tensor:
-    """The mean, max or min over heads, (N, 1, queries, keys).
-
-    Raises:
-        ExplanationError: if the model computes the heads of one attention in several calls.
+    Args:
+        recording: the forward pass.
+        start: the seed.
+        view: which of the two is wanted.
+        maps: as of :class:`~captum_transformer_lrp.engine.phases.Rollout`.
+        moved: whether to leave out what no attention has moved.
+        through: bits of attentions that mass must go through, not around.
     """
-    if len(beside(recording.tape, recording.tape.attentions, step)) > 1:
-        raise ExplanationError(
-            f"{step.name} attends in several calls beside each other, which may be its heads, so "
-            'they cannot be fused: use head_fusion="mean" and no discard_ratio'
-        )
-    maps = per_head(values, step)
-    check_heads([maps], [step], step.mark.examples.count)
-    if fusion == "mean":
-        return maps.mean(1, keepdim=True)
-    return maps.amax(1, keepdim=True) if fusion == "max" else maps.amin(1, keepdim=True)
+    of_tokens = view.granularity == "token"
+    wanted = [token_stream(recording)] if of_tokens else recording.all_leaves
+    rollout = Rollout(maps, through=through, reaches_pixels=not of_tokens)
+    arrived = carried(recording, rollout, recording.output, start, wanted, moved=moved)
+    if of_tokens:
+        return summed_by_token(recording, arrived[0]).detach()
+    return view.formatted(at_inputs(recording, arrived))
+
+
+def row_view(
+    recording: Recording, view: View, row_of: Callable[[Pass], Tensor]
+) -> Tensor | tuple[Tensor, ...]:
+    """A value for every token of a pass, (N, S), as it is or carried on to the inputs.
+
+    Those of several passes add up at the inputs; as they are they have no meaning.
+    """
+    if view.granularity == "token":
+        return row_of(one_pass(recording)).detach()
+    of_passes = []
+    for steps in passes(recording.tape, recording.output):
+        row = row_of(steps).detach()
+        stream = token_stream(recording, steps)
+        spread = spread_over_features(recording, row, steps)
+        of_passes.append(input_mass(recording, stream, spread))
+    return view.formatted(
+        [torch.stack(of_input).sum(0) for of_input in zip(*of_passes, strict=True)]
+    )
 
 
 def are_same_tokens(recording: Recording, in_blocks: Sequence[Pass]) -> bool:

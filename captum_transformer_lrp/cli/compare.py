@@ -13,10 +13,10 @@ from captum_transformer_lrp.cli import options
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import clear_errors
 from captum_transformer_lrp.cli.files import Photo, check_given
-from captum_transformer_lrp.cli.outputs import check_no_input, check_output
+from captum_transformer_lrp.cli.outputs import check_output, planned
 from captum_transformer_lrp.cli.predictions import as_json as to_json
 from captum_transformer_lrp.cli.predictions import tell
-from captum_transformer_lrp.cli.provenance import maps_beside, ready, save
+from captum_transformer_lrp.cli.provenance import ready, save
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
 from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
 from captum_transformer_lrp.printing import check_text
@@ -53,8 +53,7 @@ def compare_image(
     """
     with clear_errors():
         check_given(photo, "image")
-        check_output(output, FIGURE_SUFFIXES, [photo, checkpoint])
-        check_no_input(maps_beside(output, maps), [photo, checkpoint])
+        planned(output, FIGURE_SUFFIXES, (), [photo, checkpoint], maps)
         methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
         picture = read_photo(photo, frame=frame, max_pixels=max_pixels)
 

@@ -10,13 +10,11 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import (
-    RecordedAttribution,
+from captum_transformer_lrp.attr.attention_attribution import (
     RolloutAttribution,
     SingleAttentionAttribution,
-    mass_view,
-    split_arguments,
 )
+from captum_transformer_lrp.attr.base import RecordedAttribution, split_arguments
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks
 from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_parts
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
@@ -256,7 +254,7 @@ class _Examined:
         try:
             maps = self.attribution._maps(recording, start, used)
             matrices = attention_matrices(recording, used, maps)
-            row: Any = mass_view(
+            row: Any = views.mass_view(
                 recording, start, views.View(self.inputs, "token"), maps, moved=True
             )
             readout = views.token_mass(recording, start)
