@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
+import torch
+from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor
-from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.attr.token_attribution import by_token, mean_of, one_sequence
 from captum_transformer_lrp.attr.transformer_lrp import TransformerLRP
 from captum_transformer_lrp.engine.recording import Recording
+from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.registry import Target
 
 Aggregation: TypeAlias = Literal["input", "layers"]
 
@@ -36,8 +38,10 @@ class LibraGradient(TransformerLRP):
             FullGrad+ without its maps of biases (Table 5, *No Bias*): the mean over blocks of
             Input × Grad at the tokens that go into each, for models whose blocks all work on one
             sequence of tokens.
-        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
-            :class:`TransformerAttribution`; ``rules`` go before the preset's.
+        rules: as in :class:`TransformerAttribution`; they go before the preset's.
+        stabilizer: likewise.
+        strict: likewise.
+        dtype: likewise.
 
     Reference:
         Faridoun Mehri et al., *LibraGrad: Balancing Gradient Flow for Universally Better Vision
@@ -61,9 +65,21 @@ class LibraGradient(TransformerLRP):
         forward_func: Callable[..., Any],
         *,
         aggregation: Aggregation = "input",
-        **settings: Unpack[Settings],
+        rules: dict[Target, PropagationRule | type[PropagationRule]] | None = None,
+        stabilizer: Stabilizer | None = None,
+        strict: bool = True,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(forward_func, preset="libra", start="logit", **settings)
+        # By name: TransformerLRP takes more, which would no longer be LibraGrad.
+        super().__init__(
+            forward_func,
+            preset="libra",
+            start="logit",
+            rules=rules,
+            stabilizer=stabilizer,
+            strict=strict,
+            dtype=dtype,
+        )
         views.check_choice("aggregation", aggregation, Aggregation)
         self.aggregation = aggregation
         self.keeps_streams = self.needs_attention = aggregation != "input"
