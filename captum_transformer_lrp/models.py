@@ -187,16 +187,11 @@ def load_text_model(name: str, *, trust_remote_code: bool = False) -> TextModel:
 
     from transformers import AutoModelForSequenceClassification
 
-    if Path(name).is_dir():
-        _folder_config(Path(name))
     with _loading("text", name):
-        if not Path(name).is_dir():
-            check_reachable(name)
-        model = _load_hugging_face(
-            AutoModelForSequenceClassification, name, None, trust_remote_code
+        model, tokenizer = _with_tokenizer(
+            AutoModelForSequenceClassification, name, trust_remote_code
         )
-        tokenizer = _load_tokenizer(name, model, trust_remote_code)
-        return TextModel(name, model.eval(), tokenizer, labels(model.config))
+        return TextModel(name, model, tokenizer, labels(model.config))
 
 
 def load_language_model(
@@ -224,14 +219,11 @@ def load_language_model(
     """
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-    if Path(name).is_dir():
-        _folder_config(Path(name))
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     with _loading("language", name):
-        model = _load_hugging_face(auto, name, None, trust_remote_code)
-        tokenizer = _load_tokenizer(name, model, trust_remote_code)
+        model, tokenizer = _with_tokenizer(auto, name, trust_remote_code)
         processor = _load_processor(name, trust_remote_code) if sees else None
-        return LanguageModel(name, model.eval(), tokenizer, processor=processor)
+        return LanguageModel(name, model, tokenizer, processor=processor)
 
 
 @contextmanager
@@ -488,11 +480,7 @@ def _load_hugging_face(
     from transformers import AutoConfig
 
     source = name if checkpoint is None else str(checkpoint)
-    options = {
-        "dtype": torch.float32,
-        "output_loading_info": True,
-        "ignore_mismatched_sizes": True,
-    }
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     if checkpoint is None and not Path(name).is_dir():
         model, misfits = auto.from_pretrained(name, trust_remote_code=trust_remote_code, **options)
     else:
@@ -523,6 +511,16 @@ def _load_hugging_face(
         sorted(misfits["mismatched_keys"]),
     )
     return model
+
+
+def _with_tokenizer(auto: Any, name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """A model of transformers with its tokenizer, of a folder or of the hub."""
+    if Path(name).is_dir():
+        _folder_config(Path(name))
+    else:
+        check_reachable(name)
+    model = _load_hugging_face(auto, name, None, trust_remote_code)
+    return model.eval(), _load_tokenizer(name, model, trust_remote_code)
 
 
 def _load_tokenizer(name: str, model: Any, trust_remote_code: bool) -> Any:

@@ -55,6 +55,7 @@ def calls(
         assert_type(values.attribute(one, one), Tensor)
         assert_type(values.attribute(two), tuple[Tensor, ...])
         assert_type(values.attribute((one,), granularity="token"), Tensor)
+        assert_type(values.attribute(one, internal_batch_size=1), Tensor)
     flow = AttentionFlow(model)
     assert_type(flow.attribute(two, show_progress=True), tuple[Tensor, ...])
     lrp = TransformerLRP(model)
@@ -64,7 +65,7 @@ def calls(
     assert_type(lrp.attribute(one, return_convergence_delta=True), tuple[Tensor, Tensor])
 
     flow.attribute(one, granularity="matrix")  # type: ignore
-    AttCat(model).attribute(one, internal_batch_size=1)  # type: ignore
+    AttCat(model).attribute(one, granularity="matrix")  # type: ignore
     RawAttention(model).attribute(one, start_layer=1)  # type: ignore
     TransformerAttribution(model).attribute(one, granularity="pixel")  # type: ignore
     TransformerAttribution(model).attribute(one, start_layr=1)  # type: ignore

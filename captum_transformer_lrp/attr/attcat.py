@@ -6,7 +6,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr.base import sum_all
 from captum_transformer_lrp.attr.token_attribution import (
-    OneRecordingAttribution,
+    TokenAttribution,
     by_token,
     live_tokens,
     maps_of,
@@ -17,7 +17,7 @@ from captum_transformer_lrp.attr.views import Pass
 from captum_transformer_lrp.engine.recording import Recording
 
 
-class AttCat(OneRecordingAttribution):
+class AttCat(TokenAttribution):
     r"""Attentive class activation tokens: gradient times hidden state, weighed by attention.
 
     With :math:`h^{(b)}_i` the hidden state of token :math:`i` that goes into block :math:`b`, and

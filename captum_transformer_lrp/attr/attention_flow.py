@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,16 +14,9 @@ from scipy.sparse.csgraph import maximum_flow
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.attention_rollout import HeadFusion, check_head_fusion
-from captum_transformer_lrp.attr.base import (
-    AttributeOptions,
-    Inputs,
-    RecordedAttribution,
-    Settings,
-    captum_method,
-    row_view,
-)
+from captum_transformer_lrp.attr import heads, views
+from captum_transformer_lrp.attr.attention_rollout import HeadFusion
+from captum_transformer_lrp.attr.base import RecordedAttribution, Settings
 from captum_transformer_lrp.attr.matrices import attention_matrices
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Rollout
@@ -38,12 +31,6 @@ _EDGES_PER_SECOND = 2.5e7
 _LONG_SECONDS = 10.0
 
 
-class FlowOptions(AttributeOptions, total=False):
-    """What :meth:`AttentionFlow.attribute` takes besides the granularity."""
-
-    show_progress: bool
-
-
 class AttentionFlow(RecordedAttribution):
     r"""Maximum flow from where the model reads its answer to each token of the input.
 
@@ -55,12 +42,14 @@ class AttentionFlow(RecordedAttribution):
     where the I is the skip connection.  A token's attribution is the greatest flow that the edges
     can carry to it from the token that the model reads its answer from.  Where it reads several,
     as under mean pooling, each of them lets in as much flow as its weight in what is read.  It is
-    the same for every target that is read from the same tokens.  Entries are between 0 and 1 and
-    have no fixed sum.
+    the same for every target that is read from the same tokens.  Entries are between 0 and 1, as
+    capacities that are rounded to 1e-9, and have no fixed sum.  Models whose attentions are not all
+    between the same tokens, such as windowed ones, are refused.
 
     Each token takes one maximum flow through all edges, so a map costs blocks times tokens cubed,
     and examples come one after the other: four seconds for DeiT-tiny's 197 tokens and 12 blocks.
     Before it starts on what may take ten seconds and more, it logs a warning with its estimate.
+    The progress bar of ``show_progress`` counts tokens.
 
     Args:
         forward_func: as in :class:`TransformerAttribution`.
@@ -83,6 +72,7 @@ class AttentionFlow(RecordedAttribution):
     """
 
     phases = (Rollout,)
+    multiplies_by_inputs = False
 
     def __init__(
         self,
@@ -92,117 +82,29 @@ class AttentionFlow(RecordedAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, **settings)
-        check_head_fusion(head_fusion)
+        views.check_choice("head_fusion", head_fusion, HeadFusion)
         self.head_fusion = head_fusion
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: attention weights are not multiplied by what they weigh."""
-        return False
-
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input"] = "input",
-        **options: Unpack[FlowOptions],
-    ) -> Inputs: ...
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["token"],
-        **options: Unpack[FlowOptions],
-    ) -> Tensor: ...
-    @captum_method
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input", "token"] = "input",
-        show_progress: bool = False,
-        internal_batch_size: int | None = None,
-    ) -> Inputs | Tensor:
-        """Explain one target for each example of a batch.
-
-        Args:
-            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
-                tuple of such.
-            target: the output to explain, in any form that Captum takes; None explains each
-                example's predicted class.
-            additional_forward_args: as in Captum, or a dictionary of keyword arguments.
-            granularity: ``"input"`` for maps shaped as the inputs, ``"token"`` for (N, S), the
-                flow to every token, special ones included.
-            show_progress: whether to show a progress bar that counts tokens.
-            internal_batch_size: at most so many examples are computed at a time, which bounds the
-                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
-                dimension is that of the batch are cut with it.
-
-        Returns:
-            Attributions of 0 to 1, float32 or as precise as the inputs; a tuple if ``inputs`` is
-            one and ``granularity`` is ``"input"``.  Capacities are rounded to 1e-9.
-
-        Raises:
-            ValueError: for a target or an option that does not fit.
-            ExplanationError: for a model whose attentions are not all between the same tokens,
-                such as windowed ones, or that cannot be explained as it is.
-        """
-        return self.attribute_targets(
-            inputs,
-            [target],
-            additional_forward_args,
-            granularity=granularity,
-            show_progress=show_progress,
-            internal_batch_size=internal_batch_size,
-        )[0]
-
-    def attribute_targets(
-        self,
-        inputs: Inputs,
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input", "token"] = "input",
-        show_progress: bool = False,
-        internal_batch_size: int | None = None,
-    ) -> list[Inputs | Tensor]:
-        """Explain several targets of the same inputs from one forward pass.
-
-        Takes the arguments of :meth:`attribute`, with a list of targets.  Flows are computed once
-        for all targets that are read from the same tokens.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        views.check_granularity(granularity, ("input", "token"))
-        known: list[tuple[Tensor, AttentionStep, Tensor, Tensor]] = []
+    def _of_piece(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, view: views.View
+    ) -> list[Any]:
+        known: list[tuple[AttentionStep, Tensor, Tensor]] = []
 
         def explained(recording: Recording, start: Tensor) -> Any:
             def row_of(steps: views.Pass) -> Tensor:
                 # Without attention all mass stays where the model reads its answer from.
-                readout = views.token_mass(recording, start, steps=steps).detach()
-                for of_output, last, before, flow in known:
-                    is_same = of_output is recording.output and last is steps[-1]
-                    if is_same and torch.equal(before, readout):
+                readout = views.token_mass(recording, start, steps).detach()
+                for last, before, flow in known:
+                    if last is steps[-1] and torch.equal(before, readout):
                         return flow
-                matrices = self._matrices(recording, steps)
-                flow = _flows(torch.stack(matrices, 1), readout, show_progress=show_progress)
-                known.append((recording.output, steps[-1], readout, flow))
+                matrices = torch.stack(self._matrices(recording, steps), 1)
+                flow = _flows(matrices, readout, show_progress=view.show_progress)
+                known.append((steps[-1], readout, flow))
                 return flow
 
-            return row_view(recording, inputs, granularity, row_of)
+            return views.row_view(recording, view, row_of)
 
-        return self._each_target(
-            inputs, targets, additional_forward_args, explained, internal_batch_size
-        )
+        return self._each_target(inputs, targets, additional, explained)
 
     def _matrices(self, recording: Recording, steps: views.Pass) -> list[Tensor]:
         """E_h A + I of every attention, its rows divided by their sums, (N, S, S) each."""
@@ -211,7 +113,7 @@ class AttentionFlow(RecordedAttribution):
         matrices = attention_matrices(recording, steps, maps)
         if self.head_fusion != "mean":
             matrices = [
-                views.fused_heads(recording, maps[step.index], step, self.head_fusion).squeeze(1)
+                heads.fused_heads(recording, maps[step.index], step, self.head_fusion).squeeze(1)
                 for step in steps
             ]
         identity = torch.eye(matrices[0].shape[-1]).to(matrices[0])

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import SingleAttentionAttribution, gradients
+from captum_transformer_lrp.attr import heads
+from captum_transformer_lrp.attr.attention_attribution import SingleAttentionAttribution
+from captum_transformer_lrp.attr.base import gradients
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Gradient, Rollout
 from captum_transformer_lrp.engine.recording import Recording
@@ -44,8 +45,8 @@ class AttentionGradCam(SingleAttentionAttribution):
 
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         (gradient,) = gradients(recording, start, [step])
-        attention = views.per_head(step.attention.detach(), step)
-        gradient = views.per_head(gradient, step)
+        attention = heads.per_head(step.attention.detach(), step)
+        gradient = heads.per_head(gradient, step)
         count = recording.output.shape[0]
         if attention.dim() != 4 or attention.shape[0] != count:
             raise ExplanationError(
@@ -61,4 +62,4 @@ class AttentionGradCam(SingleAttentionAttribution):
         means = (gradient * others).sum(-1) / others.sum(-1).clamp(min=1)
         weights = means.sum(-1) / reads.sum(-1).clamp(min=1).unsqueeze(-1)
         fused = (attention * weights[..., None, None]).mean(1, keepdim=True).clamp(min=0)
-        return views.as_attention(fused.expand_as(attention), step)
+        return heads.as_attention(fused.expand_as(attention), step)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import RolloutAttribution, Settings
+from captum_transformer_lrp.attr import heads, views
+from captum_transformer_lrp.attr.attention_attribution import RolloutAttribution
+from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
@@ -51,6 +52,7 @@ class AttentionRollout(RolloutAttribution):
     """
 
     phases = (Rollout,)
+    multiplies_by_inputs = False
 
     def __init__(
         self,
@@ -61,16 +63,11 @@ class AttentionRollout(RolloutAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, **settings)
-        check_head_fusion(head_fusion)
+        views.check_choice("head_fusion", head_fusion, HeadFusion)
         if not 0 <= discard_ratio < 1:
             raise ValueError(f"discard_ratio must be at least 0 and below 1; found {discard_ratio}")
         self.head_fusion = head_fusion
         self.discard_ratio = discard_ratio
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: attention weights are not multiplied by what they weigh."""
-        return False
 
     def _maps(
         self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]
@@ -81,18 +78,12 @@ class AttentionRollout(RolloutAttribution):
             if self.head_fusion == "mean" and not self.discard_ratio:
                 maps[step.index] = attention  # the rollout phase takes the mean by itself
                 continue
-            fused = views.fused_heads(recording, attention, step, self.head_fusion)
+            fused = heads.fused_heads(recording, attention, step, self.head_fusion)
             if self.discard_ratio:
                 fused = _without_lowest(fused, self.discard_ratio)
-            fused = fused.expand_as(views.per_head(attention, step))
-            maps[step.index] = views.as_attention(fused, step)
+            fused = fused.expand_as(heads.per_head(attention, step))
+            maps[step.index] = heads.as_attention(fused, step)
         return maps
-
-
-def check_head_fusion(head_fusion: str) -> None:
-    """Raise for a head fusion that does not exist."""
-    if head_fusion not in get_args(HeadFusion):
-        raise ValueError(f"head_fusion must be one of {get_args(HeadFusion)}: {head_fusion!r}")
 
 
 def _without_lowest(maps: Tensor, ratio: float) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, overload
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
+from captum._utils.progress import progress
 from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
 from captum.log import log_usage
@@ -18,16 +18,13 @@ from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
-from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_matrix, rollout_parts
 from captum_transformer_lrp.attr.reach import check_reach
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.values import is_finite
-from captum_transformer_lrp.engine.lineage.passes import beside, passes
 from captum_transformer_lrp.engine.phases import ALL_PHASES
-from captum_transformer_lrp.engine.phases.walk import backward_to_each
 from captum_transformer_lrp.engine.recording import Recording, recorded
 from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
@@ -81,7 +78,7 @@ def split_arguments(additional_forward_args: Any) -> tuple[tuple[Any, ...], dict
 
 
 class Settings(TypedDict, total=False):
-    """The arguments that all methods take, which :class:`RecordedAttribution` explains."""
+    """The arguments that all methods take, which :class:`TransformerAttribution` explains."""
 
     rules: dict[Target, PropagationRule | type[PropagationRule]] | None
     stabilizer: Stabilizer | None
@@ -90,40 +87,28 @@ class Settings(TypedDict, total=False):
 
 
 class AttributeOptions(TypedDict, total=False):
-    """What ``attribute`` of most methods takes besides the granularity."""
+    """What ``attribute`` of all methods takes besides the granularity."""
 
     internal_batch_size: int | None
-
-
-class RolloutOptions(AttributeOptions, total=False):
-    """What :meth:`RolloutAttribution.attribute` takes besides the granularity."""
-
-    start_layer: int
-    row_normalize: bool
-    keep_identity: bool
+    show_progress: bool
 
 
 class RecordedAttribution(Attribution):
-    r"""An attribution method that works on one recorded forward pass of an unmodified model.
+    """An attribution method that works on one recorded forward pass of an unmodified model.
 
     Args:
-        forward_func: the model, or a function that calls it and returns logits (N, C), or one
-            value for each example (N,).  Hugging Face ``ModelOutput`` and tuples are fine.
-        rules: rules that replace the registered ones for this object only, by PyTorch function,
-            module class or name of a module.  A ``module.rule`` of the model goes first.
-        stabilizer: divides relevance in the place of ``epsilon``; None for ``epsilon``.
-        epsilon: ε of eq. 2, of methods that propagate relevance.  A denominator
-            :math:`y = \sum z_i` becomes :math:`y + \varepsilon \sum |z_i|\,\mathrm{sign}\,y`.  None
-            takes that of the preset, or else
-            :data:`~captum_transformer_lrp.rules.DEFAULT_EPSILON`.  0 is the equation as printed:
-            its denominators pass through zero, so that rounding moves relevance by per cents.
-        strict: whether an operation without a rule is an error (the default) or follows eq. 2.
-        dtype: what to compute in, if that is more precise than the model; attributions come back
-            as precise as the inputs.  None stands for float32, and for float64 where the equations
-            are those with ``epsilon=0``.  ``torch.bfloat16`` leaves models of half precision as
-            they are.
+        forward_func: as in :class:`TransformerAttribution`.
+        rules: likewise.
+        stabilizer: likewise.
+        epsilon: likewise, of methods that propagate relevance; None takes that of the preset.
+        strict: likewise.
+        dtype: likewise; attributions come back as precise as the inputs.
     """
 
+    multiplies_by_inputs: bool = True
+    """Whether contributions of the input are attributed, rather than sensitivities to it."""
+
+    granularities: Any = views.TokenGranularity
     preset: Preset | None = None
     propagates_relevance: bool = False
     needs_attention: bool = True
@@ -193,11 +178,6 @@ class RecordedAttribution(Attribution):
         """False: the maps of this method have no sum that they must converge to."""
         return False
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """True: the method attributes contributions of the input, not sensitivities to it."""
-        return True
-
     def _recorded(
         self,
         inputs: Any,
@@ -240,245 +220,6 @@ class RecordedAttribution(Attribution):
             len(recording.shapes),
         )
 
-    def _each_target(
-        self,
-        inputs: Any,
-        targets: Sequence[Any],
-        additional_forward_args: Any,
-        explained: Callable[[Recording, Tensor], Any],
-        internal_batch_size: int | None = None,
-        *,
-        maps_of: Callable[[Any], Sequence[Tensor]] = tensors_in,
-        used: Callable[[Recording], Sequence[AttentionStep]] = lambda one: one.tape.attentions,
-    ) -> list[Any]:
-        """Record once, and call ``explained(recording, seed)`` for every target.
-
-        With ``internal_batch_size`` once for so many examples at a time.  ``maps_of`` says which
-        tensors of what it returns are attributions, ``used`` which attentions they are made of.
-        """
-        tensors_of(inputs)
-        targets = [plain(target) for target in targets]
-        parts = []
-        for some, args, ends in in_chunks(inputs, additional_forward_args, internal_batch_size):
-            of_some = [chunk_of_target(target, *ends) for target in targets]
-            state = ThreadState()
-            with state, state, self._recorded(some, args) as recording:
-                chosen = [
-                    predicted(recording.output) if target is None else target for target in of_some
-                ]
-                chosen = recording.asked(chosen)
-                recording.targets = [seed(recording.output, target) for target in chosen]
-                if self.propagates_relevance and gives_back_sums(self.preset):
-                    _check_signs(recording.targets)
-                found, maps = [], []
-                for target, start in zip(chosen, recording.targets, strict=True):
-                    result = explained(recording, start)
-                    check_finite(result)
-                    if of_target := maps_of(result):
-                        maps.append((target, of_target))
-                    found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
-                self._check_reach(recording, maps, some, args, used(recording))
-                parts.append(found)
-        return [joined(of_target) for of_target in zip(*parts, strict=True)]
-
-
-class RolloutAttribution(RecordedAttribution):
-    """A method whose map is a rollout: a row of a product of matrices, one for each attention.
-
-    A subclass says in :meth:`_maps` which map each attention takes part with.
-    """
-
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input"] = "input",
-        **options: Unpack[RolloutOptions],
-    ) -> Inputs: ...
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["token", "matrix"],
-        **options: Unpack[RolloutOptions],
-    ) -> Tensor: ...
-    @captum_method
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        start_layer: int = 0,
-        granularity: views.Granularity = "input",
-        row_normalize: bool = False,
-        keep_identity: bool = False,
-        internal_batch_size: int | None = None,
-    ) -> Inputs | Tensor:
-        """Explain one target for each example of a batch.
-
-        Args:
-            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
-                tuple of such.
-            target: the output to explain, in any form that Captum takes: an int, a tuple for
-                outputs of more than two dimensions, or a list or tensor with one for each example.
-                None explains each example's predicted class.  A function from the output to a
-                value for each example (N,) is a target, too.
-            additional_forward_args: further positional arguments of ``forward_func``, as in
-                Captum; or a dictionary of keyword arguments, such as
-                ``{"attention_mask": mask}``.
-            start_layer: the first attention, counted from the input, that takes part in eq. 14.
-            granularity: ``"input"`` for maps shaped as the inputs, whose sum over the channels or
-                the embedding dimension is the relevance map, bilinearly upsampled for images;
-                ``"token"`` for (N, S), the row over all tokens, special ones included;
-                ``"matrix"`` for C, (N, S, S).
-            row_normalize: divide the rows of each factor of eq. 14 by their sums.
-            keep_identity: whether the map is the row of C, rather than that of C − I.  C contains
-                the path along which no attention has moved anything.  That path says nothing of
-                the target: it adds 1 to the entry of the class token, and the same to every token
-                that is pooled.
-            internal_batch_size: at most so many examples are computed at a time, which bounds the
-                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
-                dimension is that of the batch are cut with it.
-
-        Returns:
-            Non-negative attributions, float32 or as precise as the inputs; a tuple if ``inputs``
-            is one and ``granularity`` is ``"input"``.  With ``granularity="token"`` they sum to
-            the mass that attentions have moved: the row sum of C less 1, and with
-            ``keep_identity`` to that of C.  Upsampling to pixels keeps no sum.
-
-        Raises:
-            ValueError: for a target or an option that does not fit.
-            ExplanationError: for a model that cannot be explained as it is; the message says what
-                to do.
-        """
-        return self.attribute_targets(
-            inputs,
-            [target],
-            additional_forward_args,
-            start_layer=start_layer,
-            granularity=granularity,
-            row_normalize=row_normalize,
-            keep_identity=keep_identity,
-            internal_batch_size=internal_batch_size,
-        )[0]
-
-    def attribute_targets(
-        self,
-        inputs: Inputs,
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        start_layer: int = 0,
-        granularity: views.Granularity = "input",
-        row_normalize: bool = False,
-        keep_identity: bool = False,
-        internal_batch_size: int | None = None,
-    ) -> list[Inputs | Tensor]:
-        """Explain several targets of the same inputs from one forward pass.
-
-        Takes the arguments of :meth:`attribute`, with a list of targets.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        views.check_granularity(granularity)
-        return self._each_target(
-            inputs,
-            targets,
-            additional_forward_args,
-            lambda recording, start: self._rolled_out(
-                recording,
-                start,
-                inputs,
-                start_layer,
-                granularity,
-                row_normalize,
-                keep_identity,
-            ),
-            internal_batch_size,
-            used=lambda recording: self._used(recording, start_layer),
-        )
-
-    @abstractmethod
-    def _maps(
-        self, recording: Recording, start: Tensor, used: Sequence[AttentionStep]
-    ) -> dict[int, Tensor]:
-        """The map by which every step of ``used`` carries mass, by its index.
-
-        Args:
-            recording: the forward pass.
-            start: the seed of the target.
-            used: the attentions that take part.
-        """
-
-    def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
-        """The attentions that take part: of each pass those from ``start_layer`` on."""
-        found = passes(recording.tape, recording.output)
-        least = min(map(len, found), default=0)
-        if not 0 <= start_layer < least:
-            raise ValueError(
-                f"start_layer must be one of the model's {least} attentions, 0 to "
-                f"{least - 1}; found {start_layer}"
-            )
-        chosen = {step.index for steps in found for step in steps[start_layer:]}
-        return [step for step in recording.tape.attentions if step.index in chosen]
-
-    def _rolled_out(
-        self,
-        recording: Recording,
-        start: Tensor,
-        inputs: Any,
-        start_layer: int,
-        granularity: views.Granularity,
-        row_normalize: bool,
-        keep_identity: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
-        used = self._used(recording, start_layer)
-        maps = self._maps(recording, start, used)
-        if granularity != "matrix" and not row_normalize:
-            return mass_view(recording, start, inputs, granularity, maps, moved=not keep_identity)
-        used = [step for step in views.one_pass(recording) if step.index in maps]
-        matrices = attention_matrices(recording, used, maps)
-        if granularity == "matrix":
-            return rollout_matrix(matrices, row_normalize=row_normalize)
-        # Without attention all mass stays where the model reads its answer from.
-        readout = views.token_mass(recording, start)
-        unmoved, moved = rollout_parts(matrices, row_normalize=row_normalize)
-        row = (readout.unsqueeze(1) @ moved).squeeze(1)
-        if keep_identity:
-            row = row + readout * unmoved
-        return row_view(recording, inputs, granularity, lambda _: row)
-
-
-class SingleAttentionAttribution(RecordedAttribution):
-    """A method whose map is one attention's: the row that the model reads its answer from.
-
-    Args:
-        forward_func: as in :class:`RecordedAttribution`.
-        layer: which attention, counted from the input as in a list; -1 is nearest the output.
-        epsilon: as in :class:`RecordedAttribution`.
-        settings: ``rules``, ``stabilizer``, ``strict`` and ``dtype``, as in
-            :class:`RecordedAttribution`.
-    """
-
-    def __init__(
-        self,
-        forward_func: Callable[..., Any],
-        *,
-        layer: int = -1,
-        epsilon: float | None = None,
-        **settings: Unpack[Settings],
-    ) -> None:
-        super().__init__(forward_func, epsilon=epsilon, **settings)
-        self.layer = layer
-
     @overload
     def attribute(
         self,
@@ -496,7 +237,7 @@ class SingleAttentionAttribution(RecordedAttribution):
         target: Any = None,
         additional_forward_args: Any = None,
         *,
-        granularity: Literal["token", "matrix"],
+        granularity: Literal["token"],
         **options: Unpack[AttributeOptions],
     ) -> Tensor: ...
     @captum_method
@@ -506,8 +247,9 @@ class SingleAttentionAttribution(RecordedAttribution):
         target: Any = None,
         additional_forward_args: Any = None,
         *,
-        granularity: views.Granularity = "input",
+        granularity: views.TokenGranularity = "input",
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Inputs | Tensor:
         """Explain one target for each example of a batch.
 
@@ -517,28 +259,24 @@ class SingleAttentionAttribution(RecordedAttribution):
             target: the output to explain, in any form that Captum takes; None explains each
                 example's predicted class.
             additional_forward_args: as in Captum, or a dictionary of keyword arguments.
-            granularity: ``"input"`` for maps shaped as the inputs, ``"token"`` for (N, S),
-                ``"matrix"`` for the mean over heads, (N, S, S).
+            granularity: ``"input"`` for maps shaped as the inputs, bilinearly upsampled for
+                images, or ``"token"`` for (N, S), special tokens included.
             internal_batch_size: at most so many examples are computed at a time, which bounds the
                 memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
                 dimension is that of the batch are cut with it.
+            show_progress: whether to show a progress bar that counts those parts of the batch.
 
         Returns:
-            Non-negative attributions; a tuple if ``inputs`` is one and ``granularity`` is
-            ``"input"``.
+            Attributions, float32 or as precise as the inputs; a tuple if ``inputs`` is one and
+            ``granularity`` is ``"input"``.
 
         Raises:
             ValueError: for a target or an option that does not fit.
             ExplanationError: for a model that cannot be explained as it is; the message says what
                 to do.
         """
-        return self.attribute_targets(
-            inputs,
-            [target],
-            additional_forward_args,
-            granularity=granularity,
-            internal_batch_size=internal_batch_size,
-        )[0]
+        view = views.View(inputs, granularity, internal_batch_size, show_progress)
+        return self._of_targets([target], additional_forward_args, view)[0]
 
     def attribute_targets(
         self,
@@ -546,53 +284,87 @@ class SingleAttentionAttribution(RecordedAttribution):
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
-        granularity: views.Granularity = "input",
+        granularity: views.TokenGranularity = "input",
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> list[Inputs | Tensor]:
-        """Explain several targets of the same inputs from one forward pass.
+        """Explain several targets of the same inputs from the same forward passes.
 
         Takes the arguments of :meth:`attribute`, with a list of targets.
 
         Returns:
             For each target what :meth:`attribute` returns.
         """
-        views.check_granularity(granularity)
+        view = views.View(inputs, granularity, internal_batch_size, show_progress)
+        return self._of_targets(targets, additional_forward_args, view)
 
-        def explained(recording: Recording, start: Tensor) -> Any:
-            if granularity != "input":
-                views.one_pass(recording)  # there is but one
-            chosen = self._steps(recording)
-            maps = {step.index: self._weighted(recording, start, step) for step in chosen}
-            if granularity == "matrix":
-                return attention_matrices(recording, chosen, maps)[0]
-            through = sum(step.event for step in chosen)
-            return mass_view(recording, start, inputs, granularity, maps, through=through)
+    def _of_targets(self, targets: Sequence[Any], additional: Any, view: views.View) -> list[Any]:
+        """Each target's map, of as many examples at a time as the view says."""
+        views.check_choice("granularity", view.granularity, self.granularities)
+        tensors_of(view.inputs)
+        targets = [plain(target) for target in targets]
+        pieces = list(in_chunks(view.inputs, additional, view.internal_batch_size))
+        shown: Iterable[Any] = pieces
+        if view.show_progress and len(pieces) > 1:
+            shown = progress(pieces, desc=f"{self.get_name()} attribution", total=len(pieces))
+        parts = [
+            self._of_piece(some, [chunk_of_target(one, *ends) for one in targets], args, view)
+            for some, args, ends in shown
+        ]
+        return [joined(of_target) for of_target in zip(*parts, strict=True)]
 
+    def _of_piece(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, view: views.View
+    ) -> list[Any]:
+        """Each target's map, of a piece of the batch."""
         return self._each_target(
             inputs,
             targets,
-            additional_forward_args,
-            explained,
-            internal_batch_size,
-            used=self._steps,
+            additional,
+            lambda recording, start: self._explained(recording, start, view),
+            used=lambda recording: self._used(recording, view),
         )
 
     @abstractmethod
-    def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
-        """The map, shaped as the attention, whose mean over heads is wanted."""
+    def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
+        """The map of the target whose seed is ``start``."""
 
-    def _steps(self, recording: Recording) -> list[AttentionStep]:
-        """The chosen attention of each pass, with those beside it."""
-        chosen: dict[int, AttentionStep] = {}
-        for steps in passes(recording.tape, recording.output):
-            if not -len(steps) <= self.layer < len(steps):
-                raise ValueError(
-                    f"layer must be one of the model's {len(steps)} attentions, {-len(steps)} to "
-                    f"{len(steps) - 1}; found {self.layer}"
-                )
-            together = beside(recording.tape, steps, steps[self.layer])
-            chosen.update((step.index, step) for step in together)
-        return list(chosen.values())
+    def _used(self, recording: Recording, view: views.View) -> Sequence[AttentionStep]:
+        """The attentions that a map is made of."""
+        return recording.tape.attentions
+
+    def _each_target(
+        self,
+        inputs: Any,
+        targets: Sequence[Any],
+        additional: Any,
+        explained: Callable[[Recording, Tensor], Any],
+        *,
+        maps_of: Callable[[Any], Sequence[Tensor]] = tensors_in,
+        used: Callable[[Recording], Sequence[AttentionStep]] = lambda one: one.tape.attentions,
+    ) -> list[Any]:
+        """Record once, and call ``explained(recording, seed)`` for every target.
+
+        ``maps_of`` says which tensors of what it returns are attributions, ``used`` which
+        attentions they are made of.
+        """
+        state = ThreadState()
+        with state, state, self._recorded(inputs, additional) as recording:
+            chosen = recording.asked(
+                [predicted(recording.output) if one is None else one for one in targets]
+            )
+            recording.targets = [seed(recording.output, target) for target in chosen]
+            if self.propagates_relevance and gives_back_sums(self.preset):
+                _check_signs(recording.targets)
+            found, maps = [], []
+            for target, start in zip(chosen, recording.targets, strict=True):
+                result = explained(recording, start)
+                check_finite(result)
+                if of_target := maps_of(result):
+                    maps.append((target, of_target))
+                found.append(replace_tensors(result, lambda value: value.to(recording.dtype)))
+            self._check_reach(recording, maps, inputs, additional, used(recording))
+            return found
 
 
 def _check_signs(seeds: Sequence[Tensor]) -> None:
@@ -615,75 +387,10 @@ def check_finite(result: Any) -> None:
             )
 
 
-def mass_view(
-    recording: Recording,
-    start: Tensor,
-    inputs: Any,
-    granularity: views.Granularity,
-    maps: Mapping[int, Tensor],
-    *,
-    moved: bool = False,
-    through: int = 0,
-) -> Tensor | tuple[Tensor, ...]:
-    """The mass that a seed at the logits sends to tokens or inputs.
-
-    Takes the arguments of :func:`~captum_transformer_lrp.attr.views.input_mass`.
-    """
-    if granularity == "token":
-        row = views.token_mass(recording, start, maps, moved=moved, through=through)
-        return row.detach()
-    found = views.input_mass(recording, recording.output, start, maps, moved=moved, through=through)
-    return _format_output(_is_tuple(inputs), tuple(one.detach() for one in found))
-
-
-def row_view(
-    recording: Recording,
-    inputs: Any,
-    granularity: views.Granularity,
-    row_of: Callable[[views.Pass], Tensor],
-) -> Tensor | tuple[Tensor, ...]:
-    """A value for every token of a pass, (N, S), as it is or carried on to the inputs.
-
-    Those of several passes add up at the inputs; as they are they have no meaning.
-    """
-    if granularity == "token":
-        return row_of(views.one_pass(recording)).detach()
-    of_passes = []
-    for steps in passes(recording.tape, recording.output):
-        row = row_of(steps).detach()
-        stream = views.token_stream(recording, steps)
-        spread = views.spread_over_features(recording, row, steps)
-        of_passes.append(views.input_mass(recording, stream, spread))
-    maps = (sum_all(of_input).detach() for of_input in zip(*of_passes, strict=True))
-    return _format_output(_is_tuple(inputs), tuple(maps))
-
-
 def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """∇A of each step."""
     wanted = [step.attention for step in steps]
     return recording.backward(recording.gradient, start, wanted)
-
-
-def maps_by_gradients(
-    recording: Recording,
-    start: Tensor,
-    steps: Sequence[AttentionStep],
-    weighted: Callable[[int, Tensor], Tensor],
-) -> dict[int, Tensor]:
-    """For every step the map that ``weighted(place, ∇A)`` returns, by its place in ``steps``."""
-    maps = {}
-
-    def arrived(place: int, gradient: Tensor) -> None:
-        maps[steps[place].index] = weighted(place, gradient)
-
-    if len(recording.targets) > 1:  # they go down together, and what is found is kept for later
-        for place, gradient in enumerate(gradients(recording, start, steps)):
-            arrived(place, gradient)
-    else:
-        backward_to_each(
-            recording.tape, recording.gradient, recording.output, start, steps, arrived
-        )
-    return maps
 
 
 def relevances(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:

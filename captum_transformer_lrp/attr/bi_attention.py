@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import torch
 from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
 from captum_transformer_lrp.attr.base import (
     RecordedAttribution,
     Settings,
     gradients,
-    row_view,
+    split_arguments,
     sum_all,
 )
 from captum_transformer_lrp.attr.embeddings import FromEmbeddings
 from captum_transformer_lrp.attr.matrices import rollout_parts
 from captum_transformer_lrp.attr.targets import predicted
-from captum_transformer_lrp.attr.token_attribution import (
-    TokenAttribution,
-    TokenGranularity,
-    by_token,
-    maps_of,
-    one_sequence,
-)
+from captum_transformer_lrp.attr.token_attribution import by_token, maps_of, one_sequence
 from captum_transformer_lrp.attr.transformed_values import transformed_values
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
 from captum_transformer_lrp.engine.recording import Recording
@@ -36,7 +30,7 @@ from captum_transformer_lrp.errors import ExplanationError
 Perception: TypeAlias = Literal["token", "head"]
 
 
-class BiAttention(TokenAttribution):
+class BiAttention(RecordedAttribution):
     r"""How tokens come together in the pooled one, times how the answer depends on them.
 
     *Attention perception* is a rollout, :math:`P \leftarrow P + \tilde A^{(b)} P` from
@@ -83,6 +77,8 @@ class BiAttention(TokenAttribution):
         torch.Size([2, 3, 160, 160])
     """
 
+    keeps_streams = True
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -93,16 +89,15 @@ class BiAttention(TokenAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, **settings)
-        if perception not in get_args(Perception):
-            raise ValueError(f"perception must be one of {get_args(Perception)}: {perception!r}")
+        views.check_choice("perception", perception, Perception)
         if n_steps < 1:
             raise ValueError(f"n_steps must be at least 1, found {n_steps}")
         self.perception = perception
         self.n_steps = n_steps
         self.layers = None if layers is None else tuple(layers)
 
-    def _of_targets(
-        self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
+    def _of_piece(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, view: views.View
     ) -> list[Any]:
         embeddings: list[Tensor] = []
         chosen: list[Any] = []
@@ -123,7 +118,7 @@ class BiAttention(TokenAttribution):
             readout = views.token_mass(recording, start).detach()
             weighed = next(feedback).to(perceived) * perceived
             row = (readout.unsqueeze(1) @ weighed).squeeze(1)
-            return row_view(recording, inputs, granularity, lambda _: row)
+            return views.row_view(recording, view, lambda _: row)
 
         return self._each_target(inputs, named, additional, explained)
 
@@ -152,13 +147,9 @@ class BiAttention(TokenAttribution):
                 "BiAttention scales its inputs, and token ids among several inputs cannot be: "
                 "give their embeddings"
             )
-        names: tuple[str, ...] = ()
-        rest: tuple[Any, ...] = ()
-        if isinstance(additional, Mapping):
-            names, rest = tuple(additional), tuple(additional.values())
-        elif additional is not None:
-            rest = additional if isinstance(additional, tuple) else (additional,)
-        return FromEmbeddings(self.forward_func, names), (values[0], *rest)
+        args, named = split_arguments(additional)
+        forward = FromEmbeddings(self.forward_func, tuple(named))
+        return forward, (values[0], *args, *named.values())
 
     def _perceived(self, recording: Recording, start: Tensor) -> Tensor:
         """P − I, (N, S, S)."""
@@ -168,7 +159,7 @@ class BiAttention(TokenAttribution):
         if self.perception == "head":
             found = gradients(recording, start, [step for step, _ in used])
             for (step, _), gradient in zip(used, found, strict=True):
-                matrices.append(_by_head(maps_of(step), views.per_head(gradient, step)))
+                matrices.append(_by_head(maps_of(step), heads.per_head(gradient, step)))
         else:
             matrices = [_by_token(recording, step, residual) for step, residual in used]
         return rollout_parts(matrices, row_normalize=False)[1]
@@ -184,7 +175,7 @@ class _LastGradient(RecordedAttribution):
     def _gradient(self, recording: Recording, start: Tensor) -> Tensor:
         step = views.one_pass(recording)[-1]
         (gradient,) = gradients(recording, start, [step])
-        return views.per_head(gradient, step)
+        return heads.per_head(gradient, step)
 
 
 def _given(recording: Recording, inputs: Any) -> list[Tensor]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
@@ -23,14 +22,9 @@ Combine = Callable[[AttentionStep, Tensor | None, Tensor], Tensor]
 
 @dataclass(eq=False)
 class Descent:
-    """How far one target's explanation has come.
+    """How far one target's explanation has come: what waits for the segment below, by phase.
 
-    Args:
-        relevance: what has arrived in the relevance phase and waits for the segment below.
-        gradient: likewise in the gradient phase.
-        mass: likewise in the rollout phase; of it, what no attention has moved if ``moved`` is
-            given.
-        moved: the rest of it; None if the two are not told apart.
+    ``mass`` is all mass, or what no attention has moved if ``moved`` has the rest.
     """
 
     relevance: Pending
@@ -46,27 +40,14 @@ class Descent:
 def rolled_out(
     recording: Recording,
     log: Log,
-    inputs: object,
-    granularity: views.Granularity,
+    view: views.View,
     layers: set[int],
     combined: Combine,
     *,
     needs_gradient: bool,
-    moved: bool,
 ) -> list[Any]:
-    """The maps of all targets of a recording.
-
-    Args:
-        recording: with ``targets``.
-        log: its forward pass.
-        inputs: what the user gave.
-        granularity: ``"input"`` or ``"token"``.
-        layers: the attentions that take part, by their place in the order of the forward pass.
-        combined: makes an attention's weighted map.
-        needs_gradient: whether it takes the gradient.
-        moved: whether to leave out the mass that no attention has moved.
-    """
-    stream = views.token_stream(recording) if granularity == "token" else None
+    """The maps of all targets of a recording, by the attentions whose places are ``layers``."""
+    stream = views.token_stream(recording) if view.granularity == "token" else None
     log.finish([recording.output] if stream is None else [recording.output, stream])
     output = log.number(recording.output)
     descents = [
@@ -74,7 +55,7 @@ def rolled_out(
             {output: start},
             {output: start} if needs_gradient else {},
             {output: start},
-            {output: torch.zeros_like(start)} if moved else None,
+            None if view.keep_identity else {output: torch.zeros_like(start)},
         )
         for start in recording.targets
     ]
@@ -82,23 +63,17 @@ def rolled_out(
     place = None if stream is None else log.number(stream)
     with closing(log.again()) as segments:
         for segment, replay in segments:
-            used = [step for step in replay.steps if step.index in layers]
-            goes_on = any(layer < segment.attentions for layer in layers)
             found = [
-                _through(recording, descent, segment, replay, used, place, combined, goes_on)
+                _through(recording, descent, segment, replay, place, layers, combined)
                 for descent in descents
             ]
             if place in segment.made:
                 at_stream = [one for one in found if one is not None]
                 break
-    tuples = _is_tuple(inputs)
     if place is not None:
         at_stream = at_stream or [descent.carried()[place] for descent in descents]
         return [views.summed_by_token(recording, one).detach() for one in at_stream]
-    return [
-        _format_output(tuples, tuple(one.detach() for one in _at_inputs(recording, log, descent)))
-        for descent in descents
-    ]
+    return [view.formatted(_at_inputs(recording, log, descent)) for descent in descents]
 
 
 def _through(
@@ -106,12 +81,13 @@ def _through(
     descent: Descent,
     segment: Segment,
     replay: Replay,
-    used: Sequence[AttentionStep],
     place: int | None,
+    layers: set[int],
     combined: Combine,
-    goes_on: bool,
 ) -> Tensor | None:
     """Carry one target through one segment; returns the mass at tensor ``place``, if made there."""
+    used = [step for step in replay.steps if step.index in layers]
+    goes_on = any(layer < segment.attentions for layer in layers)
     wanted = [step.attention for step in used]
     maps = {}
     if used or goes_on:

@@ -9,6 +9,7 @@ import torch
 from captum._utils.common import _format_tensor_into_tuples
 from torch import Tensor
 
+from captum_transformer_lrp.attr.targets import misfit
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors
 
 
@@ -17,11 +18,8 @@ def in_chunks(
 ) -> Iterator[tuple[Any, Any, tuple[int, int, int]]]:
     """Cut a batch into pieces of at most ``size`` examples.
 
-    Args:
-        inputs: a tensor or a tuple of tensors.
-        additional_forward_args: anything; tensors in it whose first dimension is that of the batch
-            are cut, too.
-        size: None for a single piece.
+    Tensors in ``additional_forward_args`` whose first dimension is that of the batch are cut, too.
+    Without a size there is one piece.
 
     Yields:
         The piece of the inputs, that of the arguments, and the first example, the one after the
@@ -63,10 +61,7 @@ def chunk_of_target(target: Any, start: int, end: int, count: int) -> Any:
         return target
     if isinstance(target, list):
         if len(target) != count:
-            raise ValueError(
-                f"target has {len(target)} entries, but there are {count} examples; give one "
-                "class for all or one for each"
-            )
+            raise misfit(f"{len(target)} entries", count)
         return target[start:end]
     if isinstance(target, Tensor) and target.shape == (count,) and count > 1:
         return target[start:end]

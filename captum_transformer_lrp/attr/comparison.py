@@ -20,7 +20,7 @@ from captum_transformer_lrp.attr.attcat import AttCat
 from captum_transformer_lrp.attr.attention_flow import AttentionFlow
 from captum_transformer_lrp.attr.attention_gradcam import AttentionGradCam
 from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
-from captum_transformer_lrp.attr.base import RecordedAttribution
+from captum_transformer_lrp.attr.base import RecordedAttribution, split_arguments
 from captum_transformer_lrp.attr.bi_attention import BiAttention
 from captum_transformer_lrp.attr.embeddings import EmbeddingLookup, FromEmbeddings, FromInputs
 from captum_transformer_lrp.attr.generic_attention import GenericAttention
@@ -36,6 +36,7 @@ from captum_transformer_lrp.engine.watch.checks import naming_a_missing_batch, t
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
 from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.names import OF_THE_PAPER
 
 Method: TypeAlias = str | Attribution | Callable[[Any], Attribution]
 
@@ -70,15 +71,6 @@ METHODS: Final[Mapping[str, Callable[[Any], Attribution]]] = {
     "lime": captum.attr.Lime,
 }
 """The methods that :func:`compare` knows by name."""
-
-OF_THE_PAPER: Final = (
-    "attention_rollout",
-    "raw_attention",
-    "attention_gradcam",
-    "transformer_lrp",
-    "partial_lrp",
-    "transformer_attribution",
-)
 
 # Features along each side of an image, for methods that remove one at a time: a patch of 16 pixels
 # for images of 224.
@@ -185,11 +177,7 @@ def compare(
 class _Arguments:
     """What a kind of method is constructed with and called with.
 
-    Args:
-        model: what it explains.
-        inputs: what it attributes to.
-        additional: its ``additional_forward_args``.
-        defaults: values for parameters of ``attribute``, where it has them and the user has none.
+    ``defaults`` are for parameters of ``attribute``, where it has them and the user has none.
     """
 
     model: Callable[..., Any]
@@ -213,12 +201,8 @@ class _Prepared:
 
 
 def _prepared(model: Callable[..., Any], inputs: Tensor, additional: Any) -> _Prepared:
-    names: tuple[str, ...] = ()
-    values: tuple[Any, ...] = ()
-    if isinstance(additional, Mapping):
-        names, values = tuple(additional), tuple(additional.values())
-    elif additional is not None:
-        values = additional if isinstance(additional, tuple) else (additional,)
+    args, named = split_arguments(additional)
+    names, values = tuple(named), (*args, *named.values())
     from_inputs = FromInputs(model, names)
     lookup = EmbeddingLookup(inputs)
     run = lambda one: from_inputs(one, *values)  # noqa: E731
@@ -327,9 +311,7 @@ def _answering(prepared: _Prepared, target: Callable[[Tensor], Tensor]) -> _Prep
         return replace(of, model=_Answer(of.model, target))
 
     return replace(
-        prepared,
-        captums=lambda: answering(prepared.captums()),
-        layers=answering(prepared.layers),
+        prepared, captums=lambda: answering(prepared.captums()), layers=answering(prepared.layers)
     )
 
 
@@ -340,34 +322,29 @@ def _constructed(
 ) -> tuple[Attribution, _Arguments, dict[str, Any]]:
     """The attribution object, its arguments, and the options that are left for ``attribute``."""
     if isinstance(method, Attribution):
-        return method, _for_object(method, prepared), dict(options)
+        return method, _arguments(method, prepared, is_bound=True), dict(options)
     first, *others = inspect.signature(method).parameters
     own = {name: value for name, value in options.items() if name in others and name != first}
     rest = {name: value for name, value in options.items() if name not in own}
     attribution = method(prepared.ours.model)
-    if isinstance(attribution, RecordedAttribution):
-        arguments = prepared.ours
-    elif isinstance(attribution, LayerAttribution):
-        arguments = prepared.layers
-    elif isinstance(attribution, Attribution):
-        arguments = prepared.captums()
-    else:
+    if not isinstance(attribution, Attribution):
         raise TypeError(f"it makes {type(attribution).__name__}, not a captum.attr.Attribution")
+    arguments = _arguments(attribution, prepared, is_bound=False)
     return method(arguments.model, **own), arguments, rest
 
 
-def _for_object(attribution: Attribution, prepared: _Prepared) -> _Arguments:
-    """The arguments for an object that is bound to a model already."""
+def _arguments(attribution: Attribution, prepared: _Prepared, *, is_bound: bool) -> _Arguments:
+    """The arguments for an attribution object; some do not suit one that is bound to a model."""
     if isinstance(attribution, RecordedAttribution):
         return prepared.ours
-    if isinstance(prepared.ours.additional, Mapping):
+    if is_bound and isinstance(prepared.ours.additional, Mapping):
         raise ValueError(
             "an object of Captum's takes no keyword arguments of the model: give its class, or "
             "additional_forward_args as a tuple"
         )
     if isinstance(attribution, LayerAttribution):
         return prepared.layers
-    if not prepared.ours.inputs.is_floating_point():
+    if is_bound and not prepared.ours.inputs.is_floating_point():
         raise ValueError(
             "an object of Captum's is bound to a model that takes token ids, which have no "
             f"gradient: give the class {type(attribution).__name__}, or a function that makes one "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -84,10 +84,7 @@ class Explanation(Result):
         return {"target": target if not callable(target) else repr(target), **numbers}
 
     def _named(self) -> Iterator[tuple[str, Tensor]]:
-        for name, values in (
-            ("attributions", self._each_input()),
-            ("relevances", self.relevances),
-        ):
+        for name, values in (("attributions", self._each_input()), ("relevances", self.relevances)):
             for place, one in enumerate(values):
                 yield (f"{name}/{place}" if len(values) > 1 else name), one
         yield from (("output", self.output), ("total", self.total))
@@ -102,21 +99,16 @@ class Explanation(Result):
     def to(self, dtype: torch.dtype) -> Explanation:
         """The same in another precision."""
 
-        def change(value: Tensor) -> Tensor:
-            return value.to(dtype)
+        def change(value: Any) -> Any:
+            return replace_tensors(value, lambda one: one.to(dtype))
 
-        return Explanation(
-            attributions=replace_tensors(self.attributions, change),
-            output=self.output.to(dtype),
-            target=self.target,
-            attentions=tuple(
-                AttentionMaps(maps.name, *(change(getattr(maps, name)) for name in _MAPS))
-                for maps in self.attentions
-            ),
-            relevances=replace_tensors(self.relevances, change),
-            absorbed=replace_tensors(self.absorbed, change),
-            total=self.total.to(dtype),
+        maps = (
+            AttentionMaps(one.name, *(change(getattr(one, kind)) for kind in _MAPS))
+            for one in self.attentions
         )
+        others = ("attributions", "output", "relevances", "absorbed", "total")
+        changed = {name: change(getattr(self, name)) for name in others}
+        return replace(self, attentions=tuple(maps), **changed)
 
 
 _MAPS = ("attention", "gradient", "relevance", "weighted")

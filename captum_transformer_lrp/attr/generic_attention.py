@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from captum_transformer_lrp.attr.base import RolloutAttribution, maps_by_gradients
+from captum_transformer_lrp.attr.attention_attribution import RolloutAttribution, maps_by_gradients
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.recording import Recording
 

@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
 from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.attr.token_attribution import (
-    OneRecordingAttribution,
+    TokenAttribution,
     as_stream,
     by_token,
     live_tokens,
@@ -26,7 +26,7 @@ from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
 
-class LeGrad(OneRecordingAttribution):
+class LeGrad(TokenAttribution):
     r"""How each block's attention forms the features that the answer is read from.
 
     The mean of the tokens after block :math:`b` is read by what the model reads its last tokens
@@ -62,6 +62,7 @@ class LeGrad(OneRecordingAttribution):
     """
 
     keeps_readout = True
+    multiplies_by_inputs = False
 
     def __init__(
         self,
@@ -72,11 +73,6 @@ class LeGrad(OneRecordingAttribution):
     ) -> None:
         super().__init__(forward_func, **settings)
         self.layers = None if layers is None else tuple(layers)
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: the gradient is not multiplied by what it is of."""
-        return False
 
     def _token_values(self, recording: Recording, start: Tensor, steps: views.Pass) -> Tensor:
         views.one_pass(recording, advice=views.ONE_AT_A_TIME)
@@ -108,7 +104,7 @@ class LeGrad(OneRecordingAttribution):
         """One block's value of every token, (N, S)."""
         tape = recording.tape
         (gradient,) = tape.backward(recording.gradient, output, seed, [step.attention])
-        positive = views.per_head(gradient, step).clamp(min=0) * (maps_of(step) != 0)
+        positive = heads.per_head(gradient, step).clamp(min=0) * (maps_of(step) != 0)
         return mean_of_live(positive.mean(1), live)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from captum.attr._utils.lrp_rules import PropagationRule
@@ -39,9 +39,9 @@ class LibraGradient(TransformerLRP):
             Input × Grad at the tokens that go into each, for models whose blocks all work on one
             sequence of tokens.
         rules: as in :class:`TransformerAttribution`; they go before the preset's.
-        stabilizer: as in :class:`TransformerAttribution`.
-        strict: as in :class:`TransformerAttribution`.
-        dtype: as in :class:`TransformerAttribution`.
+        stabilizer: likewise.
+        strict: likewise.
+        dtype: likewise.
 
     Reference:
         Faridoun Mehri et al., *LibraGrad: Balancing Gradient Flow for Universally Better Vision
@@ -70,6 +70,7 @@ class LibraGradient(TransformerLRP):
         strict: bool = True,
         dtype: torch.dtype | None = None,
     ) -> None:
+        # By name: TransformerLRP takes more, which would no longer be LibraGrad.
         super().__init__(
             forward_func,
             preset="libra",
@@ -79,8 +80,7 @@ class LibraGradient(TransformerLRP):
             strict=strict,
             dtype=dtype,
         )
-        if aggregation not in get_args(Aggregation):
-            raise ValueError(f"aggregation must be one of {get_args(Aggregation)}: {aggregation!r}")
+        views.check_choice("aggregation", aggregation, Aggregation)
         self.aggregation = aggregation
         self.keeps_streams = self.needs_attention = aggregation != "input"
 

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.lineage.passes import blocks
 from captum_transformer_lrp.engine.phases import Arrivals
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
+
+_INSTEAD = 'use granularity="input" or "token" without row_normalize'
 
 
 def attention_matrices(
@@ -29,27 +31,26 @@ def attention_matrices(
     """
     count, found = recording.output.shape[0], {}
     for step in steps:
-        weighted = views.per_head(maps[step.index], step)
+        weighted = heads.per_head(maps[step.index], step)
         shape = weighted.shape
         if len(shape) != 4 or shape[0] != count or shape[2] != shape[3]:
             raise ExplanationError(
                 f"{step.name} attends within windows or between different tokens (its map has "
                 f"shape {tuple(step.attention.shape)}), so there is no one matrix over all tokens: "
-                'use granularity="input" or "token" without row_normalize'
+                f"{_INSTEAD}"
             )
         found[step.index] = (weighted * _shares(recording, step, weighted)).sum(1)
     sizes = {matrix.shape[-1] for matrix in found.values()}
     if len(sizes) > 1:
         raise ExplanationError(
-            f"the attentions are between {sorted(sizes)} tokens, so they have no product: use "
-            'granularity="input" or "token" without row_normalize'
+            f"the attentions are between {sorted(sizes)} tokens, so they have no product: "
+            f"{_INSTEAD}"
         )
     together = blocks(recording.tape, steps)
     if not views.are_same_tokens(recording, together):
         raise ExplanationError(
             f"the tokens of {steps[-1].name} are not those of {steps[0].name}, though there are as "
-            "many, so there is no one matrix over all tokens: use "
-            'granularity="input" or "token" without row_normalize'
+            f"many, so there is no one matrix over all tokens: {_INSTEAD}"
         )
     return [torch.stack([found[step.index] for step in block]).sum(0) for block in together]
 
@@ -65,10 +66,10 @@ def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
     if arrivals.found is None:
         raise ExplanationError(
             f"{step.name} lies below another attention of its block, so there is no one matrix "
-            'over all tokens: use granularity="input" or "token" without row_normalize'
+            f"over all tokens: {_INSTEAD}"
         )
     of_token = stream.branch.numel() / (maps.shape[0] * maps.shape[2])
-    return views.per_head(arrivals.found, step)[..., :1] / of_token
+    return heads.per_head(arrivals.found, step)[..., :1] / of_token
 
 
 def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor:
@@ -95,9 +96,7 @@ def rollout_matrix(matrices: Sequence[Tensor], *, row_normalize: bool) -> Tensor
 def rollout_parts(matrices: Sequence[Tensor], *, row_normalize: bool) -> tuple[Tensor, Tensor]:
     """C of eq. 14 in two parts: what no attention has moved, and what at least one has.
 
-    Args:
-        matrices: as in :func:`rollout_matrix`.
-        row_normalize: as in :func:`rollout_matrix`.
+    Takes the arguments of :func:`rollout_matrix`.
 
     Returns:
         The diagonal of the first, (N, S), all ones unless rows are normalised; and the second,

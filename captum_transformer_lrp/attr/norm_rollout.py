@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.base import Settings
 from captum_transformer_lrp.attr.token_attribution import (
-    OneRecordingAttribution,
+    TokenAttribution,
     by_token,
     maps_of,
     one_sequence,
@@ -28,7 +28,7 @@ Contribution: TypeAlias = Literal["residual", "residual_norm", "globenc", "alti"
 _CHUNK = 2**22
 
 
-class NormRollout(OneRecordingAttribution):
+class NormRollout(TokenAttribution):
     r"""What tokens add to each other, vectors and all, rolled out over the blocks.
 
     Attention, skip connection and normalisation add to token :math:`i` from token :math:`j`
@@ -76,6 +76,8 @@ class NormRollout(OneRecordingAttribution):
         True
     """
 
+    multiplies_by_inputs = False
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -84,19 +86,11 @@ class NormRollout(OneRecordingAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, **settings)
-        if contribution not in get_args(Contribution):
-            raise ValueError(
-                f"contribution must be one of {get_args(Contribution)}: {contribution!r}"
-            )
+        views.check_choice("contribution", contribution, Contribution)
         self.contribution = contribution
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: it does not attribute contributions of the input to the output."""
-        return False
-
     def _token_values(self, recording: Recording, start: Tensor, steps: views.Pass) -> Tensor:
-        row = views.token_mass(recording, start, steps=steps).detach().unsqueeze(1)
+        row = views.token_mass(recording, start, steps).detach().unsqueeze(1)
         for step, residual in reversed(one_sequence(recording, steps)):
             row = row @ self._contributions(recording, step, residual)
         return row.squeeze(1)

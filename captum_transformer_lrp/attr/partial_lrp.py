@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import Settings, SingleAttentionAttribution, relevances
+from captum_transformer_lrp.attr import heads
+from captum_transformer_lrp.attr.attention_attribution import SingleAttentionAttribution
+from captum_transformer_lrp.attr.base import Settings, relevances
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording
@@ -78,18 +79,18 @@ class PartialLRP(SingleAttentionAttribution):
         def explained(recording: Recording, start: Tensor) -> list[Tensor]:
             steps = recording.tape.attentions
             found = relevances(recording, start, steps)
-            maps = [views.per_head(one, step) for one, step in zip(found, steps, strict=True)]
-            views.check_heads(maps, steps, recording.output.shape[0])
+            maps = [heads.per_head(one, step) for one, step in zip(found, steps, strict=True)]
+            heads.check_heads(maps, steps, recording.output.shape[0])
             return [one.flatten(2).sum(-1) for one in maps]
 
-        heads: list[Tensor] = self._each_target(
+        found: list[Tensor] = self._each_target(
             inputs,
             [target],
             additional_forward_args,
             explained,
             maps_of=lambda of: [torch.cat(of, 1)],
         )[0]
-        return heads
+        return found
 
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         (relevance,) = relevances(recording, start, [step])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from captum_transformer_lrp.attr.base import SingleAttentionAttribution
+from captum_transformer_lrp.attr.attention_attribution import SingleAttentionAttribution
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.recording import Recording
@@ -32,11 +32,7 @@ class RawAttention(SingleAttentionAttribution):
     """
 
     phases = (Rollout,)
-
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: attention weights are not multiplied by what they weigh."""
-        return False
+    multiplies_by_inputs = False
 
     def _weighted(self, recording: Recording, start: Tensor, step: AttentionStep) -> Tensor:
         return step.attention.detach()

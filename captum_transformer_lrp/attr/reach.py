@@ -93,14 +93,9 @@ def _raise(
 ) -> None:
     """Raise for the first fault.
 
-    Args:
-        target: what is explained.
-        is_zero: whether all attributions of an example are zero, (N,).
-        constant: which inputs' attributions are constants, (inputs, N).
-        depends: whether the target depends on each input, (inputs, N).
-        moved: whether an attention in use moves it there, (inputs, N).
-        goes_round: whether a gradient arrives at inputs, but at no attention map in use, (N,);
-            None for maps of relevance.
+    Attributions of an example are all zero (N,) or ``constant`` for some inputs (inputs, N).  The
+    target depends on inputs, or an attention in use has moved it from there, both (inputs, N).
+    ``goes_round`` is for gradients that come to inputs but to no attention map in use, (N,).
     """
     for example in (is_zero & ~depends.any(0)).nonzero().flatten().tolist():
         raise ExplanationError(

@@ -119,17 +119,11 @@ def checked_target(output: Tensor, target: Any) -> list[tuple[int, ...]]:
                 f"target must be integers, found a tensor that is {kind}: pass class indices"
             )
         if target.numel() > 1 and target.shape != (count,):
-            raise ValueError(
-                f"target has shape {tuple(target.shape)}, but there are {count} examples; give one "
-                "class for all or one for each"
-            )
+            raise misfit(f"shape {tuple(target.shape)}", count)
         entries: list[Any] = target.flatten().tolist()
     elif isinstance(target, list):
         if len(target) != count:
-            raise ValueError(
-                f"target has {len(target)} entries, but there are {count} examples; give one "
-                "class for all or one for each"
-            )
+            raise misfit(f"{len(target)} entries", count)
         entries = target
     elif isinstance(target, (int, tuple)) and not isinstance(target, bool):
         entries = [target]
@@ -139,6 +133,14 @@ def checked_target(output: Tensor, target: Any) -> list[tuple[int, ...]]:
         )
     indices = [_indices(shape, entry) for entry in entries]
     return indices * count if len(indices) == 1 else indices
+
+
+def misfit(found: str, count: int) -> ValueError:
+    """The error for a target that is of another number of examples."""
+    return ValueError(
+        f"target has {found}, but there are {count} examples; give one class for all or one for "
+        "each"
+    )
 
 
 def _indices(shape: tuple[int, ...], entry: Any) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr.base import captum_method, split_arguments
 from captum_transformer_lrp.attr.targets import checked_target
+from captum_transformer_lrp.attr.views import TokenGranularity, check_choice
 from captum_transformer_lrp.engine.recording import find_logits
 from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
@@ -73,6 +74,8 @@ class TokenActivationMap(Attribution):
         (torch.Size([1, 42]), torch.Size([1, 3, 24, 24]))
     """
 
+    multiplies_by_inputs = False
+
     def __init__(
         self,
         forward_func: Callable[..., Any],
@@ -88,11 +91,6 @@ class TokenActivationMap(Attribution):
         self.image_token, self.answer_start = image_token, answer_start
         self.grid, self.kernel_size = grid, kernel_size
 
-    @property
-    def multiplies_by_inputs(self) -> bool:
-        """False: a logit of an image's token is no contribution of the input."""
-        return False
-
     @captum_method
     def attribute(
         self,
@@ -100,7 +98,7 @@ class TokenActivationMap(Attribution):
         target: Any = None,
         additional_forward_args: Any = None,
         *,
-        granularity: Literal["input", "token"] = "input",
+        granularity: TokenGranularity = "input",
     ) -> tuple[Tensor, ...] | Tensor:
         """Explain one written token for each example of a batch.
 
@@ -132,7 +130,7 @@ class TokenActivationMap(Attribution):
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
-        granularity: Literal["input", "token"] = "input",
+        granularity: TokenGranularity = "input",
     ) -> list[Any]:
         """Explain several targets of the same inputs from one forward pass.
 
@@ -141,8 +139,7 @@ class TokenActivationMap(Attribution):
         Returns:
             For each target what :meth:`attribute` returns.
         """
-        if granularity not in ("input", "token"):
-            raise ValueError(f'granularity must be "input" or "token", found {granularity!r}')
+        check_choice("granularity", granularity, TokenGranularity)
         ids, pixels = self._told_apart(inputs)
         logits = self._logits(inputs, ids, additional_forward_args)
         _, named = split_arguments(additional_forward_args)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, TypeAlias, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import (
-    Inputs,
-    RecordedAttribution,
-    captum_method,
-    row_view,
-)
+from captum_transformer_lrp.attr import heads, views
+from captum_transformer_lrp.attr.base import RecordedAttribution
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
 from captum_transformer_lrp.engine.lineage.passes import blocks
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 
-TokenGranularity: TypeAlias = Literal["input", "token"]
+_INSTEAD = "use TransformerAttribution or GenericAttention"
 
 
 class TokenAttribution(RecordedAttribution):
@@ -33,100 +28,10 @@ class TokenAttribution(RecordedAttribution):
 
     keeps_streams = True
 
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input"] = "input",
-    ) -> Inputs: ...
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["token"],
-    ) -> Tensor: ...
-    @captum_method
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: TokenGranularity = "input",
-    ) -> Inputs | Tensor:
-        """Explain one target for each example of a batch.
-
-        Args:
-            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
-                tuple of such.
-            target: the output to explain, in any form that Captum takes; None explains each
-                example's predicted class.
-            additional_forward_args: as in Captum, or a dictionary of keyword arguments.
-            granularity: ``"input"`` for maps shaped as the inputs, bilinearly upsampled for
-                images, or ``"token"`` for (N, S), special tokens included.
-
-        Returns:
-            Attributions, float32 or as precise as the inputs; a tuple if ``inputs`` is one and
-            ``granularity`` is ``"input"``.
-
-        Raises:
-            ValueError: for a target or an option that does not fit.
-            ExplanationError: for a model that cannot be explained as it is; the message says what
-                to do.
-        """
-        return self.attribute_targets(
-            inputs, [target], additional_forward_args, granularity=granularity
-        )[0]
-
-    def attribute_targets(
-        self,
-        inputs: Inputs,
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        granularity: TokenGranularity = "input",
-    ) -> list[Inputs | Tensor]:
-        """Explain several targets of the same inputs from the same forward passes.
-
-        Takes the arguments of :meth:`attribute`, with a list of targets.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        views.check_granularity(granularity, ("input", "token"))
-        return self._of_targets(inputs, targets, additional_forward_args, granularity)
-
-    @abstractmethod
-    def _of_targets(
-        self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
-    ) -> list[Any]:
-        """What :meth:`attribute_targets` returns."""
-
-
-class OneRecordingAttribution(TokenAttribution):
-    """A method whose values of tokens follow from one forward pass.
-
-    A subclass says in :meth:`_token_values` which.
-    """
-
-    def _of_targets(
-        self, inputs: Any, targets: Sequence[Any], additional: Any, granularity: TokenGranularity
-    ) -> list[Any]:
-        def explained(recording: Recording, start: Tensor) -> Any:
-            return row_view(
-                recording,
-                inputs,
-                granularity,
-                lambda steps: self._token_values(recording, start, steps),
-            )
-
-        return self._each_target(inputs, targets, additional, explained)
+    def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
+        return views.row_view(
+            recording, view, lambda steps: self._token_values(recording, start, steps)
+        )
 
     @abstractmethod
     def _token_values(self, recording: Recording, start: Tensor, steps: views.Pass) -> Tensor:
@@ -147,12 +52,11 @@ def one_sequence(
     size = views.token_stream(recording, steps).shape
     found = []
     for step in steps:
-        maps = views.per_head(step.attention, step)
+        maps = heads.per_head(step.attention, step)
         if step.residual is None:
             raise ExplanationError(
                 f"no skip connection leads around {step.name}, so it is not known which sequence "
-                "of tokens it works on, which this method is about: use TransformerAttribution or "
-                "GenericAttention"
+                f"of tokens it works on, which this method is about: {_INSTEAD}"
             )
         tokens = step.residual.tensor.shape
         square = maps.dim() == 4 and maps.shape[0] == count and maps.shape[2] == maps.shape[3]
@@ -160,8 +64,7 @@ def one_sequence(
             raise ExplanationError(
                 f"{step.name} does not attend from all tokens of the model's one sequence to all "
                 f"of them (its map has shape {tuple(step.attention.shape)}, the sequence "
-                f"{tuple(size)}), which this method is about: use TransformerAttribution or "
-                "GenericAttention"
+                f"{tuple(size)}), which this method is about: {_INSTEAD}"
             )
         found.append((step, step.residual))
     in_blocks = blocks(recording.tape, steps)
@@ -169,21 +72,19 @@ def one_sequence(
         if len(block) > 1:
             raise ExplanationError(
                 f"{' and '.join(step.name for step in block)} attend beside each other, and this "
-                "method is about blocks of one attention: use TransformerAttribution or "
-                "GenericAttention"
+                f"method is about blocks of one attention: {_INSTEAD}"
             )
     if not views.are_same_tokens(recording, in_blocks):
         raise ExplanationError(
             f"the tokens of {steps[-1].name} are not those of {steps[0].name}, though there are as "
-            "many, and this method is about one sequence of tokens: use TransformerAttribution or "
-            "GenericAttention"
+            f"many, and this method is about one sequence of tokens: {_INSTEAD}"
         )
     return found
 
 
 def maps_of(step: AttentionStep) -> Tensor:
     """A, (N, heads, S, S)."""
-    return views.per_head(step.attention.detach(), step)
+    return heads.per_head(step.attention.detach(), step)
 
 
 def live_tokens(step: AttentionStep) -> Tensor:

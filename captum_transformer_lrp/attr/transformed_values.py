@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads
 from captum_transformer_lrp.attr.token_attribution import as_stream, by_token
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Residual
 from captum_transformer_lrp.engine.recording import Recording
@@ -20,13 +20,9 @@ from captum_transformer_lrp.errors import ExplanationError
 def transformed_values(recording: Recording, step: AttentionStep, residual: Residual) -> Tensor:
     """f(x) of Kobayashi et al. 2020: each head's value vectors times its part of W^O.
 
-    Args:
-        recording: the forward pass.
-        step: an attention of plain maps (N, heads, S, S).
-        residual: the skip connection around it.
-
     Returns:
-        (N, heads, S, D), without the bias of the output projection.
+        (N, heads, S, D), without the bias of the output projection, for an attention of plain maps
+        (N, heads, S, S).
 
     Raises:
         ExplanationError: if the branch is not one affine map, the same for every token.
@@ -34,7 +30,7 @@ def transformed_values(recording: Recording, step: AttentionStep, residual: Resi
     assert step.output is not None
     assert step.values is not None
     projection = _projection(recording, step, residual)
-    values = views.heads_apart(step.values.detach(), step)
+    values = heads.heads_apart(step.values.detach(), step)
     if values.dim() != 4 or step.position != 0:
         raise ExplanationError(
             f"{step.name} has value vectors of shape {tuple(step.values.shape)}, of which it is "
@@ -47,7 +43,7 @@ def _projection(recording: Recording, step: AttentionStep, residual: Residual) -
     """The map from the heads' outputs to the branch, (heads, d, D)."""
     assert step.output is not None
     branch = by_token(recording, residual.branch.detach(), residual.branch)
-    mixed = views.heads_apart(step.output.detach(), step)
+    mixed = heads.heads_apart(step.output.detach(), step)
     if mixed.dim() != 4 or mixed.shape[2] != branch.shape[1]:
         raise ExplanationError(
             f"{step.name} mixes values into a tensor of shape {tuple(step.output.shape)}, of which "
@@ -84,4 +80,4 @@ def _pulled_back(
     tape = recording.tape
     laid_out = as_stream(recording, seed, residual.branch)
     (found,) = tape.backward(recording.gradient, residual.branch, laid_out, [step.output])
-    return views.heads_apart(found, step)
+    return heads.heads_apart(found, step)

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from typing_extensions import Unpack
 
-from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr import heads, views
+from captum_transformer_lrp.attr.attention_attribution import RolloutAttribution, maps_by_gradients
 from captum_transformer_lrp.attr.attention_maps import AttentionMaps
-from captum_transformer_lrp.attr.base import (
-    RolloutAttribution,
-    Settings,
-    check_finite,
-    gradients,
-    maps_by_gradients,
-    relevances,
-    sum_all,
-)
+from captum_transformer_lrp.attr.base import Settings, check_finite, gradients, relevances, sum_all
 from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
-from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.op import Books
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
@@ -105,10 +97,7 @@ class TransformerAttribution(RolloutAttribution):
         **settings: Unpack[Settings],
     ) -> None:
         super().__init__(forward_func, epsilon=epsilon, **settings)
-        if head_weighting not in get_args(HeadWeighting):
-            raise ValueError(
-                f"head_weighting must be one of {get_args(HeadWeighting)}: {head_weighting!r}"
-            )
+        views.check_choice("head_weighting", head_weighting, HeadWeighting)
         if layers is not None and not layers:
             raise ValueError("layers must name at least one attention, or be None for all of them")
         self.checkpointing = checkpointing
@@ -145,7 +134,9 @@ class TransformerAttribution(RolloutAttribution):
             >>> sorted(explanation.absorbed)  # by attentions, what ε takes
             ['blocks.0.attn', ..., 'cls_token', 'pos_embed']
         """
-        views.check_granularity(granularity)
+        rollout = start_layer, row_normalize, keep_identity
+        view = views.View(inputs, granularity, None, False, *rollout)
+        views.check_choice("granularity", granularity, self.granularities)
         if self.checkpointing:
             raise ValueError(
                 "explain() returns the maps of all blocks, which checkpointing is not to have in "
@@ -158,18 +149,13 @@ class TransformerAttribution(RolloutAttribution):
             target = predicted(recording.output) if target is None else target
             check_finite_output(recording.output)
             start = seed(recording.output, target)
-            attributions = self._rolled_out(
-                recording, start, inputs, start_layer, granularity, row_normalize, keep_identity
-            )
+            attributions = self._explained(recording, start, view)
             gradient_of = gradients(recording, start, tape.attentions)
-            steps = tape.attentions
-            leaves = recording.all_leaves
-            wanted = [step.attention for step in steps]
-            books = Books()
-            found = tape.backward(Relevance(books), recording.output, start, [*wanted, *leaves])
+            steps, books = tape.attentions, Books()
+            wanted = [*(step.attention for step in steps), *recording.all_leaves]
+            found = tape.backward(Relevance(books), recording.output, start, wanted)
             of_attentions = found[: len(steps)]
-            of_leaves = found[len(steps) :]
-            summed = tuple(recording.at_inputs(of_leaves))
+            summed = tuple(recording.at_inputs(found[len(steps) :]))
             total = sum_all(
                 [value.flatten(1).sum(1) for value in summed] + list(books.shares.values())
             )
@@ -177,35 +163,23 @@ class TransformerAttribution(RolloutAttribution):
                 attributions=attributions,
                 output=recording.output.detach(),
                 target=target,
-                attentions=tuple(
-                    AttentionMaps(
-                        step.name,
-                        *(
-                            views.per_head(value.detach(), step)
-                            for value in (
-                                step.attention,
-                                gradient,
-                                relevance,
-                                self._combined(step, gradient, relevance),
-                            )
-                        ),
-                    )
-                    for step, gradient, relevance in zip(
-                        steps, gradient_of, of_attentions, strict=True
-                    )
-                ),
+                attentions=tuple(map(self._seen, steps, gradient_of, of_attentions)),
                 relevances=summed,
                 absorbed=books.found(),
                 total=total,
             )
             check_finite(explanation.attributions)
             maps = [(target, tensors_in(attributions))]
-            used = self._used(recording, start_layer)
+            used = self._used(recording, view)
             self._check_reach(recording, maps, inputs, additional_forward_args, used)
             return explanation.to(recording.dtype)
 
-    def _used(self, recording: Recording, start_layer: int) -> list[AttentionStep]:
-        used = super()._used(recording, start_layer)
+    def _seen(self, step: AttentionStep, gradient: Tensor, relevance: Tensor) -> AttentionMaps:
+        maps = step.attention, gradient, relevance, self._combined(step, gradient, relevance)
+        return AttentionMaps(step.name, *(heads.per_head(one.detach(), step) for one in maps))
+
+    def _used(self, recording: Recording, view: views.View) -> list[AttentionStep]:
+        used = super()._used(recording, view)
         if self.layers is None:
             return used
         chosen = {
@@ -215,52 +189,24 @@ class TransformerAttribution(RolloutAttribution):
         }
         return [step for step in used if step.index in chosen]
 
-    def _rolled_out(
-        self,
-        recording: Recording,
-        start: Tensor,
-        inputs: Any,
-        start_layer: int,
-        granularity: views.Granularity,
-        row_normalize: bool,
-        keep_identity: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
-        if recording.log is not None:
-            if granularity == "matrix" or row_normalize:
-                raise ValueError(
-                    "matrices between all tokens need the maps of all blocks at once, which "
-                    'checkpointing is not to keep: use granularity="input" or "token" without '
-                    "row_normalize, or checkpointing=False"
-                )
-            used = self._used(recording, start_layer)
-            return self._checkpointed(
-                recording, recording.log, start, inputs, used, granularity, keep_identity
+    def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
+        if recording.log is None:
+            return super()._explained(recording, start, view)
+        if view.needs_matrices:
+            raise ValueError(
+                "matrices between all tokens need the maps of all blocks at once, which "
+                'checkpointing is not to keep: use granularity="input" or "token" without '
+                "row_normalize, or checkpointing=False"
             )
-        return super()._rolled_out(
-            recording, start, inputs, start_layer, granularity, row_normalize, keep_identity
-        )
-
-    def _checkpointed(
-        self,
-        recording: Recording,
-        log: Log,
-        start: Tensor,
-        inputs: Any,
-        used: Sequence[AttentionStep],
-        granularity: views.Granularity,
-        keep_identity: bool,
-    ) -> Tensor | tuple[Tensor, ...]:
-        """The first target's map is made together with all others', which are kept for later."""
+        # The first target's map is made together with all others', which are kept for later.
         if not recording.together:
             found = rolled_out(
                 recording,
-                log,
-                inputs,
-                granularity,
-                {step.index for step in used},
+                recording.log,
+                view,
+                {step.index for step in self._used(recording, view)},
                 self._combined,
                 needs_gradient=self.head_weighting == "gradient",
-                moved=not keep_identity,
             )
             recording.together.update(enumerate(found))
         place = next(n for n, one in enumerate(recording.targets) if one is start)

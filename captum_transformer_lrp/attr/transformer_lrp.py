@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeAlias, get_args, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
-from captum._utils.common import _format_output, _is_tuple
 from captum.attr._utils.common import _sum_rows
 from torch import Tensor
 from typing_extensions import Unpack
@@ -20,6 +19,7 @@ from captum_transformer_lrp.attr.base import (
     captum_method,
     sum_all,
 )
+from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.phases import Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.rules import Preset
@@ -96,10 +96,10 @@ class TransformerLRP(RecordedAttribution):
         if input_range is not None:
             chosen = chosen.with_input_range(*input_range)
         self.preset: Preset = chosen
-        if start not in (None, *get_args(Start)):
-            raise ValueError(f"start must be None or one of {get_args(Start)}, found {start!r}")
-        if contrast is not None and contrast not in get_args(Contrast):
-            raise ValueError(f"contrast must be None or one of {get_args(Contrast)}: {contrast!r}")
+        if start is not None:
+            views.check_choice("start", start, Start)
+        if contrast is not None:
+            views.check_choice("contrast", contrast, Contrast)
         self.start: Start = chosen.start if start is None else start
         self.contrast = contrast
 
@@ -146,6 +146,7 @@ class TransformerLRP(RecordedAttribution):
         return_convergence_delta: bool = False,
         granularity: Literal["input", "token"] = "input",
         internal_batch_size: int | None = None,
+        show_progress: bool = False,
     ) -> Any:
         """Explain one target for each example of a batch.
 
@@ -163,6 +164,7 @@ class TransformerLRP(RecordedAttribution):
             internal_batch_size: at most so many examples are computed at a time, which bounds the
                 memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
                 dimension is that of the batch are cut with it.
+            show_progress: whether to show a progress bar that counts those parts of the batch.
 
         Returns:
             Attributions of either sign; with ``return_convergence_delta`` a pair of them and a
@@ -173,52 +175,26 @@ class TransformerLRP(RecordedAttribution):
             ExplanationError: for a model that cannot be explained as it is; the message says what
                 to do.
         """
-        if granularity not in ("input", "token"):
-            raise ValueError(f'granularity must be "input" or "token", found {granularity!r}')
-        attributions, started = self._each_target(
-            inputs,
-            [target],
-            additional_forward_args,
-            lambda recording, one_hot: self._propagated(recording, one_hot, granularity),
-            internal_batch_size,
-            maps_of=lambda found: found[0],
-        )[0]
-        if granularity == "token":
-            formatted: Any = attributions[0]
-        else:
-            formatted = _format_output(_is_tuple(inputs), attributions)
+        view = views.View(inputs, granularity, internal_batch_size, show_progress)
+        [(attributions, started)] = super()._of_targets([target], additional_forward_args, view)
         if not return_convergence_delta:
-            return formatted
-        return formatted, self.compute_convergence_delta(attributions, started)
+            return attributions
+        return attributions, self.compute_convergence_delta(attributions, started)
 
-    def attribute_targets(
-        self,
-        inputs: Inputs,
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input", "token"] = "input",
-        internal_batch_size: int | None = None,
-    ) -> list[Inputs | Tensor]:
-        """Explain several targets of the same inputs from one forward pass.
+    def _of_targets(self, targets: Sequence[Any], additional: Any, view: views.View) -> list[Any]:
+        return [maps for maps, _ in super()._of_targets(targets, additional, view)]
 
-        Takes the arguments of :meth:`attribute`, with a list of targets.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        if granularity not in ("input", "token"):
-            raise ValueError(f'granularity must be "input" or "token", found {granularity!r}')
-        found = self._each_target(
+    def _of_piece(
+        self, inputs: Any, targets: Sequence[Any], additional: Any, view: views.View
+    ) -> list[Any]:
+        """For each target its map, and the relevance that it starts from."""
+        return self._each_target(
             inputs,
             targets,
-            additional_forward_args,
-            lambda recording, one_hot: self._propagated(recording, one_hot, granularity)[0],
-            internal_batch_size,
+            additional,
+            lambda recording, one_hot: self._propagated(recording, one_hot, view),
+            maps_of=lambda found: tensors_in(found[0]),
         )
-        if granularity == "token":
-            return [one[0] for one in found]
-        return [_format_output(_is_tuple(inputs), one) for one in found]
 
     def has_convergence_delta(self) -> bool:
         """True: attributions and what parameters absorb add up to the relevance at the output."""
@@ -240,17 +216,17 @@ class TransformerLRP(RecordedAttribution):
         return output.flatten() - sum_all([_sum_rows(part) for part in parts])
 
     def _propagated(
-        self, recording: Recording, one_hot: Tensor, granularity: str
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Relevance of each input, and its sum at the output."""
+        self, recording: Recording, one_hot: Tensor, view: views.View
+    ) -> tuple[Tensor | tuple[Tensor, ...], Tensor]:
+        """Relevance of the inputs or tokens, and its sum at the output."""
         output = recording.output.detach()
         if self.contrast is not None and output.dim() != 2:
             raise ValueError(f"contrast={self.contrast!r} needs logits (N, C): {output.shape}")
         if self.contrast is not None and not bool((one_hot.sum(1) == one_hot.amax(1)).all()):
             raise ValueError(f"contrast={self.contrast!r} needs one class as the target")
-        first, *others = self._down(recording, one_hot, granularity)
+        first, *others = self._down(recording, one_hot, view.granularity)
         if not others:
-            return first, _sum_rows(self._seeds(output, one_hot)[0])
+            return view.formatted(first), _sum_rows(self._seeds(output, one_hot)[0])
         difference = [one - other for one, other in zip(first, others[0], strict=True)]
         if self.contrast == "clrp":
             difference = [one.clamp(min=0) for one in difference]
@@ -259,7 +235,7 @@ class TransformerLRP(RecordedAttribution):
         difference = [
             one.masked_fill(nothing.view(-1, *[1] * (one.dim() - 1)), 0) for one in difference
         ]
-        return tuple(difference), torch.zeros_like(output[:, 0])
+        return view.formatted(difference), torch.zeros_like(output[:, 0])
 
     def _seeds(self, output: Tensor, one_hot: Tensor) -> list[Tensor]:
         """What is propagated for a target; of two, the second is what the first is compared to."""
@@ -269,10 +245,7 @@ class TransformerLRP(RecordedAttribution):
             return [one_hot, (1 - one_hot) / max(output.shape[1] - 1, 1)]
         probability = output.softmax(1)
         of_target = (probability * one_hot).sum(1, keepdim=True)
-        return [
-            one_hot * of_target * (1 - of_target),
-            (1 - one_hot) * of_target * probability,
-        ]
+        return [one_hot * of_target * (1 - of_target), (1 - one_hot) * of_target * probability]
 
     def _arrived(
         self, recording: Recording, one_hot: Tensor, wanted: Sequence[Tensor]

@@ -2,71 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
+from captum._utils.common import _format_output, _is_tuple
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.lineage.passes import beside, only_pass
+from captum_transformer_lrp.engine.lineage.passes import only_pass, passes
 from captum_transformer_lrp.engine.phases import Rollout
 from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
 
-Granularity = Literal["input", "token", "matrix"]
-GRANULARITIES = ("input", "token", "matrix")
+Granularity: TypeAlias = Literal["input", "token", "matrix"]
+TokenGranularity: TypeAlias = Literal["input", "token"]
 
 
-def check_granularity(granularity: str, known: Sequence[str] = GRANULARITIES) -> None:
-    """Raise for a granularity that does not exist."""
-    if granularity not in known:
-        raise ValueError(f"granularity must be one of {known}, found {granularity!r}")
-
-
-def input_mass(
-    recording: Recording,
-    origin: Tensor,
-    seed: Tensor,
-    maps: Mapping[int, Tensor] | None = None,
-    *,
-    moved: bool = False,
-    through: int = 0,
-) -> tuple[Tensor, ...]:
-    """Carry mass from ``origin`` down to the inputs.
+@dataclass(frozen=True)
+class View:
+    """What a user wants of an explanation, as ``attribute`` of the methods has it.
 
     Args:
-        recording: the forward pass.
-        origin: where mass starts, on the tape.
-        seed: how much, of the shape of ``origin``.
-        maps: as of :class:`~captum_transformer_lrp.engine.phases.Rollout`; None for no attention.
-        moved: whether to leave out what no attention has moved.
-        through: bits of attentions that mass must go through, not around.
+        inputs: all of them, whatever piece is explained at a time.
+        granularity: ``"input"``, ``"token"`` or ``"matrix"``.
+        internal_batch_size: how many examples at a time; None for all.
+        show_progress: whether to show a progress bar.
+        start_layer: as of :meth:`RolloutAttribution.attribute`.
+        row_normalize: likewise.
+        keep_identity: likewise.
+    """
+
+    inputs: Any
+    granularity: Granularity = "input"
+    internal_batch_size: int | None = None
+    show_progress: bool = False
+    start_layer: int = 0
+    row_normalize: bool = False
+    keep_identity: bool = False
+
+    @property
+    def needs_matrices(self) -> bool:
+        """Whether matrices between all tokens are multiplied, rather than mass carried down."""
+        return self.granularity == "matrix" or self.row_normalize
+
+    def formatted(self, maps: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        """Maps of the inputs, as a tuple if the inputs are one; or the only map of the tokens."""
+        as_tuple = self.granularity == "input" and _is_tuple(self.inputs)
+        return _format_output(as_tuple, tuple(one.detach() for one in maps))
+
+
+def check_choice(name: str, found: object, choices: Any) -> None:
+    """Raise unless an argument is one of the texts of a Literal type."""
+    if found not in get_args(choices):
+        raise ValueError(f"{name} must be one of {get_args(choices)}, found {found!r}")
+
+
+def carried(
+    recording: Recording,
+    rollout: Rollout,
+    origin: Tensor,
+    seed: Tensor,
+    wanted: Sequence[Tensor],
+    *,
+    moved: bool = False,
+) -> list[Tensor]:
+    """Carry mass from ``origin`` down to the tensors ``wanted``.
+
+    With ``moved`` what no attention has moved is left out.
+    """
+    if moved:
+        return moved_mass(recording.tape, rollout, origin, seed, wanted)
+    return recording.tape.backward(rollout, origin, seed, wanted)
+
+
+def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
+    """Carry mass from the tensor ``origin`` down to the inputs, around all attentions.
 
     Returns:
         A map for each input, shaped as it is: for images the mass of the patch grid, bilinearly
         upsampled and spread evenly over the channels; for embeddings spread evenly over their
         features; for token ids (N, S).
     """
-    rollout = Rollout(maps, through=through)
-    arrived = _carried(recording, rollout, origin, seed, recording.all_leaves, moved)
-    return at_inputs(recording, arrived)
-
-
-def _carried(
-    recording: Recording,
-    rollout: Rollout,
-    origin: Tensor,
-    seed: Tensor,
-    wanted: Sequence[Tensor],
-    moved: bool,
-) -> list[Tensor]:
-    if moved:
-        return moved_mass(recording.tape, rollout, origin, seed, wanted)
-    return recording.tape.backward(rollout, origin, seed, wanted)
+    return at_inputs(recording, carried(recording, Rollout(), origin, seed, recording.all_leaves))
 
 
 def at_inputs(recording: Recording, arrived_at: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -124,22 +146,9 @@ def token_stream(recording: Recording, steps: Pass | None = None) -> Tensor:
     return found
 
 
-def token_mass(
-    recording: Recording,
-    seed: Tensor,
-    maps: Mapping[int, Tensor] | None = None,
-    *,
-    moved: bool = False,
-    through: int = 0,
-    steps: Pass | None = None,
-) -> Tensor:
-    """Mass that the logits send to each token below the first attention, (N, S).
-
-    Takes the arguments of :func:`input_mass`, and the attentions of a pass.
-    """
-    origin = recording.output
-    mass = at_tokens(recording, origin, seed, steps, maps, moved=moved, through=through)
-    return summed_by_token(recording, mass, steps)
+def token_mass(recording: Recording, seed: Tensor, steps: Pass | None = None) -> Tensor:
+    """Mass that the logits send around all attentions to each token below the first, (N, S)."""
+    return summed_by_token(recording, at_tokens(recording, recording.output, seed, steps), steps)
 
 
 def at_tokens(
@@ -148,14 +157,10 @@ def at_tokens(
     seed: Tensor,
     steps: Pass | None,
     maps: Mapping[int, Tensor] | None = None,
-    *,
-    moved: bool = False,
-    through: int = 0,
 ) -> Tensor:
     """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
-    rollout = Rollout(maps, through=through, reaches_pixels=False)
-    wanted = [token_stream(recording, steps)]
-    return _carried(recording, rollout, origin, seed, wanted, moved)[0]
+    rollout = Rollout(maps, reaches_pixels=False)
+    return carried(recording, rollout, origin, seed, [token_stream(recording, steps)])[0]
 
 
 def summed_by_token(recording: Recording, values: Tensor, steps: Pass | None = None) -> Tensor:
@@ -260,36 +265,6 @@ def batch_axis(recording: Recording, stream: Tensor) -> int | None:
     return mark.examples.axis
 
 
-def heads_apart(values: Tensor, step: AttentionStep) -> Tensor:
-    """A tensor of an attention as (N, heads, ...), if the model has it so or folds heads into N."""
-    examples = step.mark.examples
-    if values.dim() == 3 and values.shape[0] % examples.count == 0:
-        heads = values.shape[0] // examples.count
-        consecutive = tuple(n for n in range(examples.count) for _ in range(heads))
-        if (
-            examples.count == 1
-            or examples.index == consecutive
-            or (heads == 1 and examples.index is None and examples.axis == 0)
-        ):
-            return values.unflatten(0, (examples.count, heads))
-    return values
-
-
-def per_head(values: Tensor, step: AttentionStep) -> Tensor:
-    """An attention map, or what belongs to it, as (N, heads, queries, keys), if there are such."""
-    axes = step.axes
-    if axes is not None and axes != (-2, -1):
-        values = values.movedim(axes, (-2, -1))
-    return heads_apart(values, step)
-
-
-def as_attention(maps: Tensor, step: AttentionStep) -> Tensor:
-    """The inverse of :func:`per_head`."""
-    axes = (-2, -1) if step.axes is None else step.axes
-    moved = step.attention.movedim(axes, (-2, -1))
-    return maps.reshape(moved.shape).movedim((-2, -1), axes)
-
-
 def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:
     """The attentions that a user has chosen, counted from the input; None for all.
 
@@ -305,32 +280,52 @@ def chosen_layers(layers: Sequence[int] | None, count: int) -> list[int]:
     return list(range(count)) if layers is None else sorted({layer % count for layer in layers})
 
 
-def check_heads(maps: Sequence[Tensor], steps: Sequence[AttentionStep], count: int) -> None:
-    """Raise unless every map is (N, heads, queries, keys)."""
-    for one, step in zip(maps, steps, strict=True):
-        if one.dim() < 4 or one.shape[0] != count:
-            raise ExplanationError(
-                f"{step.name} has no heads that can be told apart (its map has shape "
-                f"{tuple(step.attention.shape)}, of {count} examples)"
-            )
+def mass_view(
+    recording: Recording,
+    start: Tensor,
+    view: View,
+    maps: Mapping[int, Tensor],
+    *,
+    moved: bool = False,
+    through: int = 0,
+) -> Tensor | tuple[Tensor, ...]:
+    """The mass that a seed at the logits sends to tokens or inputs.
 
-
-def fused_heads(recording: Recording, values: Tensor, step: AttentionStep, fusion: str) -> Tensor:
-    """The mean, max or min over heads, (N, 1, queries, keys).
-
-    Raises:
-        ExplanationError: if the model computes the heads of one attention in several calls.
+    Args:
+        recording: the forward pass.
+        start: the seed.
+        view: which of the two is wanted.
+        maps: as of :class:`~captum_transformer_lrp.engine.phases.Rollout`.
+        moved: whether to leave out what no attention has moved.
+        through: bits of attentions that mass must go through, not around.
     """
-    if len(beside(recording.tape, recording.tape.attentions, step)) > 1:
-        raise ExplanationError(
-            f"{step.name} attends in several calls beside each other, which may be its heads, so "
-            'they cannot be fused: use head_fusion="mean" and no discard_ratio'
-        )
-    maps = per_head(values, step)
-    check_heads([maps], [step], step.mark.examples.count)
-    if fusion == "mean":
-        return maps.mean(1, keepdim=True)
-    return maps.amax(1, keepdim=True) if fusion == "max" else maps.amin(1, keepdim=True)
+    of_tokens = view.granularity == "token"
+    wanted = [token_stream(recording)] if of_tokens else recording.all_leaves
+    rollout = Rollout(maps, through=through, reaches_pixels=not of_tokens)
+    arrived = carried(recording, rollout, recording.output, start, wanted, moved=moved)
+    if of_tokens:
+        return summed_by_token(recording, arrived[0]).detach()
+    return view.formatted(at_inputs(recording, arrived))
+
+
+def row_view(
+    recording: Recording, view: View, row_of: Callable[[Pass], Tensor]
+) -> Tensor | tuple[Tensor, ...]:
+    """A value for every token of a pass, (N, S), as it is or carried on to the inputs.
+
+    Those of several passes add up at the inputs; as they are they have no meaning.
+    """
+    if view.granularity == "token":
+        return row_of(one_pass(recording)).detach()
+    of_passes = []
+    for steps in passes(recording.tape, recording.output):
+        row = row_of(steps).detach()
+        stream = token_stream(recording, steps)
+        spread = spread_over_features(recording, row, steps)
+        of_passes.append(input_mass(recording, stream, spread))
+    return view.formatted(
+        [torch.stack(of_input).sum(0) for of_input in zip(*of_passes, strict=True)]
+    )
 
 
 def are_same_tokens(recording: Recording, in_blocks: Sequence[Pass]) -> bool:

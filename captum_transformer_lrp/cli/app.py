@@ -49,25 +49,15 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-explain = typer.Typer(
-    cls=_OfInputs,
-    help="Explain inputs by one method.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-)
-explain.command("image")(explain_image_command)
-explain.command("text")(explain_text_command)
-compare = typer.Typer(
-    cls=_OfInputs,
-    help="Explain one input by several methods.",
-    no_args_is_help=True,
-    rich_markup_mode="markdown",
-)
-compare.command("image")(compare_image)
-compare.command("text")(compare_text)
-app.add_typer(explain, name="explain")
+for name, about, of_image, of_text in (
+    ("explain", "Explain inputs by one method.", explain_image_command, explain_text_command),
+    ("compare", "Explain one input by several methods.", compare_image, compare_text),
+):
+    group = typer.Typer(cls=_OfInputs, help=about, no_args_is_help=True)
+    group.command("image")(of_image)
+    group.command("text")(of_text)
+    app.add_typer(group, name=name)
 app.add_typer(benchmark, name="benchmark")
-app.add_typer(compare, name="compare")
 app.command("report")(report)
 app.command("models")(models)
 app.command("demo")(demo)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -56,9 +57,13 @@ def each_of(
     return results, failed
 
 
-def finish(results: Sequence[Any], failed: Sequence[Any], output: object, as_json: bool) -> None:
-    """Say how many worked; exit with code 1 if any did not."""
-    if not as_json:
+def finish(
+    results: Sequence[Any], failed: Sequence[Any], output: object, printed: Mapping[str, Any] | None
+) -> None:
+    """Say how many worked, or print a JSON object; exit with code 1 if any did not."""
+    if printed is not None:
+        typer.echo(json.dumps(printed, indent=2))
+    else:
         count = len(results) + len(failed)
         typer.echo(printable(f"explained {len(results)} of {count}, wrote {output}"))
     if failed:

@@ -26,12 +26,7 @@ from captum_transformer_lrp.benchmark_options import (
     options_of,
 )
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.options import (
-    Checkpoint,
-    ImageModelName,
-    TextModelName,
-    to_device,
-)
+from captum_transformer_lrp.cli.options import Checkpoint, ImageModelName, TextModelName, to_device
 from captum_transformer_lrp.hub import as_address
 from captum_transformer_lrp.names import ALIASES
 from captum_transformer_lrp.printing import printable

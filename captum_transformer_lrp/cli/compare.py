@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from captum_transformer_lrp.cli import options
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import clear_errors
 from captum_transformer_lrp.cli.files import Photo, check_given
-from captum_transformer_lrp.cli.options import (
-    DEFAULT_IMAGE_MODEL,
-    Checkpoint,
-    Device,
-    Frame,
-    ImageModelName,
-    Json,
-    Language,
-    Maps,
-    MaxPixels,
-    MethodOptions,
-    SpecialTokens,
-    Targets,
-    TextModelName,
-    TopK,
-    TrustRemoteCode,
-    how_many,
-    to_device,
-)
-from captum_transformer_lrp.cli.outputs import check_no_input, check_output
+from captum_transformer_lrp.cli.outputs import check_output, planned
 from captum_transformer_lrp.cli.predictions import as_json as to_json
-from captum_transformer_lrp.cli.predictions import print_predictions
-from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
+from captum_transformer_lrp.cli.predictions import tell
+from captum_transformer_lrp.cli.provenance import ready, save
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
 from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
-from captum_transformer_lrp.printing import check_text, printable
+from captum_transformer_lrp.printing import check_text
 from captum_transformer_lrp.result import FIGURE_SUFFIXES, PAGE_SUFFIXES
-from captum_transformer_lrp.results.classes import OfClasses, class_labels, method_names
+from captum_transformer_lrp.results.classes import class_labels, method_names
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.results.image import ImageResult
@@ -49,18 +29,18 @@ if TYPE_CHECKING:
 
 def compare_image(
     photo: Annotated[Path, typer.Argument(help="The image file.")],
-    model: ImageModelName = DEFAULT_IMAGE_MODEL,
-    checkpoint: Checkpoint = None,
-    target: Targets = None,
-    top_k: TopK = None,
-    method: MethodOptions = None,
+    model: options.ImageModelName = options.DEFAULT_IMAGE_MODEL,
+    checkpoint: options.Checkpoint = None,
+    target: options.Targets = None,
+    top_k: options.TopK = None,
+    method: options.MethodOptions = None,
     output: Annotated[Path, typer.Option(help="The figure to write.")] = Path("comparison.png"),
-    maps: Maps = None,
-    frame: Frame = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    trust_remote_code: TrustRemoteCode = False,
-    device: Device = "cpu",
-    as_json: Json = False,
+    maps: options.Maps = None,
+    frame: options.Frame = None,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    trust_remote_code: options.TrustRemoteCode = False,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
 ) -> None:
     """Draw a table of overlays: one row per method, one column per class.
 
@@ -73,46 +53,43 @@ def compare_image(
     """
     with clear_errors():
         check_given(photo, "image")
-        check_output(output, FIGURE_SUFFIXES, [photo, checkpoint])
-        check_no_input(maps_beside(output, maps), [photo, checkpoint])
-        methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
+        planned(output, FIGURE_SUFFIXES, (), [photo, checkpoint], maps)
+        methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
         picture = read_photo(photo, frame=frame, max_pixels=max_pixels)
 
         from captum_transformer_lrp.models import load_image_model
         from captum_transformer_lrp.results.image import explain_image
 
         loaded = load_image_model(model, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
-        loaded = fingerprinted(loaded, checkpoint)
-        loaded.model.to(where)
+        loaded = ready(loaded, where, checkpoint)
         with progress_bar("methods", len(methods)) as advance:
             found = explain_image(
                 loaded,
                 picture,
                 target=target,
                 method=methods,
-                **how_many(top_k, 2),
+                **options.how_many(top_k, 2),
                 on_progress=advance,
             )
         found = replace(found, subject=str(Photo(photo, frame)), source=photo)
-        for file in [output, *maps_beside(output, maps)]:
-            found.save(file)
+        save(found, output, maps)
         more = {"correlation_with_first_class": _correlations(found)} if as_json else {}
-        _tell(found, {"image": found.subject, **to_json(found, output), **more}, output, as_json)
+        tell(found, {"image": found.subject, **to_json(found, output), **more}, output, as_json)
 
 
 def compare_text(
     text: Annotated[str, typer.Argument(help="The sentence or document.")],
-    model: TextModelName = BUNDLED_TEXT_MODEL,
-    target: Targets = None,
-    top_k: TopK = None,
-    method: MethodOptions = None,
+    model: options.TextModelName = BUNDLED_TEXT_MODEL,
+    target: options.Targets = None,
+    top_k: options.TopK = None,
+    method: options.MethodOptions = None,
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("comparison.html"),
-    lang: Language = "en",
-    special_tokens: SpecialTokens = False,
-    maps: Maps = None,
-    trust_remote_code: TrustRemoteCode = False,
-    device: Device = "cpu",
-    as_json: Json = False,
+    lang: options.Language = "en",
+    special_tokens: options.SpecialTokens = False,
+    maps: options.Maps = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
 ) -> None:
     """Write a page of the text by each method for each class, its words coloured by relevance.
 
@@ -126,35 +103,25 @@ def compare_text(
     with clear_errors():
         check_output(output, PAGE_SUFFIXES)
         check_text(text)
-        methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
+        methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
 
         from captum_transformer_lrp.models import load_text_model
         from captum_transformer_lrp.results.text import explain_text
 
-        loaded = fingerprinted(load_text_model(model, trust_remote_code=trust_remote_code))
-        loaded.model.to(where)
+        loaded = ready(load_text_model(model, trust_remote_code=trust_remote_code), where)
         with progress_bar("methods", len(methods)) as advance:
             found = explain_text(
-                loaded, None, text, target=target, method=methods, **how_many(top_k, 2),
+                loaded, None, text, target=target, method=methods, **options.how_many(top_k, 2),
                 special_tokens=special_tokens, on_progress=advance,
             )  # fmt: skip
-        for file in [output, *maps_beside(output, maps)]:
-            found.save(file, lang=lang)
+        save(found, output, maps, lang)
         result = {"text": found.subject, **to_json(found, output)}
         for place, each in enumerate(result["explained"]):
             each["words"] = {
                 method: [[word.text, word.attribution] for word in explanations[place].words]
                 for method, explanations in found.explanations.items()
             }
-        _tell(found, result, output, as_json)
-
-
-def _tell(found: OfClasses, result: dict[str, Any], output: Path, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-        return
-    print_predictions(Console(), found.predictions, found.explained)
-    typer.echo(printable(f"wrote {output}"))
+        tell(found, result, output, as_json)
 
 
 def _correlations(found: ImageResult) -> dict[str, dict[str, float | None]]:

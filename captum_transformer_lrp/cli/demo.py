@@ -7,7 +7,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from PIL import Image
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.outputs import check_output_folder
-from captum_transformer_lrp.cli.provenance import fingerprinted
+from captum_transformer_lrp.cli.provenance import ready
 from captum_transformer_lrp.cli.report import HOW_TO_READ
 from captum_transformer_lrp.names import (
     BUNDLED_IMAGE_MODEL,
@@ -32,7 +32,6 @@ from captum_transformer_lrp.results.classes import method_label, provenance
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.examples import Scene
-    from captum_transformer_lrp.models import ImageModel, TextModel
     from captum_transformer_lrp.results.image import ImageResult
     from captum_transformer_lrp.visualization import Section
 
@@ -81,32 +80,39 @@ def demo(
 
         from captum_transformer_lrp import examples
         from captum_transformer_lrp.models import load_image_model, load_text_model
+        from captum_transformer_lrp.results.image import explain_image
+        from captum_transformer_lrp.results.text import explain_text
         from captum_transformer_lrp.visualization import report_html
 
-        images = fingerprinted(load_image_model(BUNDLED_IMAGE_MODEL))
-        texts = fingerprinted(load_text_model(BUNDLED_TEXT_MODEL))
+        images = ready(load_image_model(BUNDLED_IMAGE_MODEL), None)
+        texts = ready(load_text_model(BUNDLED_TEXT_MODEL), None)
         scenes = {scene.name: scene for scene in examples.scenes()}
         _write_scenes(list(scenes.values()), output / "scenes")
         main_scene = scenes.pop(SCENE)
-        steps = 2 * (len(OURS) + len(CAPTUMS)) + len(scenes)
-        with progress_bar("explaining", steps) as advance:
-            explained = _explained(images, main_scene, (*OURS, *CAPTUMS), advance)
+        methods = (*OURS, *CAPTUMS)
+        with progress_bar("explaining", 2 * len(methods) + len(scenes)) as advance:
+
+            def explained(scene: Scene, *methods: str) -> ImageResult:
+                return explain_image(
+                    images, scene.image, target=scene.labels, method=methods, on_progress=advance
+                )
+
+            found = explained(main_scene, *methods)
+            sentence = explain_text(
+                texts, None, SENTENCE, top_k=2, method=methods, on_progress=advance
+            )
             sections = [
-                explained.section("One picture, two classes, every method", EVERY_METHOD),
-                _beside_integrated_gradients(main_scene, explained),
-                _sentence(texts, advance),
-                *(
-                    _explained(images, scene, [DEFAULT_METHOD], advance).section(scene.name)
-                    for scene in scenes.values()
-                ),
-            ]  # fmt: skip
+                found.section("One picture, two classes, every method", EVERY_METHOD),
+                _beside_integrated_gradients(main_scene, found),
+                sentence.section("One sentence, two sentiments", SENTENCE_TEXT),
+                *(explained(one, DEFAULT_METHOD).section(one.name) for one in scenes.values()),
+            ]
         if checkpoint is not None:
             sections.append(_cat(checkpoint))
         for section in sections:
             name = "-".join(re.findall(r"\w+", section.title.lower()))
             for picture in section.pictures:
                 write_figure(output / f"{name}.png", picture.figure)
-        methods = (*OURS, *CAPTUMS)
         footer = as_footer(
             provenance(images, methods, main_scene.labels), provenance(texts, methods, top_k=2)
         )
@@ -141,17 +147,6 @@ def _write_scenes(scenes: Sequence[Scene], folder: Path) -> None:
         write_whole(folder / f"{scene.name}.png", file.getvalue())
 
 
-def _explained(
-    loaded: ImageModel, scene: Scene, methods: Sequence[str], advance: Callable[[], None]
-) -> ImageResult:
-    """A scene, explained for the classes that are in it."""
-    from captum_transformer_lrp.results.image import explain_image
-
-    return explain_image(
-        loaded, scene.image, target=scene.labels, method=methods, on_progress=advance
-    )
-
-
 def _beside_integrated_gradients(scene: Scene, found: ImageResult) -> Section:
     from captum_transformer_lrp.visualization import Section, Table
 
@@ -180,15 +175,6 @@ def _shares(scene: Scene, of_class: Mapping[str, Any]) -> list[str]:
             # Grad-CAM's map of a class can be zero everywhere.
             found.append(f"{100 * positive[mask].sum() / total:.0f} %" if total else "–")
     return found
-
-
-def _sentence(loaded: TextModel, advance: Callable[[], None]) -> Section:
-    from captum_transformer_lrp.results.text import explain_text
-
-    found = explain_text(
-        loaded, None, SENTENCE, top_k=2, method=(*OURS, *CAPTUMS), on_progress=advance
-    )
-    return found.section("One sentence, two sentiments", SENTENCE_TEXT)
 
 
 def _cat(checkpoint: Path) -> Section:

@@ -2,58 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from captum_transformer_lrp.cli import options, writing
 from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors, warn
-from captum_transformer_lrp.cli.files import (
-    TEXT_SUFFIXES,
-    gather,
-    has_suffix,
-    read_text,
-)
-from captum_transformer_lrp.cli.options import (
-    Device,
-    Granularity,
-    Json,
-    Language,
-    Maps,
-    SpecialTokens,
-    Targets,
-    TextMethod,
-    TextModelName,
-    TopK,
-    TrustRemoteCode,
-    Unit,
-    how_many,
-    to_device,
-)
-from captum_transformer_lrp.cli.outputs import (
-    check_no_input,
-    check_output,
-    check_output_folder,
-    output_names,
-)
+from captum_transformer_lrp.cli.files import TEXT_SUFFIXES, gather, has_suffix, read_text
+from captum_transformer_lrp.cli.outputs import planned
 from captum_transformer_lrp.cli.predictions import as_json as to_json
-from captum_transformer_lrp.cli.predictions import print_predictions
-from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
-from captum_transformer_lrp.cli.writing import (
-    Continuation,
-    Contrast,
-    Generate,
-    Hops,
-    Seen,
-    Writing,
-    tell,
-)
+from captum_transformer_lrp.cli.predictions import tell
+from captum_transformer_lrp.cli.provenance import ready, save
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_METHOD
-from captum_transformer_lrp.printing import check_text, printable
+from captum_transformer_lrp.printing import check_text
 from captum_transformer_lrp.result import PAGE_SUFFIXES
 
 if TYPE_CHECKING:
@@ -71,20 +35,19 @@ def explain_text_command(
             help="A text file, or a folder of .txt files, instead; may be given several times.",
         ),
     ] = None,
-    model: TextModelName = BUNDLED_TEXT_MODEL,
+    model: options.TextModelName = BUNDLED_TEXT_MODEL,
     pair: Annotated[
-        str | None,
-        typer.Option("--pair", help="The second text, for models that take two."),
+        str | None, typer.Option("--pair", help="The second text, for models that take two.")
     ] = None,
-    generate: Generate = None,
-    continuation: Continuation = None,
-    contrast: Contrast = None,
-    hops: Hops = None,
-    images: Seen = None,
-    target: Targets = None,
-    top_k: TopK = None,
-    method: TextMethod = None,
-    granularity: Granularity = Unit.WORD,
+    generate: writing.Generate = None,
+    continuation: writing.Continuation = None,
+    contrast: writing.Contrast = None,
+    hops: writing.Hops = None,
+    images: writing.Seen = None,
+    target: options.Targets = None,
+    top_k: options.TopK = None,
+    method: options.TextMethod = None,
+    granularity: options.Granularity = options.Unit.WORD,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -92,12 +55,12 @@ def explain_text_command(
             show_default="explanation.html or explanations",
         ),
     ] = None,
-    lang: Language = "en",
-    special_tokens: SpecialTokens = False,
-    maps: Maps = None,
-    trust_remote_code: TrustRemoteCode = False,
-    device: Device = "cpu",
-    as_json: Json = False,
+    lang: options.Language = "en",
+    special_tokens: options.SpecialTokens = False,
+    maps: options.Maps = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
 ) -> None:
     """Show which words speak for a class, or which words each written word comes from.
 
@@ -126,32 +89,23 @@ def explain_text_command(
         if text is not None and has_suffix(Path(text.strip()), TEXT_SUFFIXES):
             warn(f"note: {text} is explained as a text; --file {text} reads a file")
         unit: dict[str, Any] = {"granularity": granularity.value, "special_tokens": special_tokens}
-        writing = Writing(
+        asked = writing.Writing(
             generate, continuation, contrast, hops, images or (), target or (),
             [method] if method else (), unit,
         )  # fmt: skip
-        if writing.is_asked and (text is None or pair is not None):
+        if asked.is_asked and (text is None or pair is not None):
             raise UsageError("expected a text without --pair to be continued, and no --file")
         if pair is not None and files:
             raise UsageError("expected a text with --pair, found --file")
         paths = gather(files or (), TEXT_SUFFIXES, "text")
-        if paths:
-            output = output or Path("explanations")
-            check_output_folder(output, [path.parent for path in paths])
-            names = output_names([(path, path.name) for path in paths])
-            pages = [output / f"{name}.html" for name in names]
-        else:
-            output = output or Path("explanation.html")
-            check_output(output, PAGE_SUFFIXES)
-            pages = [output]
-        written = [*pages, *(one for page in pages for one in maps_beside(page, maps))]
-        check_no_input(written, [*paths, *(images or ())])
-        where = to_device(device)
-        if writing.is_asked and text is not None:
-            writing.check(model)
-            language_model = writing.load(model, where, trust_remote_code=trust_remote_code)
-            story = writing.explained(language_model, text)
-            tell(story, output, lang=lang, maps=maps, as_json=as_json)
+        named = [(path, path.name) for path in paths]
+        output, pages = planned(output, PAGE_SUFFIXES, named, [*paths, *(images or ())], maps)
+        where = options.to_device(device)
+        if asked.is_asked and text is not None:
+            asked.check(model)
+            language_model = asked.load(model, where, trust_remote_code=trust_remote_code)
+            story = asked.explained(language_model, text)
+            writing.tell(story, output, lang=lang, maps=maps, as_json=as_json)
             return
         method = method or DEFAULT_METHOD
 
@@ -159,40 +113,30 @@ def explain_text_command(
         from captum_transformer_lrp.results.text import explain_text
         from captum_transformer_lrp.visualization import text_terminal
 
-        loaded = fingerprinted(load_text_model(model, trust_remote_code=trust_remote_code))
-        loaded.model.to(where)
+        loaded = ready(load_text_model(model, trust_remote_code=trust_remote_code), where)
 
         def explained(
             text: str, page: Path, source: Path | None = None
         ) -> tuple[TextResult, dict[str, Any]]:
             found = explain_text(
                 loaded, None, text, text_pair=pair, target=target, method=method, **unit,
-                **how_many(top_k, 1),
+                **options.how_many(top_k, 1),
             )  # fmt: skip
             found = replace(found, subject=str(source or found.subject), source=source)
-            for output in [page, *maps_beside(page, maps)]:
-                found.save(output, lang=lang)
+            save(found, page, maps, lang)
             result = {"text": text, "method": method, **to_json(found, page)}
             for each, one in zip(result["explained"], found.explanations[method], strict=True):
                 each["words"] = [[word.text, word.attribution] for word in one.words]
             return found, result
 
         if text is not None:
-            found, result = explained(text, output)
-            if as_json:
-                typer.echo(json.dumps(result, indent=2))
-                return
-            console = Console()
-            print_predictions(console, found.predictions, found.explained)
-            console.print(text_terminal(found.explanations[method]))
-            typer.echo(printable(f"wrote {output}"))
+            one, result = explained(text, output)
+            tell(one, result, output, as_json, text_terminal(one.explanations[method]))
             return
         page_of = dict(zip(paths, pages, strict=True))
 
         def of_file(path: Path) -> dict[str, Any]:
             return {"file": str(path)} | explained(read_text(path), page_of[path], path)[1]
 
-        results, failed = each_of(paths, of_file, "explaining")
-        if as_json:
-            typer.echo(json.dumps({"results": results, "failed": failed}, indent=2))
-        finish(results, failed, output, as_json)
+        found, failed = each_of(paths, of_file, "explaining")
+        finish(found, failed, output, {"results": found, "failed": failed} if as_json else None)

@@ -11,11 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from captum_transformer_lrp.cli.batch import progress_bar
-from captum_transformer_lrp.cli.errors import (
-    FAILED,
-    UsageError,
-    clear_errors,
-)
+from captum_transformer_lrp.cli.errors import FAILED, UsageError, clear_errors
 from captum_transformer_lrp.names import BUNDLED_IMAGE_MODEL, BUNDLED_TEXT_MODEL, METHODS
 from captum_transformer_lrp.printing import one_sentence
 

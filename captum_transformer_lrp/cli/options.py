@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,23 +48,13 @@ def check_methods(methods: str | Sequence[str] | None) -> str | Sequence[str] | 
     return name
 
 
-def complete_method(incomplete: str) -> list[str]:
-    """For the shell's completion.
+def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """What completes the beginning of one of some names, for the shell.
 
-    >>> complete_method("attention_r")
-    ['attention_rollout']
+    >>> complete_method("attention_r"), complete_image_model("bund")
+    (['attention_rollout'], ['bundled/scenes'])
     """
-    return [name for name in METHODS if name.startswith(incomplete)]
-
-
-def complete_image_model(incomplete: str) -> list[str]:
-    """For the shell's completion: the bundled model and timm's.
-
-    >>> complete_image_model("bund")
-    ['bundled/scenes']
-    """
-    names = [BUNDLED_IMAGE_MODEL, *timm_architectures()]
-    return [name for name in names if name.startswith(incomplete)]
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
 
 
 def timm_architectures() -> list[str]:
@@ -85,32 +75,43 @@ def timm_architectures() -> list[str]:
     )
 
 
-def complete_text_model(incomplete: str) -> list[str]:
-    """For the shell's completion: the bundled model."""
-    return [name for name in (BUNDLED_TEXT_MODEL,) if name.startswith(incomplete)]
+complete_method = completing(lambda: METHODS)
+complete_image_model = completing(lambda: [BUNDLED_IMAGE_MODEL, *timm_architectures()])
+complete_text_model = completing(lambda: [BUNDLED_TEXT_MODEL])
 
 
-_METHODS_HELP = "see the command `models`; the first is the paper's, transformer_attribution."
+def model_option(name: str, what: str, complete: Callable[[str], list[str]]) -> Any:
+    """The option for the name of a model."""
+    return typer.Option(name, help=what, autocompletion=complete)
+
+
+def _method_option(what: str, **more: Any) -> Any:
+    return typer.Option(
+        "--method",
+        metavar="NAME",
+        help=f"{what}: see the command `models`; the first is the paper's, {DEFAULT_METHOD}.",
+        callback=check_methods,
+        autocompletion=complete_method,
+        **more,
+    )
+
 
 ImageModelName: TypeAlias = Annotated[
     str,
-    typer.Option(
+    model_option(
         "--model",
-        help="A timm name, a Hugging Face name, a folder, or bundled/scenes.",
-        autocompletion=complete_image_model,
+        "A timm name, a Hugging Face name, a folder, or bundled/scenes.",
+        complete_image_model,
     ),
 ]
 TextModelName: TypeAlias = Annotated[
     str,
-    typer.Option(
-        "--model",
-        help="A Hugging Face name, a folder, or bundled/sentiment.",
-        autocompletion=complete_text_model,
+    model_option(
+        "--model", "A Hugging Face name, a folder, or bundled/sentiment.", complete_text_model
     ),
 ]
 Checkpoint: TypeAlias = Annotated[
-    Path | None,
-    typer.Option(help="Weights of the image model to use instead of downloaded ones."),
+    Path | None, typer.Option(help="Weights of the image model to use instead of downloaded ones.")
 ]
 TrustRemoteCode: TypeAlias = Annotated[
     bool,
@@ -153,35 +154,17 @@ TopK: TypeAlias = Annotated[
         show_default="a few, of at least 1 %",
     ),
 ]
-MethodOption: TypeAlias = Annotated[
-    str,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        help=f"What explains: {_METHODS_HELP}",
-        callback=check_methods,
-        autocompletion=complete_method,
-    ),
-]
+MethodOption: TypeAlias = Annotated[str, _method_option("What explains")]
 TextMethod: TypeAlias = Annotated[
     str | None,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        help=f"What explains: {_METHODS_HELP}",
-        callback=check_methods,
-        autocompletion=complete_method,
-        show_default=f"{DEFAULT_METHOD}; for written words {WRITTEN_TEXT_METHOD}",
+    _method_option(
+        "What explains", show_default=f"{DEFAULT_METHOD}; for written words {WRITTEN_TEXT_METHOD}"
     ),
 ]
 MethodOptions: TypeAlias = Annotated[
     list[str] | None,
-    typer.Option(
-        "--method",
-        metavar="NAME",
-        help=f"What explains; may be given several times: {_METHODS_HELP}",
-        callback=check_methods,
-        autocompletion=complete_method,
+    _method_option(
+        "What explains; may be given several times",
         show_default="the paper's six and integrated_gradients",
     ),
 ]

@@ -10,6 +10,8 @@ from tempfile import TemporaryFile
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.files import has_suffix
+from captum_transformer_lrp.cli.options import MapFormat
+from captum_transformer_lrp.cli.provenance import maps_beside
 from captum_transformer_lrp.result import identities
 
 
@@ -42,6 +44,37 @@ def check_output_folder(path: Path, inputs: Iterable[Path] = ()) -> None:
             f"--output {path} is the folder of the inputs: give another, so that they stay apart"
         )
     _check_writable(path, path)
+
+
+def planned(
+    output: Path | None,
+    suffixes: Sequence[str],
+    folder_of: Sequence[tuple[Path, str]],
+    inputs: Sequence[Path | None],
+    maps: MapFormat | None,
+) -> tuple[Path, list[Path]]:
+    """Where everything is written, checked before the work is done.
+
+    Args:
+        output: the file or folder that was asked for, if any.
+        suffixes: what a file's name may end in; the first is that of files in a folder.
+        folder_of: for a folder, each input's file and the name of what is made of it.
+        inputs: files that must stay as they are.
+        maps: the format of numbers beside each file.
+
+    Returns:
+        The file or folder, and the files: one, or in a folder one for each input.
+    """
+    if folder_of:
+        output = output or Path("explanations")
+        check_output_folder(output, [path.parent for path, _ in folder_of])
+        files = [output / f"{name}.{suffixes[0]}" for name in output_names(folder_of)]
+    else:
+        output = output or Path(f"explanation.{suffixes[0]}")
+        check_output(output, suffixes, inputs)
+        files = [output]
+    check_no_input([*files, *(one for file in files for one in maps_beside(file, maps))], inputs)
+    return output, files
 
 
 def check_no_input(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:

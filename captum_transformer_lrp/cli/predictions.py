@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import typer
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -14,10 +16,8 @@ from captum_transformer_lrp.printing import printable
 from captum_transformer_lrp.results.classes import OfClasses, Prediction
 
 
-def print_predictions(
-    console: Console, predictions: Sequence[Prediction], explained: Sequence[Prediction]
-) -> None:
-    """A table of the most probable classes and of those that are explained."""
+def _table(predictions: Sequence[Prediction], explained: Sequence[Prediction]) -> Table:
+    """The most probable classes and those that are explained."""
     from captum_transformer_lrp.visualization.labels import percent
 
     table = Table("class", "index", "probability", "explained")
@@ -31,7 +31,7 @@ def print_predictions(
             "" if row.probability is None else percent(row.probability),
             "yes" if row in explained else "",
         )
-    console.print(table)
+    return table
 
 
 def as_json(found: OfClasses, output: Path) -> dict[str, Any]:
@@ -42,3 +42,15 @@ def as_json(found: OfClasses, output: Path) -> dict[str, Any]:
         "explained": [each.as_json() for each in found.explained],
         "output": str(output),
     }
+
+
+def tell(
+    found: OfClasses, result: Mapping[str, Any], output: Path, as_json: bool, *more: RenderableType
+) -> None:
+    """Print what was found: `result` as JSON, or a table of classes and `more` below it."""
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    for one in (_table(found.predictions, found.explained), *more):
+        Console().print(one)
+    typer.echo(printable(f"wrote {output}"))

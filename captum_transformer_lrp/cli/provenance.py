@@ -7,15 +7,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from captum_transformer_lrp.cli.options import MapFormat
+from captum_transformer_lrp.result import Result
 
 if TYPE_CHECKING:
+    import torch
+
     from captum_transformer_lrp.models import ImageModel, LanguageModel, TextModel
 
 Loaded = TypeVar("Loaded", "ImageModel", "LanguageModel", "TextModel")
 
 
-def fingerprinted(loaded: Loaded, checkpoint: Path | None = None) -> Loaded:
-    """The model, with what results are to say of its weights.
+def ready(loaded: Loaded, device: torch.device | None, checkpoint: Path | None = None) -> Loaded:
+    """The model on its device, with what results are to say of its weights.
 
     `weights_sha256` is of the loaded model's names and numbers, however they were stored.
     """
@@ -25,6 +28,7 @@ def fingerprinted(loaded: Loaded, checkpoint: Path | None = None) -> Loaded:
         "checkpoint": None if checkpoint is None else str(checkpoint),
         "weights_sha256": weights_digest(loaded.model),
     }
+    loaded.model.to(device)
     return replace(loaded, about=about)
 
 
@@ -35,3 +39,9 @@ def maps_beside(output: Path, wanted: MapFormat | None) -> list[Path]:
     [PosixPath('cat.npz')]
     """
     return [] if wanted is None else [output.with_suffix(f".{wanted.value}")]
+
+
+def save(found: Result, output: Path, maps: MapFormat | None, lang: str = "en") -> None:
+    """Write a result, and its numbers beside it if they are wanted."""
+    for file in [output, *maps_beside(output, maps)]:
+        found.save(file, lang=lang)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from captum_transformer_lrp.cli import options, writing
 from captum_transformer_lrp.cli.batch import each_of, finish
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
 from captum_transformer_lrp.cli.files import (
@@ -21,42 +19,14 @@ from captum_transformer_lrp.cli.files import (
     photos_in,
     read_text,
 )
-from captum_transformer_lrp.cli.options import (
-    DEFAULT_IMAGE_MODEL,
-    Checkpoint,
-    Device,
-    Frames,
-    Json,
-    Language,
-    MaxPixels,
-    MethodOptions,
-    SpecialTokens,
-    Targets,
-    TopK,
-    TrustRemoteCode,
-    complete_image_model,
-    complete_text_model,
-    how_many,
-    to_device,
-    to_frames,
-)
 from captum_transformer_lrp.cli.outputs import check_output
-from captum_transformer_lrp.cli.provenance import fingerprinted
-from captum_transformer_lrp.cli.writing import (
-    Continuation,
-    Contrast,
-    Generate,
-    Hops,
-    Seen,
-    Writing,
-)
+from captum_transformer_lrp.cli.provenance import ready
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
 from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
 from captum_transformer_lrp.result import PAGE_SUFFIXES, as_footer, write_whole
 from captum_transformer_lrp.results.classes import method_names, provenance
 
 if TYPE_CHECKING:
-    from captum_transformer_lrp.models import ImageModel, LanguageModel, TextModel
     from captum_transformer_lrp.visualization import Section
 
 _LONGEST_TITLE = 60
@@ -79,37 +49,38 @@ def report(
     ] = None,
     image_model: Annotated[
         str,
-        typer.Option(
-            help="What explains images: a timm name, a Hugging Face name, a folder, or "
-            "bundled/scenes.",
-            autocompletion=complete_image_model,
+        options.model_option(
+            "--image-model",
+            "What explains images: a timm name, a Hugging Face name, a folder, or bundled/scenes.",
+            options.complete_image_model,
         ),
-    ] = DEFAULT_IMAGE_MODEL,
+    ] = options.DEFAULT_IMAGE_MODEL,
     text_model: Annotated[
         str,
-        typer.Option(
-            help="What explains texts: a Hugging Face name, a folder, or bundled/sentiment.",
-            autocompletion=complete_text_model,
+        options.model_option(
+            "--text-model",
+            "What explains texts: a Hugging Face name, a folder, or bundled/sentiment.",
+            options.complete_text_model,
         ),
     ] = BUNDLED_TEXT_MODEL,
-    checkpoint: Checkpoint = None,
-    generate: Generate = None,
-    continuation: Continuation = None,
-    contrast: Contrast = None,
-    hops: Hops = None,
-    images: Seen = None,
-    target: Targets = None,
-    top_k: TopK = None,
-    method: MethodOptions = None,
+    checkpoint: options.Checkpoint = None,
+    generate: writing.Generate = None,
+    continuation: writing.Continuation = None,
+    contrast: writing.Contrast = None,
+    hops: writing.Hops = None,
+    images: writing.Seen = None,
+    target: options.Targets = None,
+    top_k: options.TopK = None,
+    method: options.MethodOptions = None,
     title: Annotated[str, typer.Option(help="The page's heading.")] = "Explanations",
     output: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
-    lang: Language = "en",
-    special_tokens: SpecialTokens = False,
-    frame: Frames = None,
-    max_pixels: MaxPixels = MAX_PIXELS,
-    trust_remote_code: TrustRemoteCode = False,
-    device: Device = "cpu",
-    as_json: Json = False,
+    lang: options.Language = "en",
+    special_tokens: options.SpecialTokens = False,
+    frame: options.Frames = None,
+    max_pixels: options.MaxPixels = MAX_PIXELS,
+    trust_remote_code: options.TrustRemoteCode = False,
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
 ) -> None:
     """Write one HTML page of images and texts, explained for several classes by several methods.
 
@@ -133,106 +104,70 @@ def report(
         if not files and not texts:
             raise UsageError("found nothing to explain: give files, folders or --text")
         check_output(output, PAGE_SUFFIXES, [*files, *(images or ()), checkpoint])
-        writing = Writing(
-            generate, continuation, contrast, hops, images or (), target or (), method or (),
-            {"special_tokens": special_tokens},
-        )  # fmt: skip
-        if writing.is_asked:
-            writing.check(text_model)
-        methods, where = method_names(method or DEFAULT_COMPARISON), to_device(device)
-        asked: dict[str, Any] = {"method": methods, "target": target, **how_many(top_k, 2)}
         of_words: dict[str, Any] = {"special_tokens": special_tokens}
+        written = writing.Writing(
+            generate, continuation, contrast, hops, images or (), target or (), method or (),
+            of_words,
+        )  # fmt: skip
+        if written.is_asked:
+            written.check(text_model)
+        methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
+        asked: dict[str, Any] = {"method": methods, "target": target, **options.how_many(top_k, 2)}
         everything: list[Photo | Path | str] = []
         for file in files:
             text_file = has_suffix(file, TEXT_SUFFIXES)
-            found = photos_in([file], to_frames(frame), max_pixels=max_pixels)
+            found = photos_in([file], options.to_frames(frame), max_pixels=max_pixels)
             everything += [file] if text_file else found
         everything += texts
 
         from captum_transformer_lrp.models import load_image_model, load_text_model
-
-        of_images = of_texts = writer = None
-        footers = []
-        if any(isinstance(one, Photo) for one in everything):
-            of_images = fingerprinted(
-                load_image_model(
-                    image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
-                ),
-                checkpoint,
-            )
-            of_images.model.to(where)
-            footers.append(provenance(of_images, **asked))
-        if not all(isinstance(one, Photo) for one in everything):
-            if writing.is_asked:
-                writer = writing.load(text_model, where, trust_remote_code=trust_remote_code)
-                footers.append(provenance(writer, writing.method))
-            else:
-                of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
-                of_texts = fingerprinted(of_texts)
-                of_texts.model.to(where)
-                footers.append(provenance(of_texts, **asked, **of_words))
-        explainers = _Explainers(asked, of_words, of_images, of_texts, max_pixels, writing, writer)
-        sections, failed = each_of(everything, explainers.section, "explaining")
-        if failed:
-            sections.append(_failures(failed))
-        from captum_transformer_lrp.visualization import report_html
-
-        page = report_html(
-            sections,
-            title=title,
-            introduction=HOW_TO_READ,
-            lang=lang,
-            footer=as_footer(*footers),
-        )
-        write_whole(output, page)
-        if as_json:
-            result = {
-                "methods": methods,
-                "sections": [section.title for section in sections],
-                "failed": failed,
-                "output": str(output),
-            }
-            typer.echo(json.dumps(result, indent=2))
-        finish(sections[: len(sections) - bool(failed)], failed, output, as_json)
-
-
-@dataclass(frozen=True)
-class _Explainers:
-    """What makes a section of each input.
-
-    Args:
-        asked: what is asked of every input.
-        of_words: what is asked of texts.
-        of_images: the image model, if there are images.
-        of_texts: the text model, if there are texts.
-        max_pixels: the most pixels of an image.
-        writing: what is asked of a language model.
-        writer: that model, if texts are continued.
-    """
-
-    asked: Mapping[str, Any]
-    of_words: Mapping[str, Any]
-    of_images: ImageModel | None
-    of_texts: TextModel | None
-    max_pixels: int
-    writing: Writing
-    writer: LanguageModel | None
-
-    def section(self, one: Photo | Path | str) -> Section:
-        """Of an image, a text file or a text."""
         from captum_transformer_lrp.results.image import explain_image
         from captum_transformer_lrp.results.text import explain_text
+        from captum_transformer_lrp.visualization import report_html
 
-        if isinstance(one, Photo):
-            assert self.of_images is not None
-            photo = read_photo(one.path, frame=one.frame, max_pixels=self.max_pixels)
-            return explain_image(self.of_images, photo, **self.asked).section(one.name)
-        text = read_text(one) if isinstance(one, Path) else one
-        title = one.name if isinstance(one, Path) else _shortened(one)
-        if self.writer is not None:
-            return self.writing.explained(self.writer, text).section(title)
-        assert self.of_texts is not None
-        return explain_text(self.of_texts, None, text, **self.asked, **self.of_words).section(title)
+        of_images: Any = None
+        of_texts: Any = None
+        footers = []
+        if any(isinstance(one, Photo) for one in everything):
+            of_images = load_image_model(
+                image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
+            )
+            of_images = ready(of_images, where, checkpoint)
+            footers.append(provenance(of_images, **asked))
+        if not all(isinstance(one, Photo) for one in everything):
+            if written.is_asked:
+                of_texts = written.load(text_model, where, trust_remote_code=trust_remote_code)
+                footers.append(provenance(of_texts, written.method))
+            else:
+                of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
+                of_texts = ready(of_texts, where)
+                footers.append(provenance(of_texts, **asked, **of_words))
+
+        def section(one: Photo | Path | str) -> Section:
+            if isinstance(one, Photo):
+                photo = read_photo(one.path, frame=one.frame, max_pixels=max_pixels)
+                return explain_image(of_images, photo, **asked).section(one.name)
+            text = read_text(one) if isinstance(one, Path) else one
+            title = one.name if isinstance(one, Path) else _shortened(one)
+            if written.is_asked:
+                return written.explained(of_texts, text).section(title)
+            return explain_text(of_texts, None, text, **asked, **of_words).section(title)
+
+        sections, failed = each_of(everything, section, "explaining")
+        if failed:
+            sections.append(_failures(failed))
+        page = report_html(
+            sections, title=title, introduction=HOW_TO_READ, lang=lang, footer=as_footer(*footers)
+        )
+        write_whole(output, page)
+        result = {
+            "methods": methods,
+            "sections": [section.title for section in sections],
+            "failed": failed,
+            "output": str(output),
+        }
+        worked = sections[: len(sections) - bool(failed)]
+        finish(worked, failed, output, result if as_json else None)
 
 
 def _shortened(text: str) -> str:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.options import MapFormat
-from captum_transformer_lrp.cli.provenance import fingerprinted, maps_beside
+from captum_transformer_lrp.cli.provenance import ready, save
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, WRITTEN_TEXT_METHOD
 from captum_transformer_lrp.photos import read_photo
 from captum_transformer_lrp.printing import printable
@@ -50,8 +50,7 @@ Hops: TypeAlias = Annotated[
 Seen: TypeAlias = Annotated[
     list[Path] | None,
     typer.Option(
-        "--image",
-        help="A picture for a language model that sees; may be given several times.",
+        "--image", help="A picture for a language model that sees; may be given several times."
     ),
 ]
 
@@ -113,8 +112,7 @@ class Writing:
 
         sees = bool(self.images)
         loaded = load_language_model(model, sees=sees, trust_remote_code=trust_remote_code)
-        loaded.model.to(device)
-        return fingerprinted(loaded)
+        return ready(loaded, device)
 
     def explained(self, loaded: LanguageModel, text: str) -> GenerationResult:
         """What each word that follows a text comes from."""
@@ -140,19 +138,10 @@ class Writing:
 def tell(
     story: GenerationResult, output: Path, *, lang: str, maps: MapFormat | None, as_json: bool
 ) -> None:
-    """Write a page of what a language model wrote, and print it.
-
-    Args:
-        story: what it wrote.
-        output: the page.
-        lang: the language of the text.
-        maps: the format of a file of numbers beside the page.
-        as_json: whether one JSON object is all that is printed.
-    """
+    """Write a page of what a language model wrote, and print it."""
     from captum_transformer_lrp.visualization.generation import table_of
 
-    for one in [output, *maps_beside(output, maps)]:
-        story.save(one, lang=lang)
+    save(story, output, maps, lang)
     if as_json:
         typer.echo(json.dumps({**json.loads(story.to_json()), "output": str(output)}, indent=2))
         return

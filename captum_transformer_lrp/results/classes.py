@@ -49,18 +49,12 @@ class Prediction:
 
 
 def predict(
-    model: nn.Module,
-    inputs: Tensor,
-    keywords: Mapping[str, Tensor],
-    class_names: Sequence[str],
+    model: nn.Module, inputs: Tensor, keywords: Mapping[str, Tensor], class_names: Sequence[str]
 ) -> list[Prediction]:
     """The classes of the only example in a batch, the most probable first.
 
-    Args:
-        model: (1, …) to logits (1, classes), a tuple that begins with them, or a `ModelOutput`.
-        inputs: one example.
-        keywords: further arguments of the model.
-        class_names: one per logit; none where nobody knows them.
+    The model returns logits (1, classes), a tuple that begins with them, or a `ModelOutput`. There
+    is a class name for each logit, or none where nobody knows them.
     """
     from captum_transformer_lrp.engine.recording import find_logits
     from captum_transformer_lrp.results.given_models import only_read
@@ -181,32 +175,43 @@ def method_names(method: str | Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def explain_by(
-    methods: Sequence[str],
-    model: nn.Module,
+def explain(
+    loaded: Any,
     inputs: Tensor,
-    explained: Sequence[Prediction],
     keywords: Mapping[str, Tensor],
+    method: str | Sequence[str],
     on_progress: Callable[[], None],
-) -> dict[str, dict[str, Any]]:
-    """For each method's name, for each class's label, the map of the only example in a batch.
+    target: Targets,
+    top_k: int,
+    least: float,
+    **options: Any,
+) -> tuple[list[Prediction], list[Prediction], dict[str, dict[str, Any]], dict[str, Any]]:
+    """Explain classes of the only example in a batch by one or several methods.
+
+    Takes the arguments of :func:`predict` and :func:`provenance`; `on_progress` is called after
+    each method.
 
     Returns:
-        arrays (H, W) for images, (S,) for tokens.
+        All classes; those that are explained; for each method's name, for each class's label, a
+        map, (H, W) for images, (S,) for tokens; and what one needs to compute them again.
     """
     from captum_transformer_lrp.attr.comparison import compare
 
+    predictions = predict(loaded.model, inputs, keywords, loaded.class_names)
+    explained = choose(predictions, target, top_k, least)
+    methods = method_names(method)
     targets: dict[str, Any] = {
         label: each.index for label, each in zip(class_labels(explained), explained, strict=True)
     }
     found = {}
-    for method in methods:
+    for one in methods:
         maps = compare(
-            model, inputs, targets, [method], additional_forward_args=dict(keywords) or None
-        )[method]
-        found[method] = {label: one[0].float().cpu().numpy() for label, one in maps.items()}
+            loaded.model, inputs, targets, [one], additional_forward_args=dict(keywords) or None
+        )[one]
+        found[one] = {label: of_class[0].float().cpu().numpy() for label, of_class in maps.items()}
         on_progress()
-    return found
+    about = provenance(loaded, methods, target, top_k, least, **options)
+    return predictions, explained, found, about
 
 
 def provenance(
@@ -219,13 +224,8 @@ def provenance(
 ) -> dict[str, Any]:
     """What one needs to know to compute the same again.
 
-    Args:
-        loaded: an `ImageModel` or a `TextModel`, which says what is known of its weights.
-        method: one or several.
-        target: classes by index or name; none for the `top_k` most probable.
-        top_k: how many classes where no target is given.
-        least: the least probability of those after the first.
-        options: further arguments.
+    The loaded model says what is known of its weights; `least` is the least probability of classes
+    after the first.
     """
     wanted = asked_for(target)
     improbable = f", without those below {100 * least:g} %" if least else ""

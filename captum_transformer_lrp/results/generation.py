@@ -206,15 +206,9 @@ class GenerationResult(Result):
         return self.tokens().topk(k)
 
     def _together(self, text: str, rows: Sequence[int], before: str = "") -> Written:
-        from captum_transformer_lrp.visualization import Word
-
         values = self.maps[list(rows)].sum(0, dtype=np.float64)
         end = max(self.ends[row] for row in rows)
-        words = [
-            Word(word.text, float(values[list(word.pieces)].sum()), word.before, word.special)
-            for word in self.words
-            if word.pieces[0] < end
-        ]
+        words = [word.word(values) for word in self.words if word.pieces[0] < end]
         probability = float(np.prod([self.probabilities[row] for row in rows]))
         return Written(
             text, words, probability, before, [one[list(rows)].sum(0) for one in self.pixels]

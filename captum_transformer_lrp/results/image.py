@@ -21,13 +21,9 @@ from captum_transformer_lrp.results.classes import (
     Prediction,
     Targets,
     check_count,
-    choose,
-    explain_by,
+    explain,
     listed,
     method_label,
-    method_names,
-    predict,
-    provenance,
 )
 from captum_transformer_lrp.results.given_models import as_image_model
 
@@ -248,18 +244,13 @@ def explain_image(
     # Where the model is, and as precise as it is.
     parameter = next((p for p in loaded.model.parameters() if p.is_floating_point()), pixels)
     given = pixels[None].to(parameter)
-    predictions = predict(loaded.model, given, {}, loaded.class_names)
-    explained = choose(predictions, target, top_k, least)
-    methods = method_names(method)
-    maps = explain_by(methods, loaded.model, given, explained, {}, on_progress)
+    found = explain(loaded, given, {}, method, on_progress, target, top_k, least)
     box = _box(loaded, photo)
     if box is None:  # not a crop of the photo: show what the model is given
         seen = loaded.visible(pixels).cpu().movedim(0, -1).numpy()
         photo = Image.fromarray((255 * seen).round().astype(np.uint8))
         box = (0, 0, *photo.size)
-    about = provenance(loaded, methods, target, top_k, least)
-    subject = str(source) if source else "photo"
-    return ImageResult(photo, box, predictions, explained, maps, about, subject, source)
+    return ImageResult(photo, box, *found, str(source) if source else "photo", source)
 
 
 def _box(loaded: ImageModel, photo: Image.Image) -> Box | None:

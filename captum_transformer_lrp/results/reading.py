@@ -34,12 +34,7 @@ def prompt_ids(
 ) -> tuple[list[int], Seen | None]:
     """The tokens of a prompt, or of a conversation up to where the model answers; and its images.
 
-    Args:
-        loaded: the model and its tokenizer.
-        processor: what makes pixels of images; anything where there are none.
-        prompt: the text.
-        messages: the conversation in its place.
-        images: one or several, or None.
+    Where there are images, the processor makes pixels of them.
     """
     if messages is not None and prompt:
         raise ArgumentError("found both a prompt and messages=: give one of them")

@@ -19,13 +19,9 @@ from captum_transformer_lrp.results.classes import (
     Prediction,
     Targets,
     check_count,
-    choose,
-    explain_by,
+    explain,
     listed,
     method_label,
-    method_names,
-    predict,
-    provenance,
 )
 from captum_transformer_lrp.results.given_models import as_text_model
 
@@ -71,20 +67,11 @@ class TextResult(OfClasses, Result):
     @property
     def explanations(self) -> dict[str, list[TextExplanation]]:
         """By method's name, the coloured words of each explained class."""
-        from captum_transformer_lrp.visualization import TextExplanation, Word
-
-        def summed(of_pieces: npt.NDArray[np.float32]) -> list[Word]:
-            sums = (
-                float(of_pieces[list(word.pieces)].sum(dtype=np.float64)) for word in self.words
-            )
-            return [
-                Word(word.text, total, word.before, word.special)
-                for word, total in zip(self.words, sums, strict=True)
-            ]
+        from captum_transformer_lrp.visualization import TextExplanation
 
         return {
             method: [
-                TextExplanation(label, summed(one), each.probability)
+                TextExplanation(label, [w.word(one) for w in self.words], each.probability)
                 for (label, one), each in zip(of_class.items(), self.explained, strict=True)
             ]
             for method, of_class in self.maps.items()
@@ -196,6 +183,8 @@ def explain_text(
         >>> [word.text for word in found.topk(2)]
         ['gorgeous', 'witty']
     """
+    from captum_transformer_lrp.visualization.words import group_pieces
+
     loaded = as_text_model(model, tokenizer, class_names)
     texts = (text,) if text_pair is None else (text, text_pair)
     for one in texts:
@@ -203,41 +192,24 @@ def explain_text(
     encoding = loaded.tokenizer(*texts, return_tensors="pt", truncation=True)
     offsets, of_text = encoding.encodings[0].offsets, encoding.sequence_ids(0)
     _tell_what_is_cut(texts, offsets, of_text)
-    words = _words(texts, encoding, granularity, special_tokens)
+    words = group_pieces(
+        texts,
+        encoding.tokens(),
+        offsets=offsets,
+        word_ids=encoding.word_ids(),
+        sequence_ids=of_text,
+        granularity=granularity,
+        special_tokens=special_tokens,
+    )
     parameter = next(loaded.model.parameters(), None)
     inputs = dict(encoding if parameter is None else encoding.to(parameter.device))
     input_ids = inputs.pop("input_ids")
-    predictions = predict(loaded.model, input_ids, inputs, loaded.class_names)
-    explained = choose(predictions, target, top_k, least)
-    methods = method_names(method)
-    maps = explain_by(methods, loaded.model, input_ids, explained, inputs, on_progress)
-    about = provenance(
-        loaded,
-        methods,
-        target,
-        top_k,
-        least,
-        special_tokens=special_tokens,
-        granularity=granularity,
-    )
+    found = explain(
+        loaded, input_ids, inputs, method, on_progress, target, top_k, least,
+        special_tokens=special_tokens, granularity=granularity,
+    )  # fmt: skip
     given = text if text_pair is None else (text, text_pair)
-    return TextResult(given, words, predictions, explained, maps, about, "\n\n".join(texts))
-
-
-def _words(
-    texts: Sequence[str], encoding: Any, granularity: Granularity, special_tokens: bool
-) -> list[PiecesOfWord]:
-    from captum_transformer_lrp.visualization.words import group_pieces
-
-    return group_pieces(
-        texts,
-        encoding.tokens(),
-        offsets=encoding.encodings[0].offsets,
-        word_ids=encoding.word_ids(),
-        sequence_ids=encoding.sequence_ids(0),
-        granularity=granularity,
-        special_tokens=special_tokens,
-    )
+    return TextResult(given, words, *found, "\n\n".join(texts))
 
 
 def _tell_what_is_cut(

@@ -202,12 +202,8 @@ def passed_on(
 ) -> tuple[Maps, list[Maps]]:
     """What is shown after some hops through written tokens, of tokens and of pixels alike.
 
-    Args:
-        maps: (rows, tokens); the first rows are shown, the last are those of the written tokens.
-        pixels: for each picture (rows, H, W).
-        start: where what was written begins.
-        shown: how many rows are shown.
-        hops: how often relevance on written tokens is passed on.
+    Of the rows of maps (rows, tokens) and pixels (rows, H, W) the first are shown, and the last are
+    those of the written tokens, which begin at `start`.
     """
     count = maps.shape[1] - start
     flat = torch.from_numpy(
@@ -276,17 +272,10 @@ def by_name(
     target: str | int | tuple[int, int],
     instead_of: str | int | None,
 ) -> Wanted:
-    """What a target's name stands for.
+    """What a target's name stands for: a text, a token id, or a position with a token id.
 
-    Args:
-        reader: says which spelling is more probable.
-        tokenizer: the model's.
-        ids: the text, what was written included.
-        spelled: the text.
-        start: where what was written begins. Nothing was written where it is the text's end, and
-            the target is then explained as what comes next.
-        target: a text, a token id, or a position with a token id, whose logit is explained.
-        instead_of: a text or token id that the target is compared with.
+    What was written begins at `start`. Where that is the text's end, nothing was written, and the
+    target is explained as what comes next.
     """
     target, instead_of = _plain(target, "target"), _plain(instead_of, "instead_of")
     if isinstance(target, tuple):

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
-from captum_transformer_lrp.attr.base import (
-    RecordedAttribution,
+from captum_transformer_lrp.attr.attention_attribution import (
     RolloutAttribution,
     SingleAttentionAttribution,
-    split_arguments,
 )
+from captum_transformer_lrp.attr.base import RecordedAttribution, split_arguments
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks
 from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_parts
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
@@ -251,11 +250,13 @@ class _Examined:
         name, claim = "matrix", "the row over tokens is that of C − I"
         if not isinstance(self.attribution, RolloutAttribution):
             return Check.skipped(name, claim, f"{self.method} has no matrix C")
-        used = self.attribution._used(recording, 0)
+        used = self.attribution._used(recording, views.View(self.inputs))
         try:
             maps = self.attribution._maps(recording, start, used)
             matrices = attention_matrices(recording, used, maps)
-            row = views.token_mass(recording, start, maps, moved=True)
+            row: Any = views.mass_view(
+                recording, start, views.View(self.inputs, "token"), maps, moved=True
+            )
             readout = views.token_mass(recording, start)
         except ExplanationError as error:
             return Check.skipped(name, claim, str(error))

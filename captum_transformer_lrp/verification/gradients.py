@@ -21,14 +21,8 @@ def gradients_at_inputs(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The gradient of the target at each input; for token ids at the embeddings looked up for them.
 
-    Args:
-        recording: the watched forward pass.
-        start: the target's one-hot.
-        inputs: what the model was called with.
-        called: the plain model.
-
     Returns:
-        The tape's and autograd's.
+        The tape's, and autograd's of ``called``, the plain model.
 
     Raises:
         LookupError: if the embeddings that the plain model looks up cannot be recognised.

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from captum_transformer_lrp.attr.attention_maps import AttentionMaps
 from captum_transformer_lrp.visualization.arrays import FloatArray, to_array
 from captum_transformer_lrp.visualization.colors import Scale
-from captum_transformer_lrp.visualization.labels import wrap
+from captum_transformer_lrp.visualization.labels import axes_at, wrap
 
 _COLUMNS = {
     "attention": "attention\nA",
@@ -81,8 +81,7 @@ def block_grid(
         y = height - _TOP_INCHES - (row + 1) * (panel_height + _GAP) + _GAP
         for column, (name, values) in enumerate(panels.items()):
             x = _LABEL_INCHES + column * (_PANEL_INCHES + _GAP)
-            box = (x / width, y / height, _PANEL_INCHES / width, panel_height / height)
-            axes = figure.add_axes(box)
+            axes = axes_at(figure, x, y, _PANEL_INCHES, panel_height)
             _draw(axes, values, signed=name in _SIGNED)
             if not row:
                 axes.set_title(_COLUMNS[name], fontsize=_SIZE, pad=4)
@@ -91,8 +90,8 @@ def block_grid(
                 axes.set_ylabel("\n".join(lines), fontsize=_SIZE - 1, parse_math=False)
     for column, name in enumerate(_COLUMNS):
         x = _LABEL_INCHES + column * (_PANEL_INCHES + _GAP)
-        box = (x / width, (_BOTTOM_INCHES - 0.22) / height, _PANEL_INCHES / width, 0.1 / height)
-        _color_bar(figure, figure.add_axes(box), signed=name in _SIGNED)
+        bar = axes_at(figure, x, _BOTTOM_INCHES - 0.22, _PANEL_INCHES, 0.1)
+        _color_bar(figure, bar, signed=name in _SIGNED)
     return figure
 
 

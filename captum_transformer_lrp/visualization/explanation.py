@@ -19,12 +19,7 @@ _MOST_EXAMPLES, _MOST_TOKENS = 8, 512
 
 
 def section_of(explanation: Any, title: str = "") -> Section:
-    """The maps of the first examples, and where the relevance of each went.
-
-    Args:
-        explanation: an `Explanation`.
-        title: the heading.
-    """
+    """The maps of an `Explanation`'s first examples, and where the relevance of each went."""
     attributions = explanation.attributions
     inputs = attributions if isinstance(attributions, tuple) else (attributions,)
     examples = range(min(_MOST_EXAMPLES, len(explanation.total)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,7 @@ from captum_transformer_lrp.visualization.arrays import (
     to_rgb,
 )
 from captum_transformer_lrp.visualization.colors import PERCENTILE, Scale
-from captum_transformer_lrp.visualization.labels import percent, wrap
+from captum_transformer_lrp.visualization.labels import axes_at, percent, wrap
 
 _Panel: TypeAlias = tuple[FloatArray, list[str], str]
 """Pixels, the lines of the title, and what stands across the picture."""
@@ -32,7 +32,13 @@ _LINE_INCHES = 1.3 * _TITLE_SIZE / 72
 # Space around the figure, between panels, for row labels, and for the colour bar with its words.
 _MARGIN, _GAP, _LABEL_INCHES, _COLOR_BAR_INCHES = 0.12, 0.1, 0.42, 1.05
 _CAPTION_SIZE = 7.5
-_NOTE_BOX = {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 2}
+_NOTE_STYLE: dict[str, Any] = {
+    "ha": "center",
+    "va": "center",
+    "fontsize": _CAPTION_SIZE,
+    "color": "white",
+    "bbox": {"facecolor": "black", "alpha": 0.6, "edgecolor": "none", "pad": 2},
+}
 # How the eye weighs red, green and blue (ITU-R BT.601): the photo under an overlay is grey, so that
 # its own colours are not taken for relevance.
 _LUMINANCE = (0.299, 0.587, 0.114)
@@ -217,9 +223,7 @@ def class_grid(
         )
     if columns < 1:
         raise ValueError(f"found columns={columns}, expected at least 1")
-    chances = [""] * len(names)
-    if probabilities is not None:
-        chances = [percent(probability) for probability in probabilities]
+    chances = [""] * len(names) if probabilities is None else list(map(percent, probabilities))
     maps = [to_map(attribution) for attribution in attributions]
     scales = _scales(maps, shared_scale)
     panels: list[_Panel] = []
@@ -353,37 +357,26 @@ def _draw(
 
     top = height - _MARGIN
     x_bar = left + columns * (panel_width + _GAP)
-    places: dict[int, tuple[float, float, float, float]] = {}
+    bottoms = []
     for index, row in enumerate(rows):
         top -= title_heights[index] + panel_height
         for column, (panel, _, note) in enumerate(row):
             x = left + column * (panel_width + _GAP)
-            box = (x / width, top / height, panel_width / width, panel_height / height)
-            axes = figure.add_axes(box)
+            axes = axes_at(figure, x, top, panel_width, panel_height)
             axes.imshow(panel, interpolation="bicubic", aspect="auto")
             axes.set_xticks([])
             axes.set_yticks([])
-            axes.text(
-                0.5,
-                0.5,
-                note,
-                transform=axes.transAxes,
-                ha="center",
-                va="center",
-                fontsize=_CAPTION_SIZE,
-                color="white",
-                bbox=_NOTE_BOX if note else None,
-            )
+            if note:
+                axes.text(0.5, 0.5, note, transform=axes.transAxes, **_NOTE_STYLE)
             title = titles[index][column]
             axes.set_title(title, fontsize=_TITLE_SIZE, pad=4, parse_math=False)
             if labels and not column:
                 label = "\n".join(wrap(labels[index], 72 * panel_height, _TITLE_SIZE, max_lines=2))
                 axes.set_ylabel(label, fontsize=_TITLE_SIZE, parse_math=False)
-        if index in bars:
-            places[index] = (x_bar / width, top / height, 0.13 / width, panel_height / height)
+        bottoms.append(top)
     for index, scale in sorted(bars.items()):
-        in_units = shared and scale.high > scale.low
-        _color_bar(figure, figure.add_axes(places[index]), scale, in_units=in_units)
+        axes = axes_at(figure, x_bar, bottoms[index], 0.13, panel_height)
+        _color_bar(figure, axes, scale, in_units=shared and scale.high > scale.low)
     return figure
 
 

@@ -1,9 +1,11 @@
-"""Legible labels: lines broken by the measured width of letters, probabilities, clean text."""
+"""What figures are laid out by: lines broken by the width of letters, places in inches."""
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import text_to_path
 
@@ -25,6 +27,12 @@ def text_width(text: str, size: float, weight: str = "normal") -> float:
         text, FontProperties(size=size, weight=weight), ismath=False
     )
     return float(width)
+
+
+def axes_at(figure: Figure, x: float, y: float, width: float, height: float) -> Axes:
+    """New axes, placed in inches from the lower left of a figure."""
+    wide, high = figure.get_size_inches()
+    return figure.add_axes((x / wide, y / high, width / wide, height / high))
 
 
 def percent(probability: float) -> str:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from captum_transformer_lrp.visualization.arrays import ArrayLike, FloatArray, to_array
 from captum_transformer_lrp.visualization.colors import Scale
-from captum_transformer_lrp.visualization.labels import text_width, wrap
+from captum_transformer_lrp.visualization.labels import axes_at, text_width, wrap
 
 _SIZE = 9.0
 _CELL_INCHES, _LABEL_INCHES, _MARGIN = 0.26, 1.5, 0.12
@@ -63,12 +63,8 @@ def token_matrix(
     height_of_cells = max(rows * _cell(rows), 1.2)
     titles = wrap(title, 72 * (width_of_cells + left), _SIZE + 1) if title else []
     top = _MARGIN + 0.2 * len(titles)
-    width = left + width_of_cells + _BAR_INCHES
-    height = bottom + height_of_cells + top
-    figure = Figure(figsize=(width, height))
-    axes = figure.add_axes(
-        (left / width, bottom / height, width_of_cells / width, height_of_cells / height)
-    )
+    figure = Figure(figsize=(left + width_of_cells + _BAR_INCHES, bottom + height_of_cells + top))
+    axes = axes_at(figure, left, bottom, width_of_cells, height_of_cells)
     scale = Scale.from_zero(values)
     colors = scale.image_colors
     axes.imshow(colors(scale.position(values)), interpolation="nearest", aspect="auto")
@@ -79,13 +75,7 @@ def token_matrix(
     if titles:
         axes.set_title("\n".join(titles), fontsize=_SIZE + 1, parse_math=False)
     if scale.high > scale.low:
-        box = (
-            (left + width_of_cells + 0.12) / width,
-            bottom / height,
-            0.13 / width,
-            height_of_cells / height,
-        )
-        bar_axes = figure.add_axes(box)
+        bar_axes = axes_at(figure, left + width_of_cells + 0.12, bottom, 0.13, height_of_cells)
         bar = figure.colorbar(
             ScalarMappable(Normalize(scale.low, scale.high), colors), cax=bar_axes
         )

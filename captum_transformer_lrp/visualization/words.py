@@ -7,7 +7,10 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+import numpy.typing as npt
 
 from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.visualization.arrays import ArrayLike, to_array
@@ -56,6 +59,11 @@ class PiecesOfWord:
     pieces: tuple[int, ...]
     before: str = ""
     special: bool = False
+
+    def word(self, relevance: npt.NDArray[Any]) -> Word:
+        """The same with the sum of its pieces' relevance."""
+        total = float(relevance[list(self.pieces)].sum(dtype=np.float64))
+        return Word(self.text, total, self.before, self.special)
 
 
 def words_from_pieces(
@@ -126,10 +134,7 @@ def words_from_pieces(
         granularity=granularity,
         special_tokens=special_tokens,
     )
-    return [
-        Word(word.text, float(relevance[list(word.pieces)].sum()), word.before, word.special)
-        for word in words
-    ]
+    return [word.word(relevance) for word in words]
 
 
 def group_pieces(

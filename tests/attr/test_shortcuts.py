@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,8 @@ from captum_transformer_lrp import (
     AttentionFlow,
     AttentionGradCam,
     AttentionRollout,
+    BiAttention,
+    LeGrad,
     PartialLRP,
     RawAttention,
     TransformerAttribution,
@@ -40,6 +43,8 @@ METHODS = [
     PartialLRP,
     RawAttention,
     TransformerLRP,
+    LeGrad,
+    partial(BiAttention, n_steps=2),
 ]
 
 
@@ -57,6 +62,16 @@ def test_a_batch_in_pieces_is_explained_as_a_whole_one(
     pieces = method(case.model).attribute(case.inputs, **options, internal_batch_size=2)
     assert pieces.shape == whole.shape
     assert difference(pieces, whole) < 1e-9
+
+
+def test_progress_counts_the_pieces_of_a_batch(
+    vit_case: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = vit_case.attribute(0, internal_batch_size=2)
+    assert capsys.readouterr().err == ""
+    shown = vit_case.attribute(0, internal_batch_size=2, show_progress=True)
+    assert "2/2" in capsys.readouterr().err
+    assert torch.equal(quiet, shown)
 
 
 def test_a_batch_in_pieces_needs_a_class_for_each_example(vit_case: Any) -> None:

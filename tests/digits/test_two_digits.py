@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp import AttentionRollout, TransformerAttribution
-from captum_transformer_lrp.attr.base import RolloutAttribution
+from captum_transformer_lrp.attr.attention_attribution import RolloutAttribution
 from tests.digits.data import MODELS, Pictures, checkpoint, draw, trained
 from tests.digits.train import exact_match
 

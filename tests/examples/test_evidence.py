@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp import compare, examples
-from captum_transformer_lrp.attr.comparison import OF_THE_PAPER
+from captum_transformer_lrp.names import OF_THE_PAPER
 from captum_transformer_lrp.visualization import words_from_pieces
 
 OURS = "transformer_attribution"

@@ -223,9 +223,8 @@ class Changed(TransformerAttribution):
 
     change: Callable[[Any, Tensor], Tensor]
 
-    def attribute_targets(self, inputs: Any, *args: Any, **options: Any) -> Any:
-        found = super().attribute_targets(inputs, *args, **options)
-        return [self.change(one) for one in found]
+    def attribute(self, inputs: Any, *args: Any, **options: Any) -> Any:
+        return self.change(super().attribute(inputs, *args, **options))
 
 
 def of_another_batch(_: Any, found: Tensor) -> Tensor:
