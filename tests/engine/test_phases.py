@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
 from captum_transformer_lrp.engine.graph.op import Keeps, NoPhase, Op, Phase, Saved
-from captum_transformer_lrp.engine.graph.role import Attends, Product
+from captum_transformer_lrp.engine.graph.role import Product
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Arrivals, Gradient, Relevance, Rollout
 from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
@@ -33,7 +34,7 @@ class RelP(Gradient):
 
     def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         call = op.call(saved)
-        if isinstance(op.role, (Product, Attends)):
+        if isinstance(op.role, (Product, AttentionStep)):
             return [part / 2 for part in call.vjp(arrived)]
         if isinstance(call.kernel, NormalizationKernel):
             (x,) = call.inputs

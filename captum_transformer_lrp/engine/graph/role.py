@@ -47,26 +47,18 @@ class Sum:
 
 
 @dataclass(frozen=True, slots=True)
-class Attends:
-    """An attention; ``gate`` says which operand its map is."""
-
-    attention: AttentionStep
-    gate: int
-
-
-@dataclass(frozen=True, slots=True)
 class Product:
-    """Another product of two activations.
+    """A product of two activations that is no attention.
 
     Args:
         shares: of the mass.
-        gate: which factor is a gate, if one is.
         places: which factor's places queries are compared with, if any.
+        gate: which factor is a gate, if one is.
     """
 
     shares: Shares
-    gate: int | None = None
     places: int | None = None
+    gate: int | None = None
 
 
-Role: TypeAlias = Flow | Patches | Scattered | Sum | Attends | Product
+Role: TypeAlias = Flow | Patches | Scattered | Sum | AttentionStep | Product

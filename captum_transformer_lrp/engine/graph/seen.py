@@ -62,7 +62,7 @@ class AttentionStep:
         mark: its provenance.
         event: its bit in :attr:`Node.events` and :attr:`Node.attentions`.
         upstream: the bits of the attentions that its map or its values are computed from.
-        position: which operand of the product A was, 0 or 1.
+        gate: which operand of the product A was, 0 or 1.
         axes: the axes of A, counted from the end, along which queries and keys lie; None where
             there is not one of each.
         values: V, what it multiplied; None if streams are not kept, as for the next two, but that
@@ -77,7 +77,7 @@ class AttentionStep:
     mark: Mark
     event: int
     upstream: int
-    position: int
+    gate: int
     axes: tuple[int, int] | None = (-2, -1)
     values: Tensor | None = None
     output: Tensor | None = None

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
 from captum_transformer_lrp.engine.graph.marks import Kind, Mark, Node, common_pixels
-from captum_transformer_lrp.engine.graph.role import Attends, Flow, Product, Role
+from captum_transformer_lrp.engine.graph.role import Flow, Product, Role
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.operations.contractions import Axes, refuse_weighed, shares_of
 from captum_transformer_lrp.engine.operations.linear import only_averages, weighted
@@ -166,27 +166,23 @@ def multiplied(
         return _linear(watch, function, run, u, v, output, examples, axes)
     known = (examples, None) if examples is not None else None
     examples, columns = known or product_examples(of_u, u, of_v, v, output)
-    record: AttentionStep | None = None
     role: Role
     position = _map_position((of_u, of_v), (u, v), axes)
     if position is not None:
-        operands = (u, v) if position == 0 else (v, u)
-        queries_and_keys = _queries_and_keys(operands[0], free[position], axes[position])
         mark = watch.tape.made(Kind.ATTENTION, (of_u, of_v), examples)
-        record = _attention(watch, operands, position, queries_and_keys, mark.node)
-        role = Attends(record, position)
+        places = free[position], axes[position]
+        role = _attention(watch, (u, v), position, places, mark.node)
     else:
         # Q · (softmax(K)ᵀ · V): queries choose among contexts, as scores choose among values.
-        shares, places = shares_of(watch, (u, v), axes, free)
-        role = Product(shares, places=places)
+        role = Product(*shares_of(watch, (u, v), axes, free))
         watch.tape.other_mixing.append(watch.names.caller())
         pixels = common_pixels((of_u, of_v))._replace(planes=())
         mark = watch.tape.made(Kind.PRODUCT, (of_u, of_v), examples, pixels)
     rule = watch.rules.of(torch.matmul)
     output = watch.record(function, kernel, (u, v), output, rule=rule, role=role, mark=mark)
     # A first one's output tells tokens from features.
-    if record is not None and (watch.tape.keeps_streams or not record.upstream):
-        record.output = output
+    if isinstance(role, AttentionStep) and (watch.tape.keeps_streams or not role.upstream):
+        role.output = output
     if columns is not None:
         watch.tape.marks[output] = mark.but(columns=columns)
     return output
@@ -223,13 +219,13 @@ def _linear(
 
 def _attention(
     watch: Context,
-    map_and_values: tuple[Tensor, Tensor],
+    operands: tuple[Tensor, Tensor],
     position: int,
-    axes: tuple[int, int] | None,
+    places: tuple[Axes, Axes],
     node: Node,
 ) -> AttentionStep:
     """Note an attention, whose map is the operand at ``position``."""
-    map, values = map_and_values
+    map, values = operands[position], operands[1 - position]
     mark = watch.mark(map)
     assert mark is not None
     record = AttentionStep(
@@ -239,8 +235,8 @@ def _attention(
         mark=mark,
         event=node.bit,
         upstream=node.attentions & ~node.bit,
-        position=position,
-        axes=axes,
+        gate=position,
+        axes=_queries_and_keys(map, *places),
         values=values if watch.tape.keeps_streams else None,
     )
     watch.tape.attentions.append(record)

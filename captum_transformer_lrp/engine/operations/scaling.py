@@ -90,7 +90,7 @@ def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: A
             (u, v),
             output,
             rule=watch.rules.of(function if function in registry.SCALINGS else torch.mul),
-            role=Product(_gate_shares(of_u, of_v), None if first == second else int(second)),
+            role=Product(_gate_shares(of_u, of_v), gate=None if first == second else int(second)),
             mark=watch.tape.made(Kind.GATE, (of_u, of_v), examples, like=whole),
         )
         if run is torch.mul:

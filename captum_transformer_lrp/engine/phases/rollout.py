@@ -18,7 +18,8 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.grids import Patches
 from captum_transformer_lrp.engine.graph.op import NATIVE, Keeps, Op, Phase, Saved
-from captum_transformer_lrp.engine.graph.role import Attends, Flow, Product, Role, Scattered, Sum
+from captum_transformer_lrp.engine.graph.role import Flow, Product, Role, Scattered, Sum
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
 from captum_transformer_lrp.rules.kernels import MatmulKernel, sum_to_shape
@@ -82,7 +83,7 @@ class Arrivals(Rollout):
     def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
         role = op.role
-        if not isinstance(role, Attends) or role.attention.index != self._place:
+        if not isinstance(role, AttentionStep) or role.index != self._place:
             return super().pull(op, saved, arrived)
         call, position = op.call(saved), role.gate
         shapes = list(call.inputs)
@@ -223,15 +224,15 @@ def _skip_add(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     )
 
 
-@_passes(Attends)
+@_passes(AttentionStep)
 def _attention(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """``A @ V``: mass goes to the values by the weighted map.
 
     While mass is held back, it is kept here; it goes on with what arrives the next time.
     """
-    assert isinstance(op.role, Attends)
+    assert isinstance(op.role, AttentionStep)
     position = op.role.gate
-    weighted = rollout.maps.get(op.role.attention.index)
+    weighted = rollout.maps.get(op.role.index)
     if weighted is None:
         return (None, None)
     if rollout.holds_back:
