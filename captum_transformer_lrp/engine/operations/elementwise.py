@@ -50,15 +50,9 @@ def elementwise(
         output = watch.made(run or function, *args, **kwargs)
     if output is source or not output.is_floating_point():
         return output
-    return watch.record(
-        function,
-        kernel or AutogradKernel(lambda value: function(value, *others, **rest)),
-        (source,),
-        output,
-        rule=watch.rules.of(function),
-        role=role,
-        mark=watch.tape.made(kind, (mark,), mark.examples, mark.pixels),
-    )
+    kernel = kernel or AutogradKernel(lambda value: function(value, *others, **rest))
+    rule, mark = watch.rules.of(function), watch.tape.made(kind, (mark,), mark.examples)
+    return watch.record(function, kernel, (source,), output, rule=rule, role=role, mark=mark)
 
 
 @HANDLERS.handles(*registry.ACTIVATIONS)

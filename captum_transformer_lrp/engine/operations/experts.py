@@ -42,16 +42,8 @@ def _grouped_mm(
         found.append(values.new_zeros(len(values) - starts[-1], weights.shape[-1]))
         return torch.cat(found)
 
-    return weighted(
-        watch,
-        function,
-        AutogradKernel(run),
-        rows,
-        experts,
-        None,
-        run(rows, experts),
-        Flow.SPREAD_OVER_FEATURES,
-    )
+    output = run(rows, experts)
+    return weighted(watch, function, AutogradKernel(run), rows, experts, None, output)
 
 
 @HANDLERS.binds(*spelled("index_add", "scatter_add"))
@@ -87,15 +79,11 @@ def _accumulate(
         return total
 
     inputs = [source] if of_onto is None else [onto, source]
+    rule, mark = watch.rules.of(function), watch.tape.made(Kind.ACCUMULATION, marks, examples)
     return watch.record(
-        function,
-        AutogradKernel(run),
-        inputs,
-        run(*inputs),
-        rule=watch.rules.of(function),
-        role=Flow.ACCUMULATION,
-        mark=watch.tape.made(Kind.ACCUMULATION, marks, examples),
-    )
+        function, AutogradKernel(run), inputs, run(*inputs), rule=rule, role=Flow.ACCUMULATION,
+        mark=mark,
+    )  # fmt: skip
 
 
 def _accumulated_examples(

@@ -65,30 +65,23 @@ def weighted(
         patches = patches_below(watch.tape, x, planes)
         grid = None if patches is None else patches.grid
         role = patches or Scattered(planes[0].shape[1])
-    is_of_pixels = role is Flow.TO_PIXELS or isinstance(role, Patches)
     stem = function in registry.CONVOLUTIONS and _are_pixels(mark, x)
-    return watch.record(
-        function,
-        kernel,
-        (x,),
-        output,
-        rule=watch.rules.of(
-            F.linear if function in registry.PRODUCTS else function,
-            reads_pixels=watch.rules.reads_pixels(mark, function),
-        ),
-        role=role,
-        mark=watch.tape.made(
-            kind,
-            (mark,),
-            examples or broadcast_examples(mark.examples, x.shape, output.shape),
-            NO_PIXELS if grid is None and not stem else Pixels(stem, grid),
-            channels=_channels(function, x, weight, output) if bias is None else 0,
-            features=_features(function, weight, role),
-        ),
-        weight=weight,
-        bias=bias,
-        pixels=grid.plane if grid is not None and is_of_pixels else None,
+    is_of_pixels = role is Flow.TO_PIXELS or isinstance(role, Patches)
+    plane = grid.plane if grid is not None and is_of_pixels else None
+    rule = watch.rules.of(
+        F.linear if function in registry.PRODUCTS else function,
+        reads_pixels=watch.rules.reads_pixels(mark, function),
     )
+    mark = watch.tape.made(
+        kind, (mark,), examples or broadcast_examples(mark.examples, x.shape, output.shape),
+        Pixels(stem, grid) if stem or grid is not None else NO_PIXELS,
+        channels=_channels(function, x, weight, output) if bias is None else 0,
+        features=_features(function, weight, role),
+    )  # fmt: skip
+    return watch.record(
+        function, kernel, (x,), output, rule=rule, role=role, mark=mark, weight=weight, bias=bias,
+        pixels=plane,
+    )  # fmt: skip
 
 
 def _features(function: Function, weight: Tensor, role: Role) -> int | None:

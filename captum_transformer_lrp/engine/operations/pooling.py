@@ -56,20 +56,12 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         return output
     others = args[1:]  # a kernel that held the first one would keep its memory
     grid = EVERYWHERE if reduces else _grid(function, source, mark, output, others, kwargs)
-    result = watch.record(
-        function,
-        AutogradKernel(lambda value: function(value, *others, **kwargs)),
-        (source,),
-        output,
-        rule=watch.rules.of(function),
-        role=Flow.SUMMANDS if function in _SUMS else Flow.NATIVE,
-        mark=watch.tape.made(
-            Kind.STATISTIC if reduces else Kind.POOLING,
-            (mark,),
-            examples,
-            Pixels(mark.pixels.stem, grid, planes_behind(watch.tape, mark, source)),
-        ),
-    )
+    pixels = Pixels(mark.pixels.stem, grid, planes_behind(watch.tape, mark, source))
+    kind = Kind.STATISTIC if reduces else Kind.POOLING
+    mark = watch.tape.made(kind, (mark,), examples, pixels)
+    kernel = AutogradKernel(lambda value: function(value, *others, **kwargs))
+    rule, role = watch.rules.of(function), Flow.SUMMANDS if function in _SUMS else Flow.NATIVE
+    result = watch.record(function, kernel, (source,), output, rule=rule, role=role, mark=mark)
     if function in _SUMS:
         note_sum_of_slice(watch, result, source, reduced_axes(function, args, kwargs))
     return result

@@ -313,12 +313,7 @@ def _solve_triangular(watch: Context, function: Function, args: Args, kwargs: Kw
     known = [mark for mark in marks if mark is not None]
     output = function(matrix, right, **kwargs)
     examples = broadcast_examples(known[1].examples, right.shape, output.shape)
-    return watch.record(
-        function,
-        AutogradKernel(lambda first, second: function(first, second, **kwargs)),
-        (matrix, right),
-        output,
-        rule=watch.rules.of(function),
-        role=Flow.UNKNOWN,
-        mark=watch.tape.made(Kind.OTHER, known, examples),
-    )
+    kernel = AutogradKernel(lambda first, second: function(first, second, **kwargs))
+    rule, mark = watch.rules.of(function), watch.tape.made(Kind.OTHER, known, examples)
+    inputs = (matrix, right)
+    return watch.record(function, kernel, inputs, output, rule=rule, role=Flow.UNKNOWN, mark=mark)

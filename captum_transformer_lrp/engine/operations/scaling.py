@@ -84,15 +84,11 @@ def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: A
         # Weights that are broadcast are gates of what they multiply, which is not attention.
         whole = [one for one, value in ((of_u, u), (of_v, v)) if value.shape == output.shape]
         first, second = of_u.node.activated, of_v.node.activated
-        product = watch.record(
-            function,
-            AutogradKernel(run),
-            (u, v),
-            output,
-            rule=watch.rules.of(function if function in registry.SCALINGS else torch.mul),
-            role=Product(_gate_shares(of_u, of_v), gate=None if first == second else int(second)),
-            mark=watch.tape.made(Kind.GATE, (of_u, of_v), examples, like=whole),
-        )
+        rule = watch.rules.of(function if function in registry.SCALINGS else torch.mul)
+        role = Product(_gate_shares(of_u, of_v), gate=None if first == second else int(second))
+        mark = watch.tape.made(Kind.GATE, (of_u, of_v), examples, like=whole)
+        kernel = AutogradKernel(run)
+        product = watch.record(function, kernel, (u, v), output, rule=rule, role=role, mark=mark)
         if run is torch.mul:
             watch.tape.made_of.products[product] = u, v
         return product
@@ -139,47 +135,27 @@ def function_of_same(
     of_u, of_v = watch.tape.marks[u], watch.tape.marks[v]
     is_v = skipped(of_u.node, of_v.node) == 1
     direct, of_direct, of_other = (v, of_v, of_u) if is_v else (u, of_u, of_v)
-    return watch.record(
-        function,
-        AutogradKernel(run),
-        (direct,),
-        output,
-        rule=watch.rules.of_module() or _ACTIVATION,
-        role=Flow.KEEP,
-        mark=watch.tape.made(
-            Kind.ACTIVATION, (of_direct, of_other), of_direct.examples, like=(of_direct,)
-        ),
-    )
+    marks, examples = (of_direct, of_other), of_direct.examples
+    mark = watch.tape.made(Kind.ACTIVATION, marks, examples, like=(of_direct,))
+    kernel, rule = AutogradKernel(run), watch.rules.of_module() or _ACTIVATION
+    return watch.record(function, kernel, (direct,), output, rule=rule, role=Flow.KEEP, mark=mark)
 
 
 def scaled_by_constant(
-    watch: Context,
-    function: Function,
-    mark: Mark,
-    x: Tensor,
-    by: Any,
-    output: Tensor,
+    watch: Context, function: Function, mark: Mark, x: Tensor, by: Any, output: Tensor
 ) -> Tensor:
     """Record ``x`` scaled by a constant, a parameter or a statistic of itself."""
     constant = by if isinstance(by, Tensor) and by.dim() > 0 else None
     of_by = watch.mark(by)
     if of_by is not None and mark.examples.known:
         require_known(watch, of_by)
+    examples = broadcast_examples(mark.examples, x.shape, output.shape)
+    channels, role = (0, Flow.KEEP) if constant is None else (constant.numel(), Flow.MASKED)
     scaled = watch.record(
-        function,
-        AutogradKernel(torch.mul),
-        (x,),
-        output,
+        function, AutogradKernel(torch.mul), (x,), output, constant=constant, role=role,
         rule=watch.rules.of_module() or _SCALE,
-        role=Flow.KEEP if constant is None else Flow.MASKED,
-        mark=watch.tape.made(
-            Kind.ELEMENTWISE,
-            (mark,),
-            broadcast_examples(mark.examples, x.shape, output.shape),
-            channels=0 if constant is None else constant.numel(),
-        ),
-        constant=constant,
-    )
+        mark=watch.tape.made(Kind.ELEMENTWISE, (mark,), examples, channels=channels),
+    )  # fmt: skip
     if not (of_by is not None or mark.node.scores or mark.node.softmax):  # maps are large
         watch.tape.made_of.sources[scaled] = x
     return scaled

@@ -118,17 +118,12 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
     examples = broadcast_examples(mark.examples, x.shape, output.shape)
     mark = watch.tape.made(Kind.ELEMENTWISE, (mark,), examples)
     require_known(watch, mark)
+    name = watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else ""
+    kernel, rule = AutogradKernel(torch.add), _rule(watch, x, constant, takes_nothing=takes_nothing)
     return watch.record(
-        function,
-        AutogradKernel(torch.add),
-        (x,),
-        output,
-        rule=_rule(watch, x, constant, takes_nothing=takes_nothing),
-        role=Flow.KEEP,
-        mark=mark,
+        function, kernel, (x,), output, rule=rule, role=Flow.KEEP, mark=mark, name=name,
         constant=constant,
-        name=watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else "",
-    )
+    )  # fmt: skip
 
 
 def _copied(watch: Context, x: Tensor, mark: Mark) -> Tensor:
@@ -170,15 +165,8 @@ def _skip_add(
     else:
         around = of_u.node.attentions & ~of_v.node.attentions
         role, skipped, branch = Sum((float(around > 0), 1.0), (around, 0)), v, u
-    output = watch.record(
-        function,
-        AutogradKernel(torch.add),
-        (u, v),
-        output,
-        rule=_rule(watch, u, v),
-        role=role,
-        mark=mark,
-    )
+    kernel, rule = AutogradKernel(torch.add), _rule(watch, u, v)
+    output = watch.record(function, kernel, (u, v), output, rule=rule, role=role, mark=mark)
     if skips and of_u.node.base is not of_v.node.base:
         tokens = before_copies(watch.tape, skipped, branch) if around else skipped
         watch.tape.note_skip(Residual(tokens, branch, around, skipped, output))

@@ -59,15 +59,10 @@ def leave_unit(watch: Context, tensor: Tensor, mark: Mark) -> Tensor:
         change = lambda t: known.get(t, t)  # noqa: E731
         return unit.module(*replace_tensors(args, change), **replace_tensors(kwargs, change))
 
+    mark, name = watch.tape.made(Kind.OTHER, marks, examples), watch.names.of_module(unit.module)
     switched = watch.record(
-        type(unit.module).forward,
-        AutogradKernel(run),
-        inputs,
-        tensor,
-        rule=unit.rule,
-        role=Flow.UNIT,
-        mark=watch.tape.made(Kind.OTHER, marks, examples),
-        name=watch.names.of_module(unit.module),
-    )
+        type(unit.module).forward, AutogradKernel(run), inputs, tensor, rule=unit.rule,
+        role=Flow.UNIT, mark=mark, name=name,
+    )  # fmt: skip
     watch.writes.replaced[tensor] = switched
     return switched
