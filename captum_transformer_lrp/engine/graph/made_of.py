@@ -20,7 +20,7 @@ class MadeOf:
     Args:
         sources: for copies, moves and multiples of a tensor that tensor.
         joined: for tensors that are put together the tensors that they are put together from.
-        moved: for parts of a tensor that tensor, how they were taken out of it, and the arguments.
+        moved: for parts of a tensor that tensor, and the call that they are results of.
         products: for products element by element of two activations these.
         sums: for a tensor another that it has been added to, and their sum.
         slices: for sums of slices of one tensor that tensor, and the slices, each with the axis
@@ -30,7 +30,7 @@ class MadeOf:
 
     sources: TensorTable[Tensor] = field(default_factory=TensorTable)
     joined: TensorTable[list[Tensor]] = field(default_factory=TensorTable)
-    moved: TensorTable[tuple[Tensor, Any, Any, Any]] = field(default_factory=TensorTable)
+    moved: TensorTable[tuple[Tensor, Any, int, Any, Any]] = field(default_factory=TensorTable)
     products: TensorTable[tuple[Tensor, Tensor]] = field(default_factory=TensorTable)
     sums: TensorTable[tuple[Tensor, Tensor]] = field(default_factory=TensorTable)
     slices: TensorTable[tuple[Tensor, list[Slice]]] = field(default_factory=TensorTable)

@@ -58,6 +58,8 @@ class Kind(enum.Enum):
     ACCUMULATION = enum.auto()
     OTHER = enum.auto()
 
+    __hash__ = object.__hash__  # Enum's own is slow
+
 
 _EVENTS = frozenset(
     {Kind.INPUT, Kind.ACTIVATION, Kind.WEIGHING, Kind.LINEAR, Kind.QUERIES, Kind.GATE, Kind.PRODUCT,
@@ -185,11 +187,11 @@ class Node:
 
     def _read_base(self, kind: Kind, below: Sequence[Mark]) -> None:
         """What it is computed from element by element, and how that has been moved."""
-        first = below[0] if below and kind in _KEEPS_BASE else None
-        if first is None or not all(one.node.base is first.node.base for one in below):
+        base = below[0].node.base if below and kind in _KEEPS_BASE else None
+        if base is None or (len(below) > 1 and any(one.node.base is not base for one in below)):
             self.base, self.moved = object(), None
             return
-        self.base, self.moved = first.node.base, first.moved
+        self.base, self.moved = base, below[0].moved
         if kind is Kind.STATISTIC:
             self.moved = Move(reduces=True)
         elif kind in (Kind.POOLING, Kind.JOIN) or below[-1].moved is not self.moved:

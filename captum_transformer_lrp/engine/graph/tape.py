@@ -112,11 +112,13 @@ class Tape:
         if kind in (Kind.LINEAR, Kind.QUERIES):
             self._linear |= node.bit
         if pixels is None and kind is not Kind.ATTENTION:
-            pixels = common_pixels(below)
+            pixels = below[0].pixels if len(below) == 1 else common_pixels(below)
             if kind is Kind.JOIN and pixels.grid is not None:
                 pixels = pixels._replace(grid=None)
-        columns = next((one.columns for one in below if one.columns is not None), None)
-        return Mark(examples, node, node.moved, pixels or NO_PIXELS, columns)
+        columns = [one.columns for one in below if one.columns is not None]
+        return Mark(
+            examples, node, node.moved, pixels or NO_PIXELS, columns[0] if columns else None
+        )
 
     def is_linear_beside(self, mark: Mark, other: Mark) -> bool:
         """Whether one tensor has passed nothing but linear layers that the other has not."""

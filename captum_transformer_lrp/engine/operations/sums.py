@@ -144,7 +144,7 @@ def _rule(watch: Context, u: Tensor, v: Tensor, *, takes_nothing: bool = False) 
 def _lie_apart(watch: Context, u: Tensor, v: Tensor) -> bool:
     """Whether operands that have been padded with zeros lie in each other's padding."""
     moved = [watch.tape.made_of.moved.get(one) for one in (u, v)]
-    padded = any(one is not None and one[1][0] in _PADS for one in moved)
+    padded = any(one is not None and one[1] in _PADS for one in moved)
     return padded and not bool(((u != 0) & (v != 0)).any())
 
 

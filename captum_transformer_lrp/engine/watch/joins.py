@@ -110,10 +110,15 @@ def note_move(
     kwargs: Kwargs,
 ) -> None:  # fmt: skip
     """Note how parts of a tensor were taken out of it, so that it can be done to another."""
-    made = replace_tensors((args, kwargs), lambda one: None if one is source else id(one))
     for place, part in enumerate(parts):
         if part is not source:
-            watch.tape.made_of.moved[part] = (source, (function, made, place), args, kwargs)
+            watch.tape.made_of.moved[part] = (source, function, place, args, kwargs)
+
+
+def _way(source: Tensor, function: Function, place: int, args: Args, kwargs: Kwargs) -> Any:
+    """How a part was taken out of a tensor, to be compared."""
+    change = lambda one: None if one is source else id(one)  # noqa: E731
+    return function, place, replace_tensors((args, kwargs), change)
 
 
 def added_before_moving(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
@@ -124,9 +129,9 @@ def added_before_moving(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
     """
     tape = watch.tape
     of_u, of_v = tape.made_of.moved.get(u), tape.made_of.moved.get(v)
-    if of_u is None or of_v is None or of_u[1] != of_v[1] or of_u[0].shape != of_v[0].shape:
+    if of_u is None or of_v is None or of_u[0].shape != of_v[0].shape or _way(*of_u) != _way(*of_v):
         return None
-    (whole_u, (function, _, place), args, kwargs), whole_v = of_u, of_v[0]
+    (whole_u, function, place, args, kwargs), whole_v = of_u, of_v[0]
     if whole_u is whole_v or tape.mark(whole_u) is None or tape.mark(whole_v) is None:
         return None
     known = tape.made_of.sums.get(whole_u)

@@ -124,11 +124,10 @@ def _note_rearranged(
         if mark.pixels is not NO_PIXELS:
             stem = mark.pixels.stem and has_axes_of(part, source)
             pixels = Pixels(stem, None, planes_behind(watch.tape, mark, source))
-        watch.tape.marks[part] = mark.but(
-            examples=examples, moved=Move(reduces=mark.is_statistic), pixels=pixels
-        )
+        moved = Move(reduces=mark.is_statistic)
+        known = mark.but(examples=examples, moved=moved, pixels=pixels)
         _note_source(watch, part, mark, source)
-        watch.tape.marks[part] = joins.note_part(watch, part, source, watch.tape.marks[part])
+        watch.tape.marks[part] = joins.note_part(watch, part, source, known)
 
 
 def _note_source(watch: Context, result: Tensor, mark: Mark, source: Tensor) -> None:
