@@ -109,7 +109,7 @@ def _is_line_of_features(start: Edge, output: Tensor | GradientEdge, line: Tenso
             return False
         if features is not None:
             return bool(long[0] == features % found.dim())
-        first = ("graph" in op.has) + ("pixels" in op.has) + 1
+        first = op.has_graph + op.has_pixels + 1
         for below in edge[0].next_functions[first : first + op.inputs]:
             if below[0] is not None and not hasattr(below[0], "variable"):
                 return _is_line_of_features(below, GradientEdge(*below), found)
@@ -132,7 +132,7 @@ def _made_by_calls(start: Edge) -> Iterator[Edge]:
 def _inputs(node: Any) -> Iterator[Edge]:
     """What a node was called on; of the tape's own ones without what mass may go to besides."""
     op = getattr(node, "op", None)
-    left_out = int("graph" in op.has) if op is not None and "pixels" in op.has else -1
+    left_out = int(op.has_graph) if op is not None and op.has_pixels else -1
     for place, (below, number) in enumerate(node.next_functions):
         if below is None or place == left_out:
             continue

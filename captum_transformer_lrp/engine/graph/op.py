@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -47,11 +46,10 @@ class Saved(Protocol):
         """See :class:`torch.autograd.function.FunctionCtx`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Op:
-    """One recorded call.
+class Op(NamedTuple):
+    """One recorded call, told apart by identity.
 
-    Args:
+    Attributes:
         function: what was called.
         kernel: how it is computed.
         rule: what divides relevance among its inputs.
@@ -59,10 +57,9 @@ class Op:
         mark: what is known of its output.
         name: what its rule absorbs is reported under.
         inputs: how many activations it was called on.
-        has: what there is beside them, of ``"graph"``, ``"pixels"``, ``"weight"``, ``"bias"`` and
-            ``"constant"``.
         stabilizer: divides relevance safely.
         epsilon: ε of eq. 2.
+        has_graph: whether it has a graph of autograd's, and likewise the others.
     """
 
     function: Callable[..., Any]
@@ -72,9 +69,19 @@ class Op:
     mark: Mark
     name: str
     inputs: int
-    has: Collection[str]
     stabilizer: Stabilizer
     epsilon: float
+    has_graph: bool
+    has_pixels: bool
+    has_weight: bool
+    has_bias: bool
+    has_constant: bool
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
     def call(self, saved: Saved, **settings: Any) -> Call:
         """The call, put together again from the tensors that autograd kept."""
@@ -89,9 +96,9 @@ class Op:
             kernel=self.kernel,
             output=tensors[0],
             inputs=tuple(tensors[1 : 1 + self.inputs]),
-            weight=rest.pop(0) if "weight" in self.has else None,
-            bias=rest.pop(0) if "bias" in self.has else None,
-            constant=rest.pop(0) if "constant" in self.has else None,
+            weight=rest.pop(0) if self.has_weight else None,
+            bias=rest.pop(0) if self.has_bias else None,
+            constant=rest.pop(0) if self.has_constant else None,
             gate=getattr(self.role, "gate", None),
             examples=self.mark.examples,
             stabilizer=self.stabilizer,

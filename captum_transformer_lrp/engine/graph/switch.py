@@ -42,12 +42,11 @@ def record(
         return output  # the model wants no derivative, as inside a custom autograd function
     graph = output if output.requires_grad else None
     others = (weight, bias, constant)
-    has = [
-        kind for kind, one in zip(_BESIDE, (graph, pixels, *others), strict=True) if one is not None
-    ]
     op = Op(
-        function, kernel, rule, role, mark, name, len(inputs), has, tape.stabilizer, tape.epsilon
-    )
+        function, kernel, rule, role, mark, name, len(inputs), tape.stabilizer, tape.epsilon,
+        graph is not None, pixels is not None, weight is not None, bias is not None,
+        constant is not None,
+    )  # fmt: skip
     keeps = max([phase.needs(op) for phase in tape.phases], default=Keeps.SHAPES)
     is_product = keeps is Keeps.VALUES and isinstance(kernel, MatmulKernel)
     if is_product and output.numel() > 2 * sum(one.numel() for one in inputs):
@@ -64,10 +63,6 @@ def record(
     )
     tape.marks[switched] = mark
     return switched
-
-
-_BESIDE = ("graph", "pixels", "weight", "bias", "constant")
-"""What there may be beside the inputs of a call."""
 
 
 class TapeSwitch(torch.autograd.Function):

@@ -20,13 +20,13 @@ class Gradient(Phase):
     @classmethod
     def needs(cls, op: Op) -> Keeps:
         """See :class:`Phase`."""
-        if "graph" in op.has:
+        if op.has_graph:
             return Keeps.SHAPES
         return Keeps.OUTPUT if isinstance(op.kernel, SoftmaxKernel) else Keeps.VALUES
 
     def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
-        if "graph" in op.has:
+        if op.has_graph:
             return NATIVE
         call = op.call(saved)
         if isinstance(call.kernel, SoftmaxKernel):
