@@ -80,7 +80,7 @@ _KEEPS_FEATURES = _ACTIVATIONS | {
 }  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Move:
     """How elements have been moved since they were made, and whether to a mean or the like."""
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Protocol
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.role import Role
+from captum_transformer_lrp.engine.graph.role import Flow, Role
 from captum_transformer_lrp.engine.graph.values import Shape, raised, stand_in
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -99,7 +99,7 @@ class Op(NamedTuple):
             weight=rest.pop(0) if self.has_weight else None,
             bias=rest.pop(0) if self.has_bias else None,
             constant=rest.pop(0) if self.has_constant else None,
-            gate=getattr(self.role, "gate", None),
+            gate=None if isinstance(self.role, Flow) else getattr(self.role, "gate", None),
             examples=self.mark.examples,
             stabilizer=self.stabilizer,
             epsilon=self.epsilon,

@@ -30,6 +30,8 @@ class Flow(enum.Enum):
     REFUSED = enum.auto()
     UNIT = enum.auto()
 
+    __hash__ = object.__hash__  # Enum's own is slow
+
 
 @dataclass(frozen=True, slots=True)
 class Scattered:
