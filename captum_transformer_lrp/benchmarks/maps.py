@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from scipy.stats import spearmanr
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp.benchmarks.methods import Method
 from captum_transformer_lrp.benchmarks.removal import Without, draws
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,7 @@ class Map:
         logits: those of a batch of pixels, (N, C).
         without: what takes pixels away.
         method: the method.
+        made: what :meth:`once` has made, of this photo by whichever method.
     """
 
     relevance: Tensor
@@ -34,6 +38,7 @@ class Map:
     logits: Callable[[Tensor], Tensor]
     without: Without
     method: Method
+    made: dict[str, tuple[Any, Any]] = field(default_factory=dict, kw_only=True, repr=False)
 
     def probability(self, batch: Tensor) -> Tensor:
         """Of the explained class, float64 (N,), on the CPU."""
@@ -43,12 +48,21 @@ class Map:
         self,
         target: int | None = None,
         model: nn.Module | None = None,
-        pixels: Tensor | None = None,
     ) -> Tensor:
-        """The map of another class, of another model, or of other pixels (1, 3, H, W)."""
+        """The map of another class, or of another model."""
         chosen = self.target if target is None else target
-        seen = self.pixels if pixels is None else pixels
-        return self.method.maps(model or self.model, seen, [chosen])[0]
+        return self.method.maps(model or self.model, self.pixels, [chosen])[0]
+
+    def of_copies(self, pixels: Tensor, model: nn.Module | None = None) -> Tensor:
+        """The maps (N, H, W) of other pixels (N, 3, H, W), or of another model's."""
+        return self.method.of_batch(model or self.model, pixels, self.target)
+
+    def once(self, name: str, key: Any, make: Callable[[], Made]) -> Made:
+        """What is made at the first call with a key, and kept until one with another key."""
+        if name not in self.made or self.made[name][0] != key:
+            self.made[name] = (key, make())
+        made: Made = self.made[name][1]
+        return made
 
     def noise(self, samples: int) -> Tensor:
         """Normal noise (samples, 3, H, W) on the photo's device, the same for all methods."""

@@ -42,7 +42,7 @@ def smooth(found: Map, model: nn.Module, samples: int, noise: float) -> Tensor:
         return found.again(model=model)
     scale = noise * (found.pixels.max() - found.pixels.min())
     batch = torch.cat([found.pixels, found.pixels + scale * found.noise(samples - 1)])
-    return torch.stack([found.again(model=model, pixels=one[None]) for one in batch]).mean(0)
+    return found.of_copies(batch, model).mean(0)
 
 
 def randomised_from_the_top(model: nn.Module, inputs: Any) -> Iterator[nn.Module]:

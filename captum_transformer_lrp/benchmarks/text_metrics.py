@@ -59,9 +59,8 @@ class TokenMap(Map):
         self,
         target: int | None = None,
         model: nn.Module | None = None,
-        pixels: Tensor | None = None,
     ) -> Tensor:
-        """The map of another class or of another model; of this text."""
+        """The map of another class or of another model."""
         chosen = self.target if target is None else target
         keywords = dict(self.encoded.keywords)
         (one,) = self.method.maps(model or self.model, self.pixels, [chosen], keywords)
