@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+
 FUSIONS: Final[Mapping[str, Callable[[Sequence[float]], float]]] = {
     "sum": sum,
     "max": max,
@@ -74,7 +76,10 @@ def encode_tokens(
     offsets = encoding.pop("offset_mapping")[0].tolist()
     special = encoding.pop("special_tokens_mask")[0].tolist()
     keywords = dict(encoding)
-    return EncodedTokens(keywords.pop("input_ids"), keywords, _pieces(tokens, offsets, special))
+    ends = np.cumsum([len(token) + 1 for token in tokens]) - 1  # one space after each
+    spans = [(int(end) - len(token), int(end)) for token, end in zip(tokens, ends, strict=True)]
+    pieces = pieces_at(spans, offsets, special)
+    return EncodedTokens(keywords.pop("input_ids"), keywords, pieces)
 
 
 def token_scores(
@@ -124,14 +129,16 @@ def ranking(encoded: EncodedTokens, scores: NDArray[np.float64]) -> list[int]:
     return order
 
 
-def _pieces(
-    tokens: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+def pieces_at(
+    spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
-    """For each token the pieces that share a character with it."""
-    lengths = np.array([len(token) for token in tokens])
-    ends = np.cumsum(lengths + 1) - 1  # one space after each
-    starts = ends - lengths
-    found: list[list[int]] = [[] for _ in tokens]
+    """For each span of a text, in their order, the pieces that share a character with it.
+
+    >>> pieces_at([(0, 2), (3, 5)], [(0, 0), (0, 1), (1, 4), (4, 5)], [1, 0, 0, 0])
+    ((1, 2), (2, 3))
+    """
+    starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
+    found: list[list[int]] = [[] for _ in spans]
     for piece, ((start, end), is_special) in enumerate(zip(offsets, special, strict=True)):
         if is_special:
             continue
@@ -141,3 +148,39 @@ def _pieces(
         for token in range(first, last):
             found[token].append(piece)
     return tuple(map(tuple, found))
+
+
+def mask_id(model: Any, removal: str) -> int | None:
+    """What stands in the place of removed pieces: the id of a mask; None where they are deleted."""
+    found: int | None = model.tokenizer.mask_token_id
+    if removal == "mask" and found is None:
+        raise BenchmarkError(
+            f"the tokenizer of {model.name} has no mask token: use removal 'delete'"
+        )
+    return found if removal == "mask" else None
+
+
+def without_tokens(
+    encoded: EncodedTokens, removed: Sequence[int], mask: int | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The model's ids (1, S') and other inputs without some of the corpus' tokens.
+
+    Their pieces are deleted, or replaced by the id ``mask``; special tokens stay.
+
+    Example:
+        >>> encoded = EncodedTokens(torch.tensor([[101, 7, 8, 9, 102]]), {}, ((1,), (2, 3)))
+        >>> without_tokens(encoded, [1])[0].tolist()
+        [[101, 7, 102]]
+        >>> without_tokens(encoded, [1], mask=103)[0].tolist()
+        [[101, 7, 103, 103, 102]]
+    """
+    pieces = sorted({piece for token in removed for piece in encoded.pieces[token]})
+    if mask is not None:
+        ids = encoded.input_ids.clone()
+        ids[0, pieces] = mask
+        return ids, dict(encoded.keywords)
+    stays = torch.ones(encoded.input_ids.shape[1], dtype=torch.bool)
+    stays[pieces] = False
+    kept = stays.nonzero().flatten().to(encoded.input_ids.device)
+    keywords = {name: value[:, kept] for name, value in encoded.keywords.items()}
+    return encoded.input_ids[:, kept], keywords

@@ -63,7 +63,7 @@ class Method:
         self,
         model: Callable[..., Any],
         inputs: Tensor,
-        targets: Sequence[int],
+        targets: Sequence[Any],
         additional_forward_args: Any = None,
     ) -> list[Tensor]:
         """The map of each target of one example, float64 (H, W) or (S,) on the CPU.
@@ -71,7 +71,7 @@ class Method:
         Args:
             model: as in :func:`~captum_transformer_lrp.compare`.
             inputs: one image (1, C, H, W) or the token ids of one text (1, S).
-            targets: classes; they may repeat.
+            targets: classes, or positions with tokens; they may repeat.
             additional_forward_args: as in :func:`~captum_transformer_lrp.compare`.
 
         Raises:
@@ -88,8 +88,8 @@ class Method:
         return torch.cat(parts)
 
     def _found(
-        self, model: Callable[..., Any], inputs: Tensor, targets: Sequence[int], more: Any = None
-    ) -> dict[int, Tensor]:
+        self, model: Callable[..., Any], inputs: Tensor, targets: Sequence[Any], more: Any = None
+    ) -> dict[Any, Tensor]:
         found = compare(
             model,
             inputs,
@@ -98,7 +98,7 @@ class Method:
             additional_forward_args=more,
             options={self.label: self.options},
         )[self.label]
-        ready: dict[int, Tensor] = {}
+        ready: dict[Any, Tensor] = {}
         for target in targets:
             maps = found[str(target)].detach().to("cpu", torch.float64)
             if self.cells is not None:

@@ -176,9 +176,19 @@ def agreement(relevance: npt.NDArray[np.float64], mask: IntegerArray) -> dict[st
         **{"tp": int(tp), "fp": int(fp), "fn": int(fn), "tn": int(tn)},
         "ap": sum(precisions) / len(precisions),
         "pooled_ap": float(pooled),
-        "pointing": float(truth[scores == scores.max()].mean()),
-        "mass": relevance_mass(relevance[scored], truth),
-        "rank": relevance_rank(relevance[scored], truth),
+        **placed(relevance[scored], truth),
+    }
+
+
+def placed(values: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Whether the largest value is in the right place; of several largest ones, the share that is.
+
+    And the shares in that place of the positive relevance, and of as many largest values as it has.
+    """
+    return {
+        "pointing": float(truth[values == values.max()].mean()),
+        "mass": relevance_mass(values, truth),
+        "rank": relevance_rank(values, truth),
     }
 
 

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from captum_transformer_lrp.benchmark_options import TextMetricOptions
 from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark
 from captum_transformer_lrp.benchmarks.complexity import entropy, sparseness
-from captum_transformer_lrp.benchmarks.corpus_tokens import EncodedTokens, token_scores
-from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+from captum_transformer_lrp.benchmarks.corpus_tokens import EncodedTokens, mask_id, token_scores
 from captum_transformer_lrp.benchmarks.faithfulness import (
     deletion,
     insertion,
@@ -97,15 +96,15 @@ class TextMetrics(TextMetricOptions, TextBenchmark):
     """
 
     name = "text-metrics"
+    mask: int = field(init=False, repr=False)
     by_name: Mapping[str, Callable[[Map], dict[str, float]]] = field(init=False, repr=False)
 
     def prepare(self) -> None:
         """Find the documents and the metrics, and see whether tokens can be masked."""
         by_name = metrics_by_name(self.metrics, TEXT_METRICS)
-        if self.model.tokenizer.mask_token_id is None:
-            raise BenchmarkError(f"the tokenizer of {self.model.name} has no mask token")
+        mask = mask_id(self.model, "mask")
         super().prepare()
-        self.put(metrics=tuple(by_name), by_name=by_name)
+        self.put(mask=mask, metrics=tuple(by_name), by_name=by_name)
 
     def evaluate(self, example: ReadDocument, method: str) -> dict[str, Any]:
         """For each explained class each metric, by condition."""
@@ -130,7 +129,7 @@ class TextMetrics(TextMetricOptions, TextBenchmark):
             target,
             self.classifier,
             logits,
-            lambda removal, gone: masked(encoded, self.model.tokenizer.mask_token_id, gone),
+            lambda removal, gone: masked(encoded, self.mask, gone),
             self.by_label[method],
             encoded,
             self.fusion,

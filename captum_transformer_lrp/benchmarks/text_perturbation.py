@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Final
 
-import torch
 from torch import Tensor
 
 from captum_transformer_lrp.benchmark_options import TextPerturbationOptions
 from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TokenRanking
-from captum_transformer_lrp.benchmarks.corpus_tokens import EncodedTokens
-from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Panel
 from captum_transformer_lrp.benchmarks.runner import as_function
@@ -46,16 +44,15 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TokenRanking):
 
     name = "text-perturbation"
     methods: Sequence[str] = ("paper", "random")
+    mask: int | None = field(init=False, repr=False)
 
     def prepare(self) -> None:
         """Put the bins in order, see whether tokens can be masked, and say what is shown."""
-        if self.removal == "mask" and self.model.tokenizer.mask_token_id is None:
-            raise BenchmarkError(
-                f"the tokenizer of {self.model.name} has no mask token: use removal 'delete'"
-            )
+        mask = mask_id(self.model, self.removal)
         super().prepare()
         bins, shown = tuple(sorted(self.bins)), list(product(self.explain, _METRICS))
         self.put(
+            mask=mask,
             bins=bins,
             columns=[f"{m}, {w}, {k}" for w, m in shown for k in ("AOPC", "AOPC with k=0")],
             panels=[
@@ -118,38 +115,11 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TokenRanking):
 
     def _probabilities(self, example: ReadDocument, removed: Sequence[int]) -> Tensor:
         """The classes' probabilities without some of the tokens, float64 (C,)."""
-        mask = self.model.tokenizer.mask_token_id if self.removal == "mask" else None
-        ids, keywords = without_tokens(example.encoded, removed, mask)
+        ids, keywords = without_tokens(example.encoded, removed, self.mask)
         return _probabilities(self.logits(ids, keywords))
 
 
 text_perturbation = as_function(TextPerturbationBenchmark)
-
-
-def without_tokens(
-    encoded: EncodedTokens, removed: Sequence[int], mask: int | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The model's ids (1, S') and other inputs without some of the corpus' tokens.
-
-    Their pieces are deleted, or replaced by the id ``mask``; special tokens stay.
-
-    Example:
-        >>> encoded = EncodedTokens(torch.tensor([[101, 7, 8, 9, 102]]), {}, ((1,), (2, 3)))
-        >>> without_tokens(encoded, [1])[0].tolist()
-        [[101, 7, 102]]
-        >>> without_tokens(encoded, [1], mask=103)[0].tolist()
-        [[101, 7, 103, 103, 102]]
-    """
-    pieces = sorted({piece for token in removed for piece in encoded.pieces[token]})
-    if mask is not None:
-        ids = encoded.input_ids.clone()
-        ids[0, pieces] = mask
-        return ids, dict(encoded.keywords)
-    stays = torch.ones(encoded.input_ids.shape[1], dtype=torch.bool)
-    stays[pieces] = False
-    kept = stays.nonzero().flatten().to(encoded.input_ids.device)
-    keywords = {name: value[:, kept] for name, value in encoded.keywords.items()}
-    return encoded.input_ids[:, kept], keywords
 
 
 def _probabilities(logits: Tensor) -> Tensor:

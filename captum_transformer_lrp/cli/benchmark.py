@@ -21,7 +21,6 @@ from captum_transformer_lrp.benchmark_options import (
     COMMANDS,
     Command,
     SpeedOptions,
-    TextOptions,
     choices_of,
     options_of,
 )
@@ -126,7 +125,7 @@ def value_of(one: Field[Any], kind: Any, given: Any) -> Any:
 
 def of_benchmark(name: str, command: Command) -> None:
     """Add the command of a benchmark."""
-    own, texts = options_of(command.options), issubclass(command.options, TextOptions)
+    own, images = options_of(command.options), command.reads == "images"
 
     def run(model: str, data: Path, **given: Any) -> None:
         options = {one.name: value_of(one, kind, given[one.name]) for one, kind in own}
@@ -135,10 +134,12 @@ def of_benchmark(name: str, command: Command) -> None:
         from captum_transformer_lrp import models
 
         options["device"] = to_device(options["device"])
-        if texts:
-            loaded: Any = models.load_text_model(model)
+        if images:
+            loaded: Any = models.load_image_model(model, checkpoint=given["checkpoint"])
+        elif command.reads == "prompts":
+            loaded = models.load_language_model(model)
         else:
-            loaded = models.load_image_model(model, checkpoint=given["checkpoint"])
+            loaded = models.load_text_model(model)
         result = getattr(import_module(BENCHMARKS), command.function)(
             loaded,
             data,
@@ -152,11 +153,11 @@ def of_benchmark(name: str, command: Command) -> None:
         report(result, folder, given["quiet"])
 
     parameters = [
-        parameter("model", TextModelName if texts else ImageModelName),
+        parameter("model", ImageModelName if images else TextModelName),
         parameter("data", Annotated[Path, typer.Option(help=command.data)]),
         parameter("methods", Annotated[list[str], _METHODS], list(command.methods)),
     ]
-    if not texts:
+    if images:
         ablations = typer.Option("--ablations", help="Add the variants of the paper's table 3.")
         parameters.append(parameter("checkpoint", Checkpoint, None))
         parameters.append(parameter("ablations", Annotated[bool, ablations], False))
@@ -256,8 +257,9 @@ def check_data(data: Path, command: Command) -> None:
     """Refuse data that are not there before the model is loaded."""
     if address := as_address(data):
         raise UsageError(f"found the address {address}: download the data, and give the folder")
-    if not data.is_dir() and not (command.data.startswith("gtsegs") and data.exists()):
-        raise UsageError(f"found no folder {data}, expected: {command.data}")
+    if not data.is_dir() and not (command.takes_file and data.exists()):
+        kind = "file" if command.reads == "prompts" else "folder"
+        raise UsageError(f"found no {kind} {data}, expected: {command.data}")
 
 
 def report(result: Result, folder: Path, quiet: bool) -> None:
