@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Final
 
-from torch import Tensor
-
 from captum_transformer_lrp.benchmark_options import TextPerturbationOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TokenRanking
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TokenRanking, at_steps
 from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Panel
@@ -68,59 +66,49 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TokenRanking):
 
     def describe(self, example: ReadDocument) -> dict[str, Any]:
         """The classes, how many tokens there are, and the probabilities of text and of none."""
-        nothing = self._probabilities(example, example.encoded.read)
         return {
             **super().describe(example),
-            "probabilities": _probabilities(example.logits).tolist(),
-            "probabilities_of_nothing": nothing.tolist(),
+            "probabilities": self._probabilities(example, ()),
+            "probabilities_of_nothing": self._probabilities(example, example.encoded.read),
         }
 
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """Comprehensiveness and sufficiency at each bin."""
-        full = float(_probabilities(example.logits)[target])
+        full = self._probabilities(example, ())[target]
         counts = [math.ceil(share / 100 * len(order)) for share in self.bins]
-
-        def drop(removed: Sequence[int]) -> float:
-            return full - float(self._probabilities(example, removed)[target])
-
+        left = {"comprehensiveness": [order[:count] for count in counts],
+                "sufficiency": [order[count:] for count in counts]}  # fmt: skip
         return {
-            "comprehensiveness": [drop(order[:count]) for count in counts],
-            "sufficiency": [drop(order[count:]) for count in counts],
+            metric: [full - self._probabilities(example, one)[target] for one in removed]
+            for metric, removed in left.items()
         }
 
     def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
         """Each metric at each bin and over the bins."""
-        methods = record.methods.items()
-        return {name: self._by_condition(found, record.values) for name, found in methods}
-
-    def _by_condition(
-        self, found: Mapping[str, Mapping[str, Sequence[float]]], values: Mapping[str, Any]
-    ) -> dict[tuple[str, str], float]:
-        """Figures by (metric, condition)."""
-        figures = {}
-        for which, of_class in found.items():
-            target = values[which]
-            empty = values["probabilities"][target] - values["probabilities_of_nothing"][target]
+        steps = {f"{share:g} %": share for share in self.bins}
+        figures: dict[str, dict[tuple[str, str], float]] = {}
+        for (method, found), which in product(record.methods.items(), self.explain):
+            full, nothing = (
+                record.values[name][record.values[which]]
+                for name in ("probabilities", "probabilities_of_nothing")
+            )
             # Without a rationale nothing is taken away, and nothing is left to suffice.
-            of_empty = {"comprehensiveness": 0.0, "sufficiency": empty}
-            for metric, at_bins in of_class.items():
-                for share, value in zip(self.bins, at_bins, strict=True):
-                    figures[metric, f"{which}, {share:g} %"] = value
-                total = math.fsum(at_bins)
-                figures[metric, f"{which}, AOPC"] = total / len(at_bins)
-                figures[metric, f"{which}, AOPC with k=0"] = (total + of_empty[metric]) / (
-                    len(at_bins) + 1
+            for metric, of_empty in zip(_METRICS, (0.0, full - nothing), strict=True):
+                at_bins = found[which][metric]
+                figures.setdefault(method, {}).update(
+                    at_steps(at_bins, steps, which, metric, "AOPC")
                 )
+                with_empty = (math.fsum(at_bins) + of_empty) / (len(at_bins) + 1)
+                figures[method][metric, f"{which}, AOPC with k=0"] = with_empty
         return figures
 
-    def _probabilities(self, example: ReadDocument, removed: Sequence[int]) -> Tensor:
-        """The classes' probabilities without some of the tokens, float64 (C,)."""
+    def _probabilities(self, example: ReadDocument, removed: Sequence[int]) -> list[float]:
+        """The classes' probabilities without some of the tokens."""
         ids, keywords = without_tokens(example.encoded, removed, self.mask)
-        return _probabilities(self.logits(ids, keywords))
+        found: list[float] = (
+            self.logits(ids, keywords)[0].float().cpu().double().softmax(-1).tolist()
+        )
+        return found
 
 
 text_perturbation = as_function(TextPerturbationBenchmark)
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return logits.double().softmax(-1)
