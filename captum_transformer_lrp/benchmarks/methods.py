@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import captum.attr
 import torch
+import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
 
@@ -121,9 +122,8 @@ def over_cells(relevance: Tensor, cells: int) -> Tensor:
             f"cells={cells} does not divide a map of {tuple(relevance.shape)}, expected the number "
             "of patches along each side of an image"
         )
-    height, width = (size // cells for size in relevance.shape)
-    means = relevance.unflatten(1, (cells, width)).unflatten(0, (cells, height)).mean((1, 3))
-    return means.repeat_interleave(height, 0).repeat_interleave(width, 1)
+    means = F.adaptive_avg_pool2d(relevance[None], cells)
+    return F.interpolate(means[None], relevance.shape)[0, 0]
 
 
 NAMES: Final[Mapping[str, Callable[[Any], Attribution]]] = {
