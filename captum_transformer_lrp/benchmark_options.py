@@ -229,6 +229,24 @@ class SpeedOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every command takes, and no benchmark."""
+
+    output: Path | None = option(
+        None, "The folder for results; by default benchmark-NAME. Processes share it."
+    )
+    seed: int = option(0, "Of methods that draw random numbers.")
+    quiet: bool = option(
+        False,
+        "No progress bar and no table; files are written, damaged examples named.",
+        flag="--quiet",
+    )
+    so_far: bool = option(
+        False, "Run nothing: show what an unfinished run has found.", flag="--so-far"
+    )
+
+
 @dataclass(frozen=True)
 class Command:
     """A benchmark as the command line has it: what ``--data`` is, what it does, its function."""
