@@ -64,18 +64,10 @@ class Workload:
         return model.eval().to(self.device, dtype), inputs.to(self.device, dtype)
 
     def __str__(self) -> str:
-        parts = [
-            self.model,
-            f"{self.tokens} tokens" if self.model == "bert-base" else "",
-            "" if self.depth is None else f"{self.depth} blocks",
-            f"batch {self.batch}",
-            *(
-                []
-                if self.device == "cpu" and self.dtype == "float32"
-                else [self.device, self.dtype]
-            ),
-        ]
-        return ", ".join(filter(None, parts))
+        tokens = f", {self.tokens} tokens" * (self.model == "bert-base")
+        blocks = "" if self.depth is None else f", {self.depth} blocks"
+        where = f", {self.device}, {self.dtype}".replace(", cpu, float32", "")
+        return f"{self.model}{tokens}{blocks}, batch {self.batch}{where}"
 
 
 class _OfEmbeddings(nn.Module):
