@@ -314,7 +314,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     ),
     "generation": Command(
         RemovalOptions,
-        'A file with {"prompt": …, "written": …, "evidence": [[FROM, TO]]} in each line.',
+        'A file of lines {"prompt": …, "written": …, "evidence": [[FROM, TO]], "context": …}.',
         "See whether maps of what a language model writes find where it comes from.",
         "generation",
         ("transformer_attribution", "attnlrp", "input_x_gradient", "random"),

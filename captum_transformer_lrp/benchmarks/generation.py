@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +38,24 @@ class Prompt:
     """A prompt, and where in it the answer stands.
 
     Args:
-        text: what the model reads.
+        prompt: what the model reads.
         written: what follows; None for the token that the model finds likeliest.
-        evidence: from which character of the prompt to before which one the answer comes; none
-            where it is not known.
+        evidence: from which character of the prompt to before which one the answer comes; none where
+            it is not known.
+        context: the parts of the prompt that are looked at, such as all but a question; none for all.
     """
 
-    text: str
+    prompt: str
     written: str | None = None
     evidence: tuple[tuple[int, int], ...] = ()
+    context: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
-        spans = [one for span in self.evidence for one in pairwise(span)]
-        if not all(0 <= start < end <= len(self.text) for start, end in spans):
-            raise ValueError(f"the evidence {self.evidence} is outside of {len(self.text)} letters")
+        for start, end in (*self.evidence, *self.context):
+            if not 0 <= start < end <= len(self.prompt):
+                raise ValueError(
+                    f"{(start, end)} is no part of a prompt of {len(self.prompt)} letters"
+                )
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Answered:
 
     Args:
         encoded: the ids (1, S + T) of the prompt and T written tokens; the tokens are those of the
-            prompt, without special ones.
+            context, without special ones.
         written: the ids (T,).
         evidence: the tokens that the answer comes from; None where they are not known.
         greedy: the ids (T,) that the model finds likeliest.
@@ -80,13 +83,14 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
     ``data`` is a file with JSON in each line, or :class:`Prompt` objects: ``"prompt"``, a text;
     ``"written"``, what follows, by default the token that the model finds likeliest; and
     ``"evidence"``, from which to before which character of the prompt the answer comes, such as
-    ``[[4, 9]]``, where that is known.  A map is that of the logits of all written tokens, summed
-    up.  Special tokens are left out.
+    ``[[4, 9]]``, where that is known; and ``"context"``, the parts of the prompt that are looked
+    at, by default all.  A map is that of the logits of all written tokens, summed up.  Special
+    tokens are left out.
 
     Of prompts with evidence the result has ``"found"``, how often the map is highest there (of
     several highest places, their share), and ``"mass"``, the share there of the positive
     relevance.  Of all prompts it has the areas under the log-probability of what was written while
-    0 to 90 % of the prompt's tokens are removed: ``"MoRF"`` with the most relevant ones first,
+    0 to 90 % of the context's tokens are removed: ``"MoRF"`` with the most relevant ones first,
     ``"LeRF"`` with the least relevant ones first, and ``"LeRF − MoRF"``, the area between.
 
     Example:
@@ -136,10 +140,15 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
         """Read a prompt, and let the model read it."""
         prompt, tokenizer = self._prompt(index), self.model.tokenizer
         encoding = tokenizer(
-            prompt.text, return_offsets_mapping=True, return_special_tokens_mask=True
+            prompt.prompt, return_offsets_mapping=True, return_special_tokens_mask=True
         )
         special = encoding["special_tokens_mask"]
-        places = [[place] for place, one in enumerate(special) if not one]
+
+        def tokens(spans: Sequence[tuple[int, int]]) -> list[int]:
+            found = pieces_at(sorted(spans), encoding["offset_mapping"], special)
+            return sorted({piece for span in found for piece in span})
+
+        places = tokens(prompt.context or [(0, len(prompt.prompt))])
         if not places:
             raise UnreadableExampleError("the tokenizer makes no token of the prompt")
         ids = torch.tensor([encoding["input_ids"]], device=self.device)
@@ -149,17 +158,15 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
             written = torch.tensor(found, device=self.device)
         if not len(written):
             raise UnreadableExampleError("the tokenizer makes no token of what is written")
-        spans = pieces_at(prompt.evidence, encoding["offset_mapping"], special)
-        known = {piece for span in spans for piece in span}
-        evidence = torch.tensor([place in known for (place,) in places]) if known else None
+        known = tokens(prompt.evidence)
+        evidence = torch.tensor([place in known for place in places]) if known else None
         whole = torch.cat([ids, written[None]], 1)
         greedy = self._scores(whole)[0, ids.shape[1] - 1 : -1].argmax(-1)
-        return Answered(
-            EncodedTokens(whole, {}, tuple(map(tuple, places))), written, evidence, greedy
-        )
+        encoded = EncodedTokens(whole, {}, tuple((place,) for place in places))
+        return Answered(encoded, written, evidence, greedy)
 
     def describe(self, example: Answered) -> dict[str, Any]:
-        """How many tokens the prompt has, what is written, and whether the model would write it."""
+        """How many tokens there are, what is written, and whether the model would write it."""
         return {
             "tokens": len(example.encoded.read),
             "written": example.written.tolist(),
@@ -190,8 +197,8 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
             found = {"found": of_place["pointing"], "mass": of_place["mass"]}
         counts = [math.ceil(step * len(order) / 100) for step in STEPS]
         for test, ordered in zip(_TESTS, (order, order[::-1]), strict=True):
-            # The last token always stays, for a model must read something.
-            gone = [ordered[: min(count, len(order) - 1)] for count in (0, *counts)]
+            # One token of the prompt always stays, for a model must read something.
+            gone = [ordered[: min(count, last)] for count in (0, *counts)]
             curve = [self._log_probability(example, one) for one in gone]
             found[test] = {f"{step} %": one for step, one in zip((0, *STEPS), curve, strict=True)}
         return found
@@ -219,8 +226,11 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
             return given
         try:
             found = json.loads(given)
-            spans = tuple((int(start), int(end)) for start, end in found.get("evidence", ()))
-            return Prompt(str(found["prompt"]), found.get("written"), spans)
+            evidence, context = (
+                tuple((int(start), int(end)) for start, end in found.get(name, ()))
+                for name in ("evidence", "context")
+            )
+            return Prompt(str(found["prompt"]), found.get("written"), evidence, context)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UnreadableExampleError(f"its line is damaged ({error!r})") from error
 
@@ -231,7 +241,7 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
         return logits.double().log_softmax(-1)
 
     def _log_probability(self, example: Answered, removed: Sequence[int]) -> float:
-        """Of what was written, without some of the prompt's tokens."""
+        """Of what was written, without some of the context's tokens."""
         ids, _ = without_tokens(example.encoded, removed, self.instead)
         scores = self._scores(ids)[0, -len(example.written) - 1 : -1]
         return float(scores.gather(1, example.written[:, None]).sum())

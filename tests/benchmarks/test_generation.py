@@ -66,7 +66,8 @@ def copied(count: int, seed: int = 2) -> list[Prompt]:
     for text, places, written in zip(drawn.texts, drawn.places, drawn.written, strict=True):
         first, second = (chain.NAMES[one] for one in written[:2].tolist())
         at, then = ((2 * place, 2 * place + 1) for place in places.tolist())
-        prompts += [Prompt(text, first, (at,)), Prompt(f"{text} {first}", second, (then,))]
+        prompts.append(Prompt(text, first, (at,), ((0, 15),)))
+        prompts.append(Prompt(f"{text} {first}", second, (then,), ((0, 15),)))
     return prompts
 
 
@@ -87,6 +88,16 @@ def test_the_place_and_the_share_there_by_hand(counts: LanguageModel) -> None:
     found = measured(counts, Prompt(text, "H", ((2, 5), (8, 9))))
     assert (found["found"], found["mass"]) == (1, pytest.approx(6 / 9))
     assert set(measured(counts, Prompt(text, "H"))) == {"MoRF", "LeRF"}
+
+
+def test_only_the_context_is_looked_at(counts: LanguageModel) -> None:
+    """Of the map 1, 2, 3, 2, 1 the last three letters: only these go, and all of them may."""
+    found = measured(counts, Prompt("a H b c d", "H", ((6, 7),), ((4, 9),)))
+    assert (found["found"], found["mass"]) == (0, pytest.approx(2 / 6))
+    left = [measured(counts, Prompt(f"a H{rest}", "H")) for rest in (" b c d", " c d", " d", "")]
+    expected = [one["MoRF"]["0 %"] for one in left]
+    gone = [math.ceil(step * 3 / 100) for step in (0, *STEPS)]
+    assert list(found["MoRF"].values()) == pytest.approx([expected[one] for one in gone])
 
 
 def test_log_probabilities_as_tokens_go_by_hand(counts: LanguageModel) -> None:
@@ -153,14 +164,16 @@ def test_copying_models_are_explained_by_the_letter_that_they_copy(
     model = LanguageModel(name, data.trained(name), data.tokenizer())
     drawn = data.draw(10, torch.Generator().manual_seed(2))
     prompts = [
-        Prompt(text, data.NAMES[int(written[0])], ((2 * int(place), 2 * int(place) + 1),))
+        Prompt(
+            text, data.NAMES[int(written[0])], ((2 * int(place), 2 * int(place) + 1),), ((0, 15),)
+        )
         for text, written, (place, _) in zip(drawn.texts, drawn.capitals, drawn.places, strict=True)
     ]
     result = generation(model, prompts, ["attnlrp", "random"], output=tmp_path)
     found, mass, between = (
         result.figure("attnlrp", metric) for metric in ("found", "mass", "LeRF − MoRF")
     )
-    assert found.value >= 0.9
+    assert found.value == 1
     assert mass.value > 0.3 > result.figure("random", "mass").value
     assert between.value > result.figure("random", "LeRF − MoRF").value
     assert found.count == 10
@@ -180,8 +193,11 @@ def test_rollout_depends_on_the_place_that_it_explains(letters: LanguageModel) -
 
 def lines(prompts: list[Prompt]) -> str:
     return "".join(
-        json.dumps({"prompt": one.text, "written": one.written, "evidence": one.evidence}) + "\n"
-        for one in prompts
+        json.dumps(
+            {"prompt" if name == "text" else name: one for name, one in vars(prompt).items()}
+        )
+        + "\n"
+        for prompt in prompts
     )
 
 
@@ -218,7 +234,9 @@ def test_tokens_can_be_masked_only_where_there_is_a_mask(letters: LanguageModel)
         Generation(letters, copied(1), ["random"], removal="mask")
 
 
-def test_evidence_outside_of_the_prompt_is_refused() -> None:
+def test_parts_that_the_prompt_does_not_have_are_refused() -> None:
     for span in ((0, 9), (-1, 2), (2, 2)):
-        with pytest.raises(ValueError, match="is outside of 5 letters"):
+        with pytest.raises(ValueError, match="is no part of a prompt of 5 letters"):
             Prompt("a b c", None, (span,))
+        with pytest.raises(ValueError, match="is no part of a prompt of 5 letters"):
+            Prompt("a b c", None, (), (span,))
