@@ -40,9 +40,9 @@ class Prompt:
     Args:
         prompt: what the model reads.
         written: what follows; None for the token that the model finds likeliest.
-        evidence: from which character of the prompt to before which one the answer comes; none where
-            it is not known.
-        context: the parts of the prompt that are looked at, such as all but a question; none for all.
+        evidence: from which character of the prompt to before which one the answer comes, where
+            that is known.
+        context: the parts of it that are looked at, such as all but a question; none for all.
     """
 
     prompt: str
@@ -51,11 +51,10 @@ class Prompt:
     context: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
+        length = len(self.prompt)
         for start, end in (*self.evidence, *self.context):
-            if not 0 <= start < end <= len(self.prompt):
-                raise ValueError(
-                    f"{(start, end)} is no part of a prompt of {len(self.prompt)} letters"
-                )
+            if not 0 <= start < end <= length:
+                raise ValueError(f"{(start, end)} is no part of a prompt of {length} letters")
 
 
 @dataclass(frozen=True)

@@ -192,13 +192,7 @@ def test_rollout_depends_on_the_place_that_it_explains(letters: LanguageModel) -
 
 
 def lines(prompts: list[Prompt]) -> str:
-    return "".join(
-        json.dumps(
-            {"prompt" if name == "text" else name: one for name, one in vars(prompt).items()}
-        )
-        + "\n"
-        for prompt in prompts
-    )
+    return "".join(json.dumps(vars(one)) + "\n" for one in prompts)
 
 
 def test_the_command_reads_a_file_goes_on_and_names_damaged_lines(
