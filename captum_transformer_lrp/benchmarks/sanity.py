@@ -10,8 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp.benchmarks.complexity import entropy_of
-from captum_transformer_lrp.benchmarks.maps import Map, rank_correlation
+from captum_transformer_lrp.benchmarks.maps import Map, entropy_of, rank_correlation
 from captum_transformer_lrp.benchmarks.removal import draws
 
 STAGES: Final = 4

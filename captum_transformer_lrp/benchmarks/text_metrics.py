@@ -11,34 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp.benchmark_options import TextMetricOptions
+from captum_transformer_lrp.benchmarks import faithfulness
 from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, Scores, TextBenchmark
-from captum_transformer_lrp.benchmarks.complexity import entropy, sparseness
 from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
-from captum_transformer_lrp.benchmarks.faithfulness import (
-    deletion,
-    insertion,
-    salience_faithfulness,
-)
 from captum_transformer_lrp.benchmarks.maps import Map
 from captum_transformer_lrp.benchmarks.methods import Method
-from captum_transformer_lrp.benchmarks.metrics import metrics_by_name
+from captum_transformer_lrp.benchmarks.metrics import METRICS, metrics_by_name
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.runner import as_function
-from captum_transformer_lrp.benchmarks.sanity import (
-    class_sensitivity,
-    parameter_randomisation,
-    random_logit,
-)
 
 TEXT_METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
-    "deletion": partial(deletion, removal="mask"),
-    "insertion": partial(insertion, removal="mask"),
-    "saco": partial(salience_faithfulness, removal="mask"),
-    "mprt": parameter_randomisation,
-    "random_logit": random_logit,
-    "class_sensitivity": class_sensitivity,
-    "sparseness": sparseness,
-    "entropy": entropy,
+    "deletion": partial(faithfulness.deletion, removal="mask"),
+    "insertion": partial(faithfulness.insertion, removal="mask"),
+    "saco": partial(faithfulness.salience_faithfulness, removal="mask"),
+    **{
+        name: METRICS[name]
+        for name in ("mprt", "random_logit", "class_sensitivity", "sparseness", "entropy")
+    },
 }
 """All metrics of texts.  Noise on ids has no meaning, so nothing smooths or asks for robustness."""
 

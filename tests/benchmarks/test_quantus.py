@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
 from captum_transformer_lrp.benchmarks import BenchmarkError, quantus_explainer
-from captum_transformer_lrp.benchmarks.complexity import entropy, sparseness
 from captum_transformer_lrp.benchmarks.faithfulness import TWENTIETHS
-from captum_transformer_lrp.benchmarks.maps import Map
+from captum_transformer_lrp.benchmarks.maps import Map, entropy, sparseness
 from captum_transformer_lrp.benchmarks.quantus import quantus_score
 from captum_transformer_lrp.benchmarks.removal import STEPS, imputed, removal_order, removed_first
 from captum_transformer_lrp.benchmarks.robustness import local_lipschitz, relative_stability
