@@ -60,11 +60,7 @@ def encode_tokens(
         >>> encode_tokens(tokenizer, ["unwatchable", "film"]).pieces
         ((1, 2, 3), (4,))
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            f"{type(tokenizer).__name__} does not tell where its pieces stand in the text, "
-            "expected a fast tokenizer: save a tokenizer.json beside the model"
-        )
+    check_fast(tokenizer)
     encoding = tokenizer(
         " ".join(tokens),
         return_tensors="pt",
@@ -76,10 +72,7 @@ def encode_tokens(
     offsets = encoding.pop("offset_mapping")[0].tolist()
     special = encoding.pop("special_tokens_mask")[0].tolist()
     keywords = dict(encoding)
-    ends = np.cumsum([len(token) + 1 for token in tokens]) - 1  # one space after each
-    spans = [(int(end) - len(token), int(end)) for token, end in zip(tokens, ends, strict=True)]
-    pieces = pieces_at(spans, offsets, special)
-    return EncodedTokens(keywords.pop("input_ids"), keywords, pieces)
+    return EncodedTokens(keywords.pop("input_ids"), keywords, _pieces(tokens, offsets, special))
 
 
 def token_scores(
@@ -129,16 +122,22 @@ def ranking(encoded: EncodedTokens, scores: NDArray[np.float64]) -> list[int]:
     return order
 
 
-def pieces_at(
-    spans: Sequence[tuple[int, int]], offsets: Sequence[tuple[int, int]], special: Sequence[int]
-) -> tuple[tuple[int, ...], ...]:
-    """For each span of a text, in their order, the pieces that share a character with it.
+def check_fast(tokenizer: Any) -> None:
+    """Raise for a tokenizer that does not know the places of its pieces."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not tell where its pieces stand in the text, "
+            "expected a fast tokenizer: save a tokenizer.json beside the model"
+        )
 
-    >>> pieces_at([(0, 2), (3, 5)], [(0, 0), (0, 1), (1, 4), (4, 5)], [1, 0, 0, 0])
-    ((1, 2), (2, 3))
-    """
-    starts, ends = np.array(spans, dtype=np.int64).reshape(-1, 2).T
-    found: list[list[int]] = [[] for _ in spans]
+
+def _pieces(
+    tokens: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
+) -> tuple[tuple[int, ...], ...]:
+    """For each token the pieces that share a character with it."""
+    ends = np.cumsum([len(token) + 1 for token in tokens]) - 1  # one space after each
+    starts = ends - [len(token) for token in tokens]
+    found: list[list[int]] = [[] for _ in tokens]
     for piece, ((start, end), is_special) in enumerate(zip(offsets, special, strict=True)):
         if is_special:
             continue

@@ -16,8 +16,8 @@ from torch import Tensor
 from captum_transformer_lrp.benchmark_options import RemovalOptions
 from captum_transformer_lrp.benchmarks.corpus_tokens import (
     EncodedTokens,
+    check_fast,
     mask_id,
-    pieces_at,
     ranking,
     token_scores,
     without_tokens,
@@ -120,11 +120,10 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
 
     def prepare(self) -> None:
         """Read the file, and see whether tokens can be masked."""
-        given = isinstance(self.data, (str, Path))
-        self.put(
-            data=Path(self.data).read_bytes().splitlines() if given else list(self.data),
-            instead=mask_id(self.model, self.removal),
-        )
+        data = self.data
+        if isinstance(data, (str, Path)):
+            data = [line for line in Path(data).read_bytes().splitlines() if line.strip()]
+        self.put(data=list(data), instead=mask_id(self.model, self.removal))
 
     def identifiers(self) -> Sequence[str]:
         """The places of the prompts."""
@@ -138,14 +137,19 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
     def load(self, index: int) -> Answered:
         """Read a prompt, and let the model read it."""
         prompt, tokenizer = self._prompt(index), self.model.tokenizer
+        check_fast(tokenizer)
         encoding = tokenizer(
             prompt.prompt, return_offsets_mapping=True, return_special_tokens_mask=True
         )
-        special = encoding["special_tokens_mask"]
+        special, offsets = encoding["special_tokens_mask"], encoding["offset_mapping"]
+        apart = [(0, 0) if hidden else of for hidden, of in zip(special, offsets, strict=True)]
 
         def tokens(spans: Sequence[tuple[int, int]]) -> list[int]:
-            found = pieces_at(sorted(spans), encoding["offset_mapping"], special)
-            return sorted({piece for span in found for piece in span})
+            return [
+                place
+                for place, (first, last) in enumerate(apart)
+                if any(first < end and start < last for start, end in spans)
+            ]
 
         places = tokens(prompt.context or [(0, len(prompt.prompt))])
         if not places:
@@ -158,7 +162,9 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
         if not len(written):
             raise UnreadableExampleError("the tokenizer makes no token of what is written")
         known = tokens(prompt.evidence)
-        evidence = torch.tensor([place in known for place in places]) if known else None
+        evidence = torch.tensor([place in known for place in places]) if prompt.evidence else None
+        if evidence is not None and not evidence.any():
+            raise UnreadableExampleError("no token of its evidence is in its context")
         whole = torch.cat([ids, written[None]], 1)
         greedy = self._scores(whole)[0, ids.shape[1] - 1 : -1].argmax(-1)
         encoded = EncodedTokens(whole, {}, tuple((place,) for place in places))

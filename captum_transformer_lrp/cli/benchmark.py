@@ -237,8 +237,8 @@ def check_data(data: Path, command: Command) -> None:
     """Refuse data that are not there before the model is loaded."""
     if address := as_address(data):
         raise UsageError(f"found the address {address}: download the data, and give the folder")
-    if not data.is_dir() and not (command.takes_file and data.exists()):
-        kind = "file" if command.reads == "prompts" else "folder"
+    kind = "file" if command.reads == "prompts" else "folder"
+    if not ((data.is_dir() and kind == "folder") or (data.is_file() and command.takes_file)):
         raise UsageError(f"found no {kind} {data}, expected: {command.data}")
 
 

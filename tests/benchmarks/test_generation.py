@@ -202,14 +202,15 @@ def test_the_command_reads_a_file_goes_on_and_names_damaged_lines(
     letters.model.save_pretrained(folder)
     letters.tokenizer.save_pretrained(folder)
     damaged = ['{"written": "H"}\n', "no JSON\n", '{"prompt": "a b", "evidence": [[0, 9]]}\n']
-    damaged += ['{"prompt": ""}\n', '{"prompt": "a b", "written": ""}\n', "[]\n"]
+    damaged += ['{"prompt": ""}\n', '{"prompt": "a b", "written": ""}\n', "[]\n", " \n"]
+    damaged.append('{"prompt": "a b", "evidence": [[0, 1]], "context": [[2, 3]]}\n')
     file.write_text(lines(copied(2)) + "".join(damaged))
     command = ["benchmark", "generation", "--model", str(folder), "--data", str(file)]
     command += ["--methods", "attnlrp,random", "--output", str(output)]
     found = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
     assert found.exit_code == 0, found.output
-    assert "4 examples (6 skipped)" in found.output
-    for number in range(5, 11):
+    assert "4 examples (7 skipped)" in found.output
+    for number in range(5, 12):
         assert f"skipped prompt {number}: " in found.stderr
     whole = (output / "results.json").read_bytes()
     (records,) = output.glob("records-*.jsonl")
@@ -219,8 +220,9 @@ def test_the_command_reads_a_file_goes_on_and_names_damaged_lines(
     assert again.exit_code == 0
     assert "line 4: the line is not finished: run again" in " ".join(again.stderr.split())
     assert (output / "results.json").read_bytes() == whole
-    result = CliRunner().invoke(app, [*command[:5], str(tmp_path / "missing"), *command[6:]])
-    assert (result.exit_code, "found no file" in result.output) == (2, True)
+    for missing in (tmp_path / "missing", folder):
+        result = CliRunner().invoke(app, [*command[:5], str(missing), *command[6:]])
+        assert (result.exit_code, "found no file" in result.output) == (2, True)
 
 
 def test_tokens_can_be_masked_only_where_there_is_a_mask(letters: LanguageModel) -> None:
