@@ -220,10 +220,7 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
 
     def points(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
         """The log-probability at each step."""
-        return {
-            method: {(test, step): one for test in _TESTS for step, one in found[test].items()}
-            for method, found in record.methods.items()
-        }
+        return dict(super().values(record))
 
     def _prompt(self, index: int) -> Prompt:
         given = self.data[index]
