@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -218,9 +218,9 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
             values[method] = {(name, ""): one for name, one in (shares | areas).items()}
         return values
 
-    def points(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
+    def points(self, record: Record) -> Mapping[str, Mapping[tuple[str, str], float]]:
         """The log-probability at each step."""
-        return dict(super().values(record))
+        return super().values(record)
 
     def _prompt(self, index: int) -> Prompt:
         given = self.data[index]
