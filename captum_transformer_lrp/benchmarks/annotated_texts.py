@@ -108,13 +108,17 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         """
         document = self.data[index]
         self.check(document)
-        label = document.index_of(list(self.classes), self.data.file)
+        if document.label not in self.classes:
+            raise AnnotationError(
+                f"{document.name} in {self.data.file.name}: found the class {document.label!r}, "
+                f"expected one of {', '.join(self.classes)}"
+            )
         encoded = encode_tokens(self.model.tokenizer, document.tokens, self.max_length)
         if not encoded.read:
             raise AnnotationError(f"{document.name}: the tokenizer makes no piece of its text")
         encoded = encoded.to(torch.device(self.device))
         logits = self.logits(encoded.input_ids, encoded.keywords)[0].float().cpu()
-        return ReadDocument(document, encoded, logits, list(self.classes.values())[label])
+        return ReadDocument(document, encoded, logits, self.classes[document.label])
 
     def check(self, document: AnnotatedDocument) -> None:
         """Raise an :class:`AnnotationError` for a document that this benchmark cannot use."""
