@@ -155,8 +155,8 @@ ROBUST: Final = (
 """Of ``benchmark metrics`` on copies of photos, a run of its own."""
 
 LETTERS: Final = tuple(
-    Column(f"letters-{model}", f"{metric}, {model}", f"{model}: {metric} ↑", digits=2)
-    for model in ("gpt2", "llama")
+    Column(f"letters-{model}", f"{metric}, {model}", f"{title}: {metric} ↑", digits=2)
+    for model, title in (("gpt2", "GPT-2"), ("llama", "Llama"))
     for metric in ("found", "mass", "LeRF − MoRF")
 )
 """Of ``benchmark generation`` on models that copy letters."""
