@@ -390,7 +390,8 @@ def table(name: str = "benchmarks") -> str:
         text = f"{figure.value:.{column.digits}f} ± {figure.standard_error:.{column.digits}f}"
         if column.heavy:
             median = statistics.median(values[column.benchmark][method][column.metric])
-            text = f"{median:.2g}"
+            median = float(f"{median:.2g}")
+            text = f"{median:,.0f}" if median >= 100 else f"{median:g}"
         difference, error = figure.difference, figure.difference_standard_error
         if column.larger is None or difference is None or error is None:
             return text
