@@ -22,6 +22,7 @@ from captum_transformer_lrp.cli import app
 from captum_transformer_lrp.examples import letter_chain
 from captum_transformer_lrp.models import LanguageModel
 from tests.letters import chain, data
+from tests.letters.prompts import copied
 
 
 class Counts(nn.Module):
@@ -57,18 +58,6 @@ def letters() -> LanguageModel:
 @pytest.fixture(scope="module")
 def counts(letters: LanguageModel) -> LanguageModel:
     return LanguageModel("counts", Counts(), letters.tokenizer)
-
-
-def copied(count: int, seed: int = 2) -> list[Prompt]:
-    """Prompts of the bundled model for its first two letters, each with its place."""
-    drawn = chain.draw(count, torch.Generator().manual_seed(seed))
-    prompts = []
-    for text, places, written in zip(drawn.texts, drawn.places, drawn.written, strict=True):
-        first, second = (chain.NAMES[one] for one in written[:2].tolist())
-        at, then = ((2 * place, 2 * place + 1) for place in places.tolist())
-        prompts.append(Prompt(text, first, (at,), ((0, 15),)))
-        prompts.append(Prompt(f"{text} {first}", second, (then,), ((0, 15),)))
-    return prompts
 
 
 def measured(model: LanguageModel, prompt: Prompt, **options: Any) -> dict[str, Any]:
@@ -162,13 +151,7 @@ def test_copying_models_are_explained_by_the_letter_that_they_copy(
     name: str, tmp_path: Path
 ) -> None:
     model = LanguageModel(name, data.trained(name), data.tokenizer())
-    drawn = data.draw(10, torch.Generator().manual_seed(2))
-    prompts = [
-        Prompt(
-            text, data.NAMES[int(written[0])], ((2 * int(place), 2 * int(place) + 1),), ((0, 15),)
-        )
-        for text, written, (place, _) in zip(drawn.texts, drawn.capitals, drawn.places, strict=True)
-    ]
+    prompts = copied(10)[::2]
     result = generation(model, prompts, ["attnlrp", "random"], output=tmp_path)
     found, mass, between = (
         result.figure("attnlrp", metric) for metric in ("found", "mass", "LeRF − MoRF")
