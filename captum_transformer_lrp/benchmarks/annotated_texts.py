@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -142,11 +141,15 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         found = {one: self.of_class(example, chosen, one, scores[one]) for one in scores}
         return {which: found[one] for which, one in zip(self.explain, classes, strict=True)}
 
-    @abstractmethod
     def of_class(
         self, example: ReadDocument, method: Method, target: int, scores: Scores
     ) -> dict[str, Any]:
-        """What to note of a method's attributions of a class to the tokens, as JSON."""
+        """What to note of a method's attributions of a class: here, of the tokens' order."""
+        return self.measure(example, ranking(example.encoded, scores), target)
+
+    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
+        """What to note of the order of the tokens that were read, as JSON."""
+        raise NotImplementedError
 
     def scores(
         self, example: ReadDocument, method: Method, targets: Sequence[int], model: Any = None
@@ -180,20 +183,6 @@ def at_steps(
     """
     named = dict(zip([*steps, mean], [*values, math.fsum(values) / len(values)], strict=True))
     return {(metric, f"{which}, {name}"): value for name, value in named.items()}
-
-
-class TokenRanking(TextBenchmark):
-    """One of the order in which a method puts the tokens that were read."""
-
-    def of_class(
-        self, example: ReadDocument, method: Method, target: int, scores: Scores
-    ) -> dict[str, Any]:
-        """What :meth:`measure` finds in the order of a class' map."""
-        return self.measure(example, ranking(example.encoded, scores), target)
-
-    @abstractmethod
-    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
-        """What to note of a ranking of the tokens that were read, as JSON."""
 
 
 def corpus_classes(
