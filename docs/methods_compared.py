@@ -145,7 +145,7 @@ SINGLE: Final = (
 """Of ``benchmark metrics``."""
 
 ROBUST: Final = (
-    Column("robustness", "sensitivity", "sensitivity ↓", False, 2, STABLE),
+    Column("robustness", "sensitivity", "sensitivity, median ↓", False, 2, STABLE, heavy=True),
     Column("robustness", "local_lipschitz", "local Lipschitz ↓", False, 2, STABLE),
     Column("robustness", "relative_stability input", "RIS, median ↓", False, 1, STABLE, heavy=True),
     Column(
