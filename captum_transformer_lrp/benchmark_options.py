@@ -57,6 +57,15 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RemovalOptions(Options):
+    """What every benchmark takes that removes tokens."""
+
+    removal: Literal["delete", "mask"] = option(
+        "delete", "Delete tokens, or replace them by [MASK]."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhotoOptions(Options):
     """What every benchmark of labelled photos takes."""
 
@@ -169,7 +178,7 @@ class RationaleOptions(TextOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextPerturbationOptions(TextOptions):
+class TextPerturbationOptions(RemovalOptions, TextOptions):
     """Those of comprehensiveness and sufficiency."""
 
     bins: Sequence[float] = option(
@@ -178,9 +187,6 @@ class TextPerturbationOptions(TextOptions):
         above=0,
         most=100,
         joined=True,
-    )
-    removal: Literal["delete", "mask"] = option(
-        "delete", "Delete tokens, or replace them by [MASK]."
     )
 
 
@@ -223,6 +229,24 @@ class SpeedOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every command takes, and no benchmark."""
+
+    output: Path | None = option(
+        None, "The folder for results; by default benchmark-NAME. Processes share it."
+    )
+    seed: int = option(0, "Of methods that draw random numbers.")
+    quiet: bool = option(
+        False,
+        "No progress bar and no table; files are written, damaged examples named.",
+        flag="--quiet",
+    )
+    so_far: bool = option(
+        False, "Run nothing: show what an unfinished run has found.", flag="--so-far"
+    )
+
+
 @dataclass(frozen=True)
 class Command:
     """A benchmark as the command line has it: what ``--data`` is, what it does, its function."""
@@ -232,6 +256,8 @@ class Command:
     about: str
     function: str
     methods: tuple[str, ...] = ("paper",)
+    reads: Literal["images", "texts", "prompts"] = "images"
+    takes_file: bool = False
 
 
 _PHOTOS = "A folder of photos whose names tell the class."
@@ -256,6 +282,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "SegmentationClass.",
         "Compare maps with the masks of objects (tables 2 and 3).",
         "segmentation",
+        takes_file=True,
     ),
     "grid-pointing": Command(
         GridOptions,
@@ -268,6 +295,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
         _CORPUS,
         "Compare the tokens ranked highest with those that people marked (figure 4).",
         "rationale",
+        reads="texts",
     ),
     "text-perturbation": Command(
         TextPerturbationOptions,
@@ -275,12 +303,23 @@ COMMANDS: Final[Mapping[str, Command]] = {
         "Take the tokens ranked highest away, or keep only them (ERASER's AOPC).",
         "text_perturbation",
         ("paper", "random"),
+        reads="texts",
     ),
     "text-metrics": Command(
         TextMetricOptions,
         _CORPUS,
         "Measure maps of tokens: deletion and insertion, sanity, sparseness.",
         "text_metrics",
+        reads="texts",
+    ),
+    "generation": Command(
+        RemovalOptions,
+        'A file of lines {"prompt": …, "written": …, "evidence": [[FROM, TO]], "context": …}.',
+        "See whether maps of what a language model writes find where it comes from.",
+        "generation",
+        ("transformer_attribution", "attnlrp", "input_x_gradient", "random"),
+        reads="prompts",
+        takes_file=True,
     ),
 }
 

@@ -20,6 +20,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -138,18 +139,34 @@ SINGLE: Final = (
     Column("metrics", "mprt entropy", "eMPRT ↑", True, 3, DEPENDENT),
     Column("metrics", "random_logit", "random logit ↓", False, 2, DEPENDENT),
     Column("metrics", "class_sensitivity", "class sensitivity ↓", False, 2, DEPENDENT),
-    Column("robustness", "sensitivity", "sensitivity ↓", False, 2, STABLE),
+    Column("metrics", "sparseness", "sparseness", None, 2),
+    Column("metrics", "entropy", "entropy", None, 2),
+)
+"""Of ``benchmark metrics``."""
+
+ROBUST: Final = (
+    Column("robustness", "sensitivity", "sensitivity, median ↓", False, 2, STABLE, heavy=True),
     Column("robustness", "local_lipschitz", "local Lipschitz ↓", False, 2, STABLE),
     Column("robustness", "relative_stability input", "RIS, median ↓", False, 1, STABLE, heavy=True),
     Column(
         "robustness", "relative_stability output", "ROS, median ↓", False, 1, STABLE, heavy=True
     ),
-    Column("metrics", "sparseness", "sparseness", None, 2),
-    Column("metrics", "entropy", "entropy", None, 2),
 )
-"""Of ``benchmark metrics``, whose long and short runs are collected apart."""
+"""Of ``benchmark metrics`` on copies of photos, a run of its own."""
 
-TABLES: Final[Mapping[str, Sequence[Column]]] = {"benchmarks": COLUMNS, "metrics": SINGLE}
+LETTERS: Final = tuple(
+    Column(f"letters-{model}", f"{metric}, {model}", f"{title}: {metric} ↑", digits=2)
+    for model, title in (("gpt2", "GPT-2"), ("llama", "Llama"))
+    for metric in ("found", "mass", "LeRF − MoRF")
+)
+"""Of ``benchmark generation`` on models that copy letters."""
+
+TABLES: Final[Mapping[str, Sequence[Column]]] = {
+    "benchmarks": COLUMNS,
+    "metrics": SINGLE,
+    "robustness": ROBUST,
+    "letters": LETTERS,
+}
 """By name of the file of a table."""
 
 COST: Final = "cost ↓"
@@ -261,6 +278,13 @@ def _drops(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
     }
 
 
+def _written(model: str, found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
+    morf, lerf = ([area(list(one[name].values())) for one in found] for name in ("MoRF", "LeRF"))
+    between = [round(least - most, 4) for most, least in zip(morf, lerf, strict=True)]
+    shares = {name: [round(one[name], 4) for one in found] for name in ("found", "mass")}
+    return {f"{name}, {model}": one for name, one in {**shares, "LeRF − MoRF": between}.items()}
+
+
 def _metrics(found: list[Mapping[str, Any]]) -> dict[str, list[float]]:
     """By metric without its options, and condition."""
     return {
@@ -278,6 +302,7 @@ OF_BENCHMARK: Final[Mapping[str, Callable[[list[Mapping[str, Any]]], dict[str, l
     "grid-pointing": _localisations,
     "rationale": _scores,
     "text-perturbation": _drops,
+    **{f"letters-{model}": partial(_written, model) for model in ("gpt2", "llama")},
 }
 """By benchmark: what a method's records say, as a number for each example, by metric."""
 
@@ -365,7 +390,8 @@ def table(name: str = "benchmarks") -> str:
         text = f"{figure.value:.{column.digits}f} ± {figure.standard_error:.{column.digits}f}"
         if column.heavy:
             median = statistics.median(values[column.benchmark][method][column.metric])
-            text = f"{median:.2g}"
+            median = float(f"{median:.2g}")
+            text = f"{median:,.0f}" if median >= 100 else f"{median:g}"
         difference, error = figure.difference, figure.difference_standard_error
         if column.larger is None or difference is None or error is None:
             return text

@@ -111,7 +111,7 @@ class Ranking:
 
 def rankings() -> dict[str, Ranking]:
     """Of photos and of texts."""
-    columns = compared.measured_of([*compared.COLUMNS, *compared.SINGLE])
+    columns = compared.measured_of([*compared.COLUMNS, *compared.SINGLE, *compared.ROBUST])
     return {
         "photos": Ranking(
             sorted(

@@ -8,6 +8,7 @@ earlier run of the same settings stopped, and shares the work among the processe
 
 from captum_transformer_lrp.benchmark_options import ABLATIONS, PAPER
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
+from captum_transformer_lrp.benchmarks.generation import Generation, Prompt, generation
 from captum_transformer_lrp.benchmarks.grid_pointing import GridPointing, grid_pointing
 from captum_transformer_lrp.benchmarks.images import LabelledImage, labelled_images
 from captum_transformer_lrp.benchmarks.methods import NAMES
@@ -34,10 +35,12 @@ __all__ = [
     "BenchmarkError",
     "Curve",
     "Figure",
+    "Generation",
     "GridPointing",
     "LabelledImage",
     "MapMetrics",
     "Perturbation",
+    "Prompt",
     "RationaleBenchmark",
     "Result",
     "Segmentation",
@@ -45,6 +48,7 @@ __all__ = [
     "TextMetrics",
     "TextPerturbationBenchmark",
     "UnreadableExampleError",
+    "generation",
     "grid_pointing",
     "labelled_images",
     "map_metrics",

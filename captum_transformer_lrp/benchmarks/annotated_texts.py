@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from abc import abstractmethod
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from captum_transformer_lrp.benchmark_options import TextOptions
@@ -24,9 +26,12 @@ from captum_transformer_lrp.benchmarks.eraser import (
     EraserDocuments,
 )
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+from captum_transformer_lrp.benchmarks.methods import Method
 from captum_transformer_lrp.benchmarks.model_benchmark import ModelBenchmark
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.models import TextModel
+
+Scores: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -102,13 +107,17 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         """
         document = self.data[index]
         self.check(document)
-        label = document.index_of(list(self.classes), self.data.file)
+        if document.label not in self.classes:
+            raise AnnotationError(
+                f"{document.name} in {self.data.file.name}: found the class {document.label!r}, "
+                f"expected one of {', '.join(self.classes)}"
+            )
         encoded = encode_tokens(self.model.tokenizer, document.tokens, self.max_length)
         if not encoded.read:
             raise AnnotationError(f"{document.name}: the tokenizer makes no piece of its text")
         encoded = encoded.to(torch.device(self.device))
-        logits = self.logits(encoded.input_ids, encoded.keywords)
-        return ReadDocument(document, encoded, logits, list(self.classes.values())[label])
+        logits = self.logits(encoded.input_ids, encoded.keywords)[0].float().cpu()
+        return ReadDocument(document, encoded, logits, self.classes[document.label])
 
     def check(self, document: AnnotatedDocument) -> None:
         """Raise an :class:`AnnotationError` for a document that this benchmark cannot use."""
@@ -122,37 +131,58 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
             "read": len(example.encoded.read),
         }
 
+    def evaluate(self, example: ReadDocument, method: str) -> dict[str, Any]:
+        """For each explained class what :meth:`of_class` finds."""
+        classes, chosen = (
+            [example.explained(which) for which in self.explain],
+            self.by_label[method],
+        )
+        scores = dict(zip(classes, self.scores(example, chosen, classes), strict=True))
+        found = {one: self.of_class(example, chosen, one, scores[one]) for one in scores}
+        return {which: found[one] for which, one in zip(self.explain, classes, strict=True)}
+
+    def of_class(
+        self, example: ReadDocument, method: Method, target: int, scores: Scores
+    ) -> dict[str, Any]:
+        """What to note of a method's attributions of a class: here, of the tokens' order."""
+        return self.measure(example, ranking(example.encoded, scores), target)
+
+    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
+        """What to note of the order of the tokens that were read, as JSON."""
+        raise NotImplementedError
+
+    def scores(
+        self, example: ReadDocument, method: Method, targets: Sequence[int], model: Any = None
+    ) -> list[Scores]:
+        """The attributions of the corpus' tokens, of the classifier or of another model."""
+        encoded = example.encoded
+        ids, keywords = encoded.input_ids, dict(encoded.keywords)
+        maps = method.maps(model or self.classifier, ids, targets, keywords)
+        return [token_scores(encoded, one, self.fusion) for one in maps]
+
     def logits(self, input_ids: Tensor, keywords: Mapping[str, Tensor]) -> Tensor:
-        """The classifier's logits of one text, float32 (C,), on the CPU."""
+        """The classifier's logits (N, C) of texts (N, S) that have the same keywords (1, S)."""
+        same = {name: one.expand(len(input_ids), -1) for name, one in keywords.items()}
         with torch.no_grad():
-            output: Any = self.classifier(input_ids, **keywords)
-        return output.logits[0].float().cpu()
+            output: Any = self.classifier(input_ids, **same)
+        logits: Tensor = output.logits
+        return logits
 
     def of_model(self, record: Record) -> dict[str, float]:
         """The accuracy."""
         return {"accuracy": 100.0 * (record.values["target"] == record.values["predicted"])}
 
 
-class TokenRanking(TextBenchmark):
-    """One of the order in which a method puts the tokens."""
+def at_steps(
+    values: Sequence[float], steps: Mapping[str, Any], which: str, metric: str, mean: str
+) -> dict[tuple[str, str], float]:
+    """A metric's values at steps, and their mean, as figures of an explained class.
 
-    def evaluate(self, example: ReadDocument, method: str) -> dict[str, Any]:
-        """For each explained class what :meth:`measure` finds."""
-        targets = [example.explained(which) for which in self.explain]
-        maps = self.by_label[method].maps(
-            self.classifier, example.encoded.input_ids, targets, dict(example.encoded.keywords)
-        )
-        found: dict[int, dict[str, Any]] = {}
-        for target, attribution in zip(targets, maps, strict=True):
-            if target not in found:
-                scores = token_scores(example.encoded, attribution, self.fusion)
-                order = ranking(example.encoded, scores)
-                found[target] = self.measure(example, order, target)
-        return {which: found[target] for which, target in zip(self.explain, targets, strict=True)}
-
-    @abstractmethod
-    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
-        """What to note of a ranking of the tokens that were read, as JSON."""
+    >>> at_steps([1.0, 2.0], {"k=1": 1, "k=5": 5}, "target", "F1", "mean")
+    {('F1', 'target, k=1'): 1.0, ('F1', 'target, k=5'): 2.0, ('F1', 'target, mean'): 1.5}
+    """
+    named = dict(zip([*steps, mean], [*values, math.fsum(values) / len(values)], strict=True))
+    return {(metric, f"{which}, {name}"): value for name, value in named.items()}
 
 
 def corpus_classes(

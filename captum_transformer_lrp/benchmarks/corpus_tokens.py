@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+
 FUSIONS: Final[Mapping[str, Callable[[Sequence[float]], float]]] = {
     "sum": sum,
     "max": max,
@@ -58,11 +60,7 @@ def encode_tokens(
         >>> encode_tokens(tokenizer, ["unwatchable", "film"]).pieces
         ((1, 2, 3), (4,))
     """
-    if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(
-            f"{type(tokenizer).__name__} does not tell where its pieces stand in the text, "
-            "expected a fast tokenizer: save a tokenizer.json beside the model"
-        )
+    check_fast(tokenizer)
     encoding = tokenizer(
         " ".join(tokens),
         return_tensors="pt",
@@ -124,13 +122,21 @@ def ranking(encoded: EncodedTokens, scores: NDArray[np.float64]) -> list[int]:
     return order
 
 
+def check_fast(tokenizer: Any) -> None:
+    """Raise for a tokenizer that does not know the places of its pieces."""
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} does not tell where its pieces stand in the text, "
+            "expected a fast tokenizer: save a tokenizer.json beside the model"
+        )
+
+
 def _pieces(
     tokens: Sequence[str], offsets: Sequence[tuple[int, int]], special: Sequence[int]
 ) -> tuple[tuple[int, ...], ...]:
     """For each token the pieces that share a character with it."""
-    lengths = np.array([len(token) for token in tokens])
-    ends = np.cumsum(lengths + 1) - 1  # one space after each
-    starts = ends - lengths
+    ends = np.cumsum([len(token) + 1 for token in tokens]) - 1  # one space after each
+    starts = ends - [len(token) for token in tokens]
     found: list[list[int]] = [[] for _ in tokens]
     for piece, ((start, end), is_special) in enumerate(zip(offsets, special, strict=True)):
         if is_special:
@@ -141,3 +147,39 @@ def _pieces(
         for token in range(first, last):
             found[token].append(piece)
     return tuple(map(tuple, found))
+
+
+def mask_id(model: Any, removal: str) -> int | None:
+    """What stands in the place of removed pieces: the id of a mask; None where they are deleted."""
+    found: int | None = model.tokenizer.mask_token_id
+    if removal == "mask" and found is None:
+        raise BenchmarkError(
+            f"the tokenizer of {model.name} has no mask token: use removal 'delete'"
+        )
+    return found if removal == "mask" else None
+
+
+def without_tokens(
+    encoded: EncodedTokens, removed: Sequence[int], mask: int | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The model's ids (1, S') and other inputs without some of the corpus' tokens.
+
+    Their pieces are deleted, or replaced by the id ``mask``; special tokens stay.
+
+    Example:
+        >>> encoded = EncodedTokens(torch.tensor([[101, 7, 8, 9, 102]]), {}, ((1,), (2, 3)))
+        >>> without_tokens(encoded, [1])[0].tolist()
+        [[101, 7, 102]]
+        >>> without_tokens(encoded, [1], mask=103)[0].tolist()
+        [[101, 7, 103, 103, 102]]
+    """
+    pieces = sorted({piece for token in removed for piece in encoded.pieces[token]})
+    if mask is not None:
+        ids = encoded.input_ids.clone()
+        ids[0, pieces] = mask
+        return ids, dict(encoded.keywords)
+    stays = torch.ones(encoded.input_ids.shape[1], dtype=torch.bool)
+    stays[pieces] = False
+    kept = stays.nonzero().flatten().to(encoded.input_ids.device)
+    keywords = {name: value[:, kept] for name, value in encoded.keywords.items()}
+    return encoded.input_ids[:, kept], keywords

@@ -23,31 +23,12 @@ class AnnotationError(UnreadableExampleError):
 
 @dataclass(frozen=True)
 class AnnotatedDocument:
-    """A document with its class, the text's tokens, and the positions of those that people marked.
-
-    Example:
-        >>> AnnotatedDocument("a.txt", "POS", ("a", "witty", "film"), (1, 2)).marked
-        ('witty', 'film')
-    """
+    """A document with its class, its tokens, and the positions of those that people marked."""
 
     name: str
     label: str
     tokens: tuple[str, ...]
     rationale: tuple[int, ...]
-
-    @property
-    def marked(self) -> tuple[str, ...]:
-        """The tokens of the rationale."""
-        return tuple(self.tokens[position] for position in self.rationale)
-
-    def index_of(self, classes: Sequence[str], file: Path) -> int:
-        """The place of its class among the known ones; raises where it is none of them."""
-        if self.label not in classes:
-            raise AnnotationError(
-                f"{self.name} in {file.name}: found the class {self.label!r}, expected one of "
-                f"{', '.join(classes)}"
-            )
-        return list(classes).index(self.label)
 
 
 class EraserDocuments:

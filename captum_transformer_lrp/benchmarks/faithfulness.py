@@ -116,10 +116,7 @@ def saco(saliences: Sequence[float], drops: Sequence[float]) -> float:
     >>> saco([1, 1], [0.5, 0.1])
     0.0
     """
-    signed = total = 0.0
-    for first in range(len(saliences)):
-        for second in range(first + 1, len(saliences)):
-            weight = saliences[first] - saliences[second]
-            signed += weight if drops[first] >= drops[second] else -weight
-            total += abs(weight)
-    return signed / total if total else 0.0
+    values, falls = (torch.tensor(one, dtype=torch.float64) for one in (saliences, drops))
+    weights = (values[:, None] - values).triu()
+    signed = torch.where(falls[:, None] >= falls, weights, -weights).sum()
+    return float(signed / (weights.abs().sum() or 1.0))

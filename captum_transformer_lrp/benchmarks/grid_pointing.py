@@ -6,11 +6,12 @@ Interpretable Classifications*, CVPR 2021.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -42,60 +43,43 @@ def grid_pointing(
     *,
     output: str | Path,
     labels: str | Path | None = None,
-    device: str | torch.device = "cpu",
     seed: int = 0,
     show_progress: bool = False,
     so_far: bool = False,
     **options: Any,
 ) -> Result:
-    """Put photos of different classes into a grid, and see which of them each class's map lights.
+    """Put photos of different classes into grids, and run :class:`GridPointing`.
 
     First the model classifies every photo by itself.  Those whose true class it gives a probability
-    of at least ``confidence`` are put into grids at random, each into one in each round.  A grid
-    has the model's input size: its photos are made smaller.  Then every class in a grid is
-    explained, and measured is the share of the map's positive attribution that lies in the cell of
-    the class's own photo.
-    Chance, and a map that does not depend on the class, is 1/grid² on average; a map without any
-    positive attribution counts as 0.
+    of at least ``confidence`` are put into grids at random, each into one in each round.
 
     Args:
         model: as in :class:`ModelBenchmark`.
-        data: a folder of photos or the photos, as in :func:`labelled_images`.
+        data: photos, as in :func:`labelled_images`.
         methods: names.
         output: as those that follow, of :func:`~captum_transformer_lrp.benchmarks.run`.
         labels: a file of labels, if the names of files and folders do not tell the classes.
-        device: where to compute.
         seed: of the grids, too.
         show_progress: as there.
         so_far: as there.
-        options: ``grid``, photos along each side (2); ``rounds``, how often the photos are shared
-            out (1); ``confidence``, the least probability of the true class (0.9); ``limit``, at
-            most so many grids.
-
-    Returns:
-        ``"localisation"`` in per cent: the mean over the grids of the mean over a grid's classes;
-        of the model ``"top-1 accuracy"`` and ``"confident"``, the share of photos used for grids.
+        options: those of :class:`GridPointing`.
 
     Raises:
-        BenchmarkError: for data, methods or an output folder that do not fit, and if there are too
-            few confidently classified photos of different classes for a grid.
+        BenchmarkError: also if too few photos of different classes are confident for a grid.
     """
-    empty = GridPointing(model, [], methods, device=device, **options)  # which checks the options
+    empty = GridPointing(model, [], methods, **options)  # which checks the options
     found = photos(data, model, labels)
     how: dict[str, Any] = {"seed": seed, "show_progress": show_progress, "so_far": so_far}
     with joined_processes() as processes:
-        classification = Classification(model, found, ["random"], device=device)
+        classification = Classification(model, found, ["random"], device=empty.device)
         folder = Path(output) / "classification"
         classified = run(classification, folder, save=False, **how)
         if classified.pending:
             raise BenchmarkError(f"{classified.pending} photos are not classified yet")
-        confident = [
-            record.index
-            for record in record_folder(classification, folder, seed).records()
-            if record.skipped is None and record.values["probability"] >= empty.confidence
-        ]
-        cells = empty.grid**2
-        candidates = [found[index] for index in sorted(confident)]
+        records = record_folder(classification, folder, seed).records()
+        probabilities = {one.index: one.values["probability"] for one in records if not one.skipped}
+        confident = [index for index, one in probabilities.items() if one >= empty.confidence]
+        candidates, cells = [found[index] for index in sorted(confident)], empty.grid**2
         dealt = (make_grids(candidates, cells, seed + turn) for turn in range(empty.rounds))
         # Few photos can give the same grid again.
         grids = list(dict.fromkeys(chain.from_iterable(dealt)))
@@ -106,17 +90,13 @@ def grid_pointing(
                 "classes: lower the confidence or give more photos"
             )
         result = run(replace(empty, data=grids), output, save=False, **how)
-        share = replace(
-            classified.figures[0],
-            metric="confident",
-            value=100 * len(confident) / classified.figures[0].count,
-            standard_error=float("nan"),
-        )
-        figures = (*classified.figures, share, *result.figures)
+        (accuracy,) = classified.figures
+        share = 100 * len(confident) / accuracy.count
+        used = replace(accuracy, metric="confident", value=share, standard_error=math.nan)
         result = replace(
             result,
             skipped=classified.skipped + result.skipped,
-            summary=replace(result.summary, figures=figures),
+            summary=replace(result.summary, figures=(accuracy, used, *result.figures)),
         )
         if processes.rank == 0 and not so_far:
             result.save(Path(output))
@@ -196,7 +176,16 @@ class Grid:
 
 @dataclass(frozen=True, eq=False)
 class GridPointing(GridOptions, ImageBenchmark[Grid]):
-    """The grid pointing game on grids of photos, as :func:`grid_pointing` makes them."""
+    """The grid pointing game on grids of photos, as :func:`grid_pointing` makes them.
+
+    A grid has the model's input size: its photos are made smaller.  Then every class in a grid is
+    explained, and measured is the share of the map's positive attribution that lies in the cell of
+    the class's own photo.  Chance, and a map that does not depend on the class, is 1/grid² on
+    average; a map without any positive attribution counts as 0.
+
+    In per cent the result has ``"localisation"``, the mean over the grids of the mean over a grid's
+    classes; of the model ``"top-1 accuracy"``, and ``"confident"``, the share of photos in grids.
+    """
 
     name = "grid-pointing"
 
@@ -210,16 +199,16 @@ class GridPointing(GridOptions, ImageBenchmark[Grid]):
 
     def load(self, index: int) -> Grid:
         """Read a grid's photos and put them into one image, row by row."""
-        edges = [[length * part // self.grid for part in range(self.grid + 1)]
-                 for length in self.size]  # fmt: skip
-        rows, columns = (list(pairwise(of_axis)) for of_axis in edges)
-        pixels = torch.zeros(1, 3, *self.size)
-        places = [(slice(*row), slice(*column)) for row in rows for column in columns]
+        rows, columns = (
+            [slice(size * n // self.grid, size * (n + 1) // self.grid) for n in range(self.grid)]
+            for size in self.size
+        )
+        pixels, places = torch.zeros(1, 3, *self.size), tuple(product(rows, columns))
         for (row, column), photo in zip(places, self.data[index], strict=True):
             size = (row.stop - row.start, column.stop - column.start)
             pixels[0, :, row, column] = whole_image(read_rgb(photo.file), self.model, size)
         classes = tuple(photo.label for photo in self.data[index])
-        return Grid(pixels.to(self.device), tuple(places), classes)
+        return Grid(pixels.to(self.device), places, classes)
 
     def evaluate(self, example: Grid, method: str) -> dict[str, Any]:
         """For each photo the share of its class's positive attribution that is in its cell."""
@@ -231,9 +220,10 @@ class GridPointing(GridOptions, ImageBenchmark[Grid]):
 
     def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
         """The mean share, in per cent."""
-        shares = {name: found["shares"] for name, found in record.methods.items()}
-        percent = {name: 100 * sum(one) / len(one) for name, one in shares.items()}
-        return {name: {("localisation", ""): one} for name, one in percent.items()}
+        return {
+            name: {("localisation", ""): 100 * sum(found["shares"]) / len(found["shares"])}
+            for name, found in record.methods.items()
+        }
 
 
 def localisation(relevance: Tensor, rows: slice, columns: slice) -> float:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import captum.attr
 import torch
+import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
 
@@ -63,7 +64,7 @@ class Method:
         self,
         model: Callable[..., Any],
         inputs: Tensor,
-        targets: Sequence[int],
+        targets: Sequence[Any],
         additional_forward_args: Any = None,
     ) -> list[Tensor]:
         """The map of each target of one example, float64 (H, W) or (S,) on the CPU.
@@ -71,7 +72,7 @@ class Method:
         Args:
             model: as in :func:`~captum_transformer_lrp.compare`.
             inputs: one image (1, C, H, W) or the token ids of one text (1, S).
-            targets: classes; they may repeat.
+            targets: classes, or positions with tokens; they may repeat.
             additional_forward_args: as in :func:`~captum_transformer_lrp.compare`.
 
         Raises:
@@ -79,23 +80,34 @@ class Method:
             ValueError: where the map has NaN or infinite entries.
         """
         wanted = list(dict.fromkeys(targets))[: 1 if self.class_agnostic else None]
+        found = self._found(model, inputs, wanted, additional_forward_args)
+        return [found[wanted[0] if self.class_agnostic else one][0] for one in targets]
+
+    def of_batch(self, model: Callable[..., Any], inputs: Tensor, target: int) -> Tensor:
+        """The maps of many images (N, C, H, W) for one class, float64 (N, H, W) on the CPU."""
+        parts = [self._found(model, part, [target])[target] for part in inputs.split(_BATCH)]
+        return torch.cat(parts)
+
+    def _found(
+        self, model: Callable[..., Any], inputs: Tensor, targets: Sequence[Any], more: Any = None
+    ) -> dict[Any, Tensor]:
         found = compare(
             model,
             inputs,
-            {str(target): target for target in wanted},
+            {str(target): target for target in targets},
             {self.label: self.factory},
-            additional_forward_args=additional_forward_args,
+            additional_forward_args=more,
             options={self.label: self.options},
         )[self.label]
-        ready: dict[int, Tensor] = {}
-        for target in wanted:
-            one = found[str(target)][0].detach().to("cpu", torch.float64)
+        ready: dict[Any, Tensor] = {}
+        for target in targets:
+            maps = found[str(target)].detach().to("cpu", torch.float64)
             if self.cells is not None:
-                one = over_cells(one, self.cells)
-            if not bool(one.isfinite().all()):
+                maps = torch.stack([over_cells(one, self.cells) for one in maps])
+            if not bool(maps.isfinite().all()):
                 raise ValueError(f"its map of class {target} has NaN or infinite entries")
-            ready[target] = one
-        return [ready[wanted[0] if self.class_agnostic else target] for target in targets]
+            ready[target] = maps
+        return ready
 
 
 def over_cells(relevance: Tensor, cells: int) -> Tensor:
@@ -110,9 +122,8 @@ def over_cells(relevance: Tensor, cells: int) -> Tensor:
             f"cells={cells} does not divide a map of {tuple(relevance.shape)}, expected the number "
             "of patches along each side of an image"
         )
-    height, width = (size // cells for size in relevance.shape)
-    means = relevance.unflatten(1, (cells, width)).unflatten(0, (cells, height)).mean((1, 3))
-    return means.repeat_interleave(height, 0).repeat_interleave(width, 1)
+    means = F.adaptive_avg_pool2d(relevance[None], cells)
+    return F.interpolate(means[None], relevance.shape)[0, 0]
 
 
 NAMES: Final[Mapping[str, Callable[[Any], Attribution]]] = {
@@ -129,6 +140,8 @@ GROUPS: Final[Mapping[str, Sequence[str]]] = {"paper": PAPER, "ablations": ABLAT
 """Names that stand for several methods."""
 
 _CLASS_AGNOSTIC = (AttentionRollout, RawAttention, AttentionFlow, NormRollout, RandomAttribution)
+_BATCH = 8
+"""How many images are explained at once: more need more memory, and are hardly faster."""
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 

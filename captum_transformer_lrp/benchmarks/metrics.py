@@ -14,47 +14,33 @@ from typing import Any, Final
 import torch
 
 from captum_transformer_lrp.benchmark_options import MetricOptions
-from captum_transformer_lrp.benchmarks.complexity import entropy, sparseness
+from captum_transformer_lrp.benchmarks import faithfulness, maps, robustness, sanity
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
-from captum_transformer_lrp.benchmarks.faithfulness import (
-    deletion,
-    infidelity,
-    insertion,
-    road,
-    salience_faithfulness,
-)
 from captum_transformer_lrp.benchmarks.images import PhotoBenchmark, read_rgb
 from captum_transformer_lrp.benchmarks.maps import Map
 from captum_transformer_lrp.benchmarks.methods import option_of
 from captum_transformer_lrp.benchmarks.quantus import quantus_score
 from captum_transformer_lrp.benchmarks.removal import without
-from captum_transformer_lrp.benchmarks.robustness import (
-    local_lipschitz,
-    relative_stability,
-    sensitivity,
-)
 from captum_transformer_lrp.benchmarks.runner import as_function
-from captum_transformer_lrp.benchmarks.sanity import (
-    class_sensitivity,
-    parameter_randomisation,
-    random_logit,
-)
 
 METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
-    **{f"deletion:{name}": partial(deletion, removal=name) for name in ("blur", "mean", "black")},
-    **{f"insertion:{name}": partial(insertion, removal=name) for name in ("blur", "mean", "black")},
-    "road": road,
-    "saco": salience_faithfulness,
-    "infidelity": infidelity,
-    "mprt": parameter_randomisation,
-    "smprt": partial(parameter_randomisation, samples=5),
-    "random_logit": random_logit,
-    "class_sensitivity": class_sensitivity,
-    "sensitivity": sensitivity,
-    "local_lipschitz": local_lipschitz,
-    "relative_stability": relative_stability,
-    "sparseness": sparseness,
-    "entropy": entropy,
+    **{
+        f"{metric.__name__}:{removal}": partial(metric, removal=removal)
+        for metric in (faithfulness.deletion, faithfulness.insertion)
+        for removal in ("blur", "mean", "black")
+    },
+    "road": faithfulness.road,
+    "saco": faithfulness.salience_faithfulness,
+    "infidelity": faithfulness.infidelity,
+    "mprt": sanity.parameter_randomisation,
+    "smprt": partial(sanity.parameter_randomisation, samples=5),
+    "random_logit": sanity.random_logit,
+    "class_sensitivity": sanity.class_sensitivity,
+    "sensitivity": robustness.sensitivity,
+    "local_lipschitz": robustness.local_lipschitz,
+    "relative_stability": robustness.relative_stability,
+    "sparseness": maps.sparseness,
+    "entropy": maps.entropy,
 }
 """All metrics of photos of our own."""
 

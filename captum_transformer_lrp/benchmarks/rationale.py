@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, Final
 
 import numpy as np
 
 from captum_transformer_lrp.benchmark_options import RationaleOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TokenRanking
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark, at_steps
 from captum_transformer_lrp.benchmarks.eraser import AnnotatedDocument, AnnotationError
 from captum_transformer_lrp.benchmarks.errors import optional
 from captum_transformer_lrp.benchmarks.records import Record
@@ -27,7 +28,7 @@ _METRICS: Final = ("precision", "recall", "token-F1")
 
 
 @dataclass(frozen=True, eq=False)
-class RationaleBenchmark(RationaleOptions, TokenRanking):
+class RationaleBenchmark(RationaleOptions, TextBenchmark):
     r"""Token-F1 between a document's k highest-ranked tokens and the tokens that people marked.
 
     As in the paper, what is explained is the document's own class ("target").  The tokens are the
@@ -88,64 +89,55 @@ class RationaleBenchmark(RationaleOptions, TokenRanking):
 
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """Precision, recall and F1 of the first k tokens, for each k."""
+        metrics = optional("sklearn.metrics", "scikit-learn", "the rationale benchmark")
         places = np.arange(len(example.document.tokens))
         marked = np.isin(places, example.document.rationale)
-        metrics = optional("sklearn.metrics", "scikit-learn", "the rationale benchmark")
+        of = {"average": "binary", "zero_division": 0.0}
         at_k = [
-            metrics.precision_recall_fscore_support(
-                marked, np.isin(places, order[:k]), average="binary", zero_division=0.0
-            )
+            metrics.precision_recall_fscore_support(marked, np.isin(places, order[:k]), **of)[:3]
             for k in self.top_k
         ]
-        return {
-            metric: [float(found[place]) for found in at_k] for place, metric in enumerate(_METRICS)
-        }
+        by_metric = zip(_METRICS, zip(*at_k, strict=True), strict=True)
+        return {metric: list(map(float, found)) for metric, found in by_metric}
 
     rows = CONTROLS
     unit = "%"
 
     def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
-        """Each metric at each k and over all k, in per cent."""
+        """Each metric at each k and over all k, in per cent; of :data:`CONTROLS`, too."""
+        steps = {f"k={k}": k for k in self.top_k}
         controls = {
             name: dict.fromkeys(self.explain, found)
             for name, found in _controls(record.values, self.top_k).items()
         }
+        figures: dict[str, dict[tuple[str, str], float]] = {}
         methods: dict[str, Any] = {**record.methods, **controls}
-        return {name: _by_condition(found, self.top_k) for name, found in methods.items()}
+        for method, found in methods.items():
+            figures[method] = {}
+            for which, metric in product(found, _METRICS):
+                percent = [100.0 * one for one in found[which][metric]]
+                figures[method] |= at_steps(percent, steps, which, metric, "mean over k")
+        return figures
 
 
 rationale = as_function(RationaleBenchmark)
 
 
-def _by_condition(
-    found: Mapping[str, Mapping[str, Sequence[float]]], top_k: Sequence[int]
-) -> dict[tuple[str, str], float]:
-    """Figures in per cent by (metric, condition)."""
-    values = {}
-    for which, of_class in found.items():
-        for metric, at_k in of_class.items():
-            for k, value in zip(top_k, at_k, strict=True):
-                values[metric, f"{which}, k={k}"] = 100.0 * value
-            values[metric, f"{which}, mean over k"] = 100.0 * sum(at_k) / len(at_k)
-    return values
-
-
 def _controls(values: Mapping[str, Any], top_k: Sequence[int]) -> dict[str, dict[str, list[float]]]:
     """The metrics of the rows that need no map."""
     read, marked, within = values["read"], values["rationale"], values["rationale_read"]
-    controls = {}
-    for name in CONTROLS:
-        found: dict[str, list[float]] = {metric: [] for metric in _METRICS}
-        for k, in_last in zip(top_k, values["rationale_in_last"], strict=True):
-            selected = min(k, read)
-            hits = {
-                RANDOM_ORDER: selected * within / read,
-                LAST_TOKENS: in_last,
-                BEST_POSSIBLE: min(selected, within),
-            }[name]
-            # The sizes are fixed, so precision, recall and F1 are linear in the hits.
-            of_k = (hits / selected, hits / marked, 2 * hits / (selected + marked))
-            for metric, value in zip(_METRICS, of_k, strict=True):
-                found[metric].append(value)
-        controls[name] = found
-    return controls
+    selected = [min(k, read) for k in top_k]
+    hits: dict[str, Sequence[float]] = {
+        RANDOM_ORDER: [one * within / read for one in selected],
+        LAST_TOKENS: values["rationale_in_last"],
+        BEST_POSSIBLE: [min(one, within) for one in selected],
+    }
+    # The sizes are fixed, so precision, recall and F1 are linear in the hits.
+    sizes = (selected, [marked] * len(selected), [(one + marked) / 2 for one in selected])
+    return {
+        name: {
+            metric: [hit / one for hit, one in zip(found, size, strict=True)]
+            for metric, size in zip(_METRICS, sizes, strict=True)
+        }
+        for name, found in hits.items()
+    }

@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
+from scipy import sparse
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
@@ -22,13 +22,6 @@ Without: TypeAlias = Callable[[str, Tensor], Tensor]
 
 STEPS: Final = (10, 20, 30, 40, 50, 60, 70, 80, 90)
 """The shares of the pixels that are removed, in per cent."""
-
-_WEIGHTS: Final = {
-    (down, right): (1 if down and right else 2) / 12
-    for down in (-1, 0, 1)
-    for right in (-1, 0, 1)
-    if down or right
-}
 
 
 def removal_order(relevance: Tensor, test: str) -> Tensor:
@@ -140,34 +133,27 @@ def imputed(pixels: Tensor, gone: Tensor, noise: float = 0.01) -> Tensor:
 
 def _solved(photo: np.ndarray, gone: np.ndarray) -> np.ndarray:
     """The photo (C, H, W) with the pixels of the mask (H, W) from their neighbours, float64."""
-    count = int(gone.sum())
-    if count in (0, gone.size):
-        if count:
-            raise BenchmarkError("found that all pixels are removed, expected that some stay")
+    if gone.all():
+        raise BenchmarkError("found that all pixels are removed, expected that some stay")
+    if not gone.any():
         return photo
-    outside, kept = -2, -1
-    place = np.full(gone.shape, kept)
-    place[gone] = range(count)
-    place = np.pad(place, 1, constant_values=outside)
-    values = np.pad(photo, ((0, 0), (1, 1), (1, 1)))
-    below, beside = np.nonzero(gone)
-    own, total = np.arange(count), np.zeros(count)
-    known = np.zeros((count, len(photo)))
-    rows, columns, entries = [], [], []
-    for (down, right), weight in _WEIGHTS.items():
-        row, column = below + 1 + down, beside + 1 + right
-        near = place[row, column]
-        total += weight * (near != outside)
-        known += weight * (near == kept)[:, None] * values[:, row, column].T
-        rows.append(own[near >= 0])
-        columns.append(near[near >= 0])
-        entries.append(np.full(len(rows[-1]), -weight))
-    where = (np.concatenate([*rows, own]), np.concatenate([*columns, own]))
-    system = coo_array((np.concatenate([*entries, total]), where), shape=(count, count)).tocsc()
+    weights, away = _neighbours(*gone.shape), gone.ravel()
+    of_gone = weights[away]
+    totals = sparse.diags(of_gone.sum(1).ravel())
+    system = sparse.csc_matrix(totals - of_gone[:, away])
+    known = of_gone[:, ~away] @ photo.reshape(len(photo), -1)[:, ~away].T
     symmetric = {"permc_spec": "MMD_AT_PLUS_A", "diag_pivot_thresh": 0.0}
     found = photo.copy()
     found[:, gone] = splu(system, **symmetric, options={"SymmetricMode": True}).solve(known).T
     return found
+
+
+@cache
+def _neighbours(height: int, width: int) -> sparse.csr_array:
+    """The weight of each pixel for each other one, (H·W, H·W)."""
+    below, beside = (sparse.diags([1.0, 1.0], [-1, 1], (size, size)) for size in (height, width))
+    sides = sparse.kronsum(beside, below)  # I ⊗ beside + below ⊗ I
+    return sparse.csr_array((sparse.kron(below, beside) + 2 * sides) / 12)
 
 
 def draws(pixels: Tensor) -> torch.Generator:

@@ -196,8 +196,8 @@ class Result:
             "pending": self.pending,
             "skipped": [{"id": name, "reason": reason} for name, reason in self.skipped],
             "settings": dict(self.settings),
-            "figures": [_without_nan(asdict(one)) for one in self.figures],
-            "curves": [_without_nan(asdict(one)) for one in self.summary.curves],
+            "figures": _without_nan([asdict(one) for one in self.figures]),
+            "curves": _without_nan([asdict(one) for one in self.summary.curves]),
         }
 
     def save(self, folder: Path) -> list[Path]:
@@ -280,13 +280,7 @@ def _number(figure: Figure, *, unit: bool = True) -> str:
 
 def _without_nan(value: Any) -> Any:
     """JSON has no NaN: an unknown standard error is null."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _without_nan(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
-    return value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def curves_figure(curves: Sequence[Curve]) -> Any:

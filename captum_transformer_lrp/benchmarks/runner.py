@@ -20,7 +20,7 @@ import filelock
 import numpy as np
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import track
 from torch import nn
 
 from captum_transformer_lrp.benchmark_options import options_of
@@ -289,27 +289,17 @@ def _run_shard(
     if not indices:
         return
     shown = show_progress and processes.rank == 0
-    progress = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("remaining"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
     share = f" (process 1 of {processes.world})" if processes.world > 1 else ""
-    identifiers = benchmark.identifiers()
-    with progress, folder.shard(processes.rank, processes.world) as shard:
-        task = progress.add_task(f"{benchmark.name}{share}", total=len(indices))
-        for index in indices:
-            record = _record(benchmark, index, identifiers[index], seed)
+    names, console = benchmark.identifiers(), Console(stderr=True)
+    about = f"{benchmark.name}{share}"
+    with folder.shard(processes.rank, processes.world) as shard:
+        for index in track(indices, about, console=console, disable=not shown):
+            record = _record(benchmark, index, names[index], seed)
             shard.write(record.as_line())
             shard.flush()
             if record.skipped is not None and shown:
                 reason = printable(f"skipped {record.identifier}: {record.skipped}")
-                progress.console.print(reason, markup=False)
-            progress.advance(task)
+                console.print(reason, markup=False)
 
 
 def _record(benchmark: Benchmark[Any], index: int, identifier: str, seed: int) -> Record:

@@ -10,8 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp.benchmarks.complexity import entropy_of
-from captum_transformer_lrp.benchmarks.maps import Map, rank_correlation
+from captum_transformer_lrp.benchmarks.maps import Map, entropy_of, rank_correlation
 from captum_transformer_lrp.benchmarks.removal import draws
 
 STAGES: Final = 4
@@ -42,7 +41,7 @@ def smooth(found: Map, model: nn.Module, samples: int, noise: float) -> Tensor:
         return found.again(model=model)
     scale = noise * (found.pixels.max() - found.pixels.min())
     batch = torch.cat([found.pixels, found.pixels + scale * found.noise(samples - 1)])
-    return torch.stack([found.again(model=model, pixels=one[None]) for one in batch]).mean(0)
+    return found.of_copies(batch, model).mean(0)
 
 
 def randomised_from_the_top(model: nn.Module, inputs: Any) -> Iterator[nn.Module]:

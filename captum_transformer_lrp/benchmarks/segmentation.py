@@ -80,28 +80,27 @@ class Segmentation(SegmentationOptions, ImageBenchmark[Segmented]):
         super().prepare()
         given = isinstance(self.data, SegmentationData)
         data = self.data if given else segmentation_data(self.data)
-        explain = self.explain or ("target" if data.tells_classes else "predicted")
-        if explain == "target" and not data.tells_classes:
+        explain = self.explain or ("predicted" if data.classes is None else "target")
+        if explain == "target" and data.classes is None:
             raise BenchmarkError(
                 "these masks come without the model's classes, so the object's class cannot be "
                 "explained: explain the predicted one"
             )
-        count = len(self.model.class_names)
-        if data.largest_class() >= count:
+        count, largest = len(self.model.class_names), max(map(max, data.classes or [(-1,)]))
+        if largest >= count:
             raise BenchmarkError(
-                f"the data have class {data.largest_class()}, but the model has {count} classes, 0 "
-                f"to {count - 1}: the data and the model have different labels"
+                f"the data have class {largest}, but the model has {count} classes, 0 to "
+                f"{count - 1}: the data and the model have different labels"
             )
         self.put(data=data, explain=explain)
 
     def settings(self) -> dict[str, Any]:
         """Everything that the records depend on."""
-        return {**super().settings(), "data": type(self.data).__name__}
+        return {**super().settings(), "data": self.data.name}
 
     def identifiers(self) -> list[str]:
         """The examples' names."""
-        names: list[str] = self.data.identifiers()
-        return names
+        return list(self.data.identifiers)
 
     def contents(self, index: int) -> str:
         """Of the photo, the mask and the classes."""
@@ -109,13 +108,12 @@ class Segmentation(SegmentationOptions, ImageBenchmark[Segmented]):
 
     def load(self, index: int) -> Segmented:
         """Read a photo with its mask and choose the class."""
-        found = self.data[index]
-        pixels = self.seen(found.photo)
-        mask = resized_mask(found.mask, self.size)
+        photo, mask = self.data[index]
+        pixels, mask = self.seen(photo), resized_mask(mask, self.size)
         if not (mask == 1).any():
             raise UnreadableExampleError("its mask has no object at the model's input size")
         logits = self.logits(pixels)[0]
-        classes = found.classes if self.explain == "target" else range(len(logits))
+        classes = self.data.classes[index] if self.explain == "target" else range(len(logits))
         return Segmented(pixels, mask, max(classes, key=lambda one: float(logits[one])))
 
     def describe(self, example: Segmented) -> dict[str, Any]:
@@ -176,9 +174,19 @@ def agreement(relevance: npt.NDArray[np.float64], mask: IntegerArray) -> dict[st
         **{"tp": int(tp), "fp": int(fp), "fn": int(fn), "tn": int(tn)},
         "ap": sum(precisions) / len(precisions),
         "pooled_ap": float(pooled),
-        "pointing": float(truth[scores == scores.max()].mean()),
-        "mass": relevance_mass(relevance[scored], truth),
-        "rank": relevance_rank(relevance[scored], truth),
+        **placed(relevance[scored], truth),
+    }
+
+
+def placed(values: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Whether the largest value is in the right place; of several largest ones, the share that is.
+
+    And the shares in that place of the positive relevance, and of as many largest values as it has.
+    """
+    return {
+        "pointing": float(truth[values == values.max()].mean()),
+        "mass": relevance_mass(values, truth),
+        "rank": relevance_rank(values, truth),
     }
 
 

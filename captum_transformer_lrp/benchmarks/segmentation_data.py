@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,41 +24,49 @@ from captum_transformer_lrp.photos import opened
 VOID = 255
 """What a mask has where nobody said whether it is object or background."""
 
-IntegerArray = npt.NDArray[np.uint8]
+IntegerArray: TypeAlias = npt.NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class SegmentedImage:
-    """A photo with the mask of its object.
+class SegmentedImage(NamedTuple):
+    """A photo with the mask of its object: RGB, and uint8 (H, W).
 
-    Args:
-        photo: RGB.
-        mask: uint8 (H, W) of the photo's size: 1 object, 0 background, :data:`VOID` not scored.
-        classes: the model's classes that stand for the object; None if the data do not say.
+    In the mask 1 is object, 0 background, and :data:`VOID` is not scored.
     """
 
     photo: Image.Image
     mask: IntegerArray
-    classes: tuple[int, ...] | None
 
 
-class SegmentationData(ABC):
-    """Photos with masks, read one at a time."""
+@dataclass(frozen=True)
+class SegmentationData:
+    """Photos with masks, read one at a time; ``data[3]`` raises for one that is damaged.
 
-    tells_classes = False
-    """Whether :attr:`SegmentedImage.classes` are known."""
+    Args:
+        name: in which format they are.
+        identifiers: the examples' names.
+        read: from an example's place to its photo, and to a mask of the photo's size that is 0 at
+            the background and :data:`VOID` where it is not scored.
+        classes: for each example the model's classes that stand for the object; None if the data
+            do not say.
+    """
 
-    @abstractmethod
-    def identifiers(self) -> list[str]:
-        """The examples' names."""
+    name: str
+    identifiers: Sequence[str]
+    read: Callable[[int], tuple[Image.Image, npt.NDArray[Any]]]
+    classes: Sequence[tuple[int, ...]] | None = None
 
-    @abstractmethod
     def __getitem__(self, index: int) -> SegmentedImage:
         """Read one; raises an UnreadableExampleError for a damaged one."""
-
-    def largest_class(self) -> int:
-        """The largest class index that an example has; −1 if the data do not say."""
-        return -1
+        photo, values = self.read(index)
+        if values.shape != (photo.height, photo.width):
+            size = (photo.height, photo.width)
+            raise UnreadableExampleError(
+                f"its mask has shape {values.shape}, expected the photo's {size}"
+            )
+        mask = np.where(values == VOID, VOID, values != 0).astype(np.uint8)
+        if not (mask == 1).any():
+            raise UnreadableExampleError("its mask has no object")
+        return SegmentedImage(photo, mask)
 
     def sha256(self, index: int) -> str:
         """Of an example's pixels, mask and classes; of the reason for one that is damaged."""
@@ -67,7 +74,8 @@ class SegmentationData(ABC):
             one = self[index]
         except UnreadableExampleError as error:
             return hashlib.sha256(str(error).encode()).hexdigest()
-        parts = (one.photo.size, one.photo.tobytes(), one.mask.tobytes(), one.classes)
+        classes = None if self.classes is None else self.classes[index]
+        parts = (one.photo.size, one.photo.tobytes(), one.mask.tobytes(), classes)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
@@ -75,11 +83,11 @@ def segmentation_data(path: str | Path) -> SegmentationData:
     """What is there: ``gtsegs_ijcv.mat``, an ``index.json``, or Pascal VOC's folders."""
     path = Path(path)
     if path.is_file():
-        return ImageNetSegmentation(path)
+        return imagenet_segmentation(path)
     if (path / "index.json").is_file():
-        return IndexedMasks(path)
+        return indexed_masks(path)
     if (path / "JPEGImages").is_dir():
-        return VOCMasks(path)
+        return voc_masks(path)
     if not path.exists():
         raise BenchmarkError(f"found nothing at {path}")
     raise BenchmarkError(
@@ -88,119 +96,92 @@ def segmentation_data(path: str | Path) -> SegmentationData:
     )
 
 
-class ImageNetSegmentation(SegmentationData):
+def imagenet_segmentation(path: Path) -> SegmentationData:
     """``gtsegs_ijcv.mat`` of Guillaumin et al., the paper's ImageNet-Segmentation.
 
     A MATLAB 7.3 file, which is HDF5.  ``value/img[i, 0]`` refers to photo i as (channel, width,
     height), ``value/gt[i, 0]`` to a reference to its mask as (width, height).  It tells synsets,
     but the paper explains the predicted class, and so does the benchmark.
     """
+    h5py = optional("h5py", "h5py", str(path))
+    try:
+        file: Any = h5py.File(path, "r")
+        images, masks = file["value/img"], file["value/gt"]
+    except (OSError, KeyError) as error:
+        raise BenchmarkError(
+            f"cannot read {path} as ImageNet-Segmentation ({error}): expected gtsegs_ijcv.mat, an "
+            "HDF5 file with value/img and value/gt"
+        ) from error
+    if len(images) != len(masks):
+        raise BenchmarkError(
+            f"{path} has {len(images)} photos and {len(masks)} masks, expected one mask for each "
+            "photo"
+        )
 
-    def __init__(self, file: Path) -> None:
-        h5py = optional("h5py", "h5py", str(file))
+    def read(index: int) -> tuple[Image.Image, npt.NDArray[Any]]:
         try:
-            self._file: Any = h5py.File(file, "r")
-            self._images, self._masks = self._file["value/img"], self._file["value/gt"]
-        except (OSError, KeyError) as error:
-            raise BenchmarkError(
-                f"cannot read {file} as ImageNet-Segmentation ({error}): expected gtsegs_ijcv.mat, "
-                "an HDF5 file with value/img and value/gt"
-            ) from error
-        if len(self._images) != len(self._masks):
-            raise BenchmarkError(
-                f"{file} has {len(self._images)} photos and {len(self._masks)} masks, expected one "
-                "mask for each photo"
-            )
-
-    def identifiers(self) -> list[str]:
-        """Their places in the file."""
-        return [f"img[{index}]" for index in range(len(self._images))]
-
-    def __getitem__(self, index: int) -> SegmentedImage:
-        """Read one."""
-        try:
-            pixels = np.asarray(self._file[self._images[index, 0]]).T
-            outer = self._file[self._masks[index, 0]]
-            mask = np.asarray(self._file[outer[0, 0]]).T
-            photo = Image.fromarray(pixels.astype(np.uint8)).convert("RGB")
+            pixels = np.asarray(file[images[index, 0]]).T
+            mask = np.asarray(file[file[masks[index, 0]][0, 0]]).T
+            return Image.fromarray(pixels.astype(np.uint8)).convert("RGB"), mask
         except (OSError, KeyError, ValueError, TypeError, IndexError) as error:
             raise UnreadableExampleError(f"cannot be read ({error})") from error
-        return SegmentedImage(photo, _checked(mask != 0, mask == VOID, photo), None)
+
+    names = [f"img[{index}]" for index in range(len(images))]
+    return SegmentationData("ImageNetSegmentation", names, read)
 
 
-class IndexedMasks(SegmentationData):
+def indexed_masks(folder: Path) -> SegmentationData:
     """A folder with an ``index.json`` that says which mask is of what.
 
     It is a list of objects with ``image`` and ``mask``, files in the folder; ``label``; and
-    ``imagenet_classes``, the model's classes that mean the label.
+    ``imagenet_classes``, the model's classes that mean the label.  A photo may have several masks.
     """
+    file = folder / "index.json"
+    try:
+        entries = [
+            (folder / str(one["image"]), str(one["mask"]), tuple(map(int, one["imagenet_classes"])))
+            for one in json.loads(file.read_text(encoding="utf-8"))
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(
+            f"cannot read {file} ({type(error).__name__}: {error}): expected a list of objects "
+            "with image, mask and imagenet_classes"
+        ) from error
+    if not entries:
+        raise BenchmarkError(f"{file} lists no photos")
+    photos, masks, classes = zip(*entries, strict=True)
+    if not all(classes):
+        without = masks[[bool(one) for one in classes].index(False)]
+        raise BenchmarkError(f"{file} has no imagenet_classes for {without}")
 
-    tells_classes = True
+    def read(index: int) -> tuple[Image.Image, npt.NDArray[Any]]:
+        return read_rgb(photos[index]), _read_mask(folder / masks[index]) > 127
 
-    def __init__(self, folder: Path) -> None:
-        self._folder, file = folder, folder / "index.json"
-        try:
-            self._entries = [
-                (str(one["image"]), str(one["mask"]), tuple(map(int, one["imagenet_classes"])))
-                for one in json.loads(file.read_text(encoding="utf-8"))
-            ]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BenchmarkError(
-                f"cannot read {file} ({type(error).__name__}: {error}): expected a list of objects "
-                "with image, mask and imagenet_classes"
-            ) from error
-        if not self._entries:
-            raise BenchmarkError(f"{file} lists no photos")
-        if without := [mask for _, mask, classes in self._entries if not classes]:
-            raise BenchmarkError(f"{file} has no imagenet_classes for {without[0]}")
-
-    def identifiers(self) -> list[str]:
-        """The masks' files: a photo may have several."""
-        return [mask for _, mask, _ in self._entries]
-
-    def largest_class(self) -> int:
-        """The largest class that any entry lists."""
-        return max(max(classes) for _, _, classes in self._entries)
-
-    def __getitem__(self, index: int) -> SegmentedImage:
-        """Read one."""
-        image, mask, classes = self._entries[index]
-        photo = read_rgb(self._folder / image)
-        inside = _read_mask(self._folder / mask) > 127
-        return SegmentedImage(photo, _checked(inside, None, photo), classes)
+    return SegmentationData("IndexedMasks", masks, read, classes)
 
 
-class VOCMasks(SegmentationData):
+def voc_masks(folder: Path) -> SegmentationData:
     """Pascal VOC's folders: ``JPEGImages/NAME.jpg`` and ``SegmentationClass/NAME.png``.
 
     Everything that is not background is the object, as in ImageNet-Segmentation: VOC's twenty
     classes are not the model's.  The border, 255, is not scored.
     ``ImageSets/Segmentation/val.txt`` chooses the photos if it is there.
     """
+    found = [folder / name for name in ("SegmentationClass", "SegmentationObject")]
+    found = [one for one in found if one.is_dir()]
+    if not found:
+        raise BenchmarkError(f"found no SegmentationClass or SegmentationObject in {folder}")
+    masks, chosen = found[0], folder / "ImageSets" / "Segmentation" / "val.txt"
+    files = [file.stem for file in sorted(masks.glob("*.png"))]
+    names = chosen.read_text(encoding="utf-8").split() if chosen.is_file() else files
+    if not names:
+        raise BenchmarkError(f"found no masks (*.png) in {masks}")
 
-    def __init__(self, folder: Path) -> None:
-        self._photos = folder / "JPEGImages"
-        masks = (folder / name for name in ("SegmentationClass", "SegmentationObject"))
-        found = next((one for one in masks if one.is_dir()), None)
-        if found is None:
-            raise BenchmarkError(f"found no SegmentationClass or SegmentationObject in {folder}")
-        self._masks = found
-        chosen = folder / "ImageSets" / "Segmentation" / "val.txt"
-        files = [file.stem for file in sorted(self._masks.glob("*.png"))]
-        self._names = chosen.read_text(encoding="utf-8").split() if chosen.is_file() else files
-        if not self._names:
-            raise BenchmarkError(f"found no masks (*.png) in {self._masks}")
+    def read(index: int) -> tuple[Image.Image, npt.NDArray[Any]]:
+        photo = read_rgb(folder / "JPEGImages" / f"{names[index]}.jpg")
+        return photo, _read_mask(masks / f"{names[index]}.png")
 
-    def identifiers(self) -> list[str]:
-        """The photos' names."""
-        return list(self._names)
-
-    def __getitem__(self, index: int) -> SegmentedImage:
-        """Read one."""
-        name = self._names[index]
-        photo = read_rgb(self._photos / f"{name}.jpg")
-        values = _read_mask(self._masks / f"{name}.png")
-        return SegmentedImage(photo, _checked(values != 0, values == VOID, photo), None)
+    return SegmentationData("VOCMasks", names, read)
 
 
 def _read_mask(file: Path) -> npt.NDArray[Any]:
@@ -213,21 +194,6 @@ def _read_mask(file: Path) -> npt.NDArray[Any]:
     except ValueError as error:
         reason = str(error).replace(f"read {file}", "be read")
         raise UnreadableExampleError(f"its mask {reason}") from error
-
-
-def _checked(
-    inside: npt.NDArray[np.bool_], void: npt.NDArray[np.bool_] | None, photo: Image.Image
-) -> IntegerArray:
-    if inside.shape != (photo.height, photo.width):
-        raise UnreadableExampleError(
-            f"its mask has shape {inside.shape}, expected the photo's {(photo.height, photo.width)}"
-        )
-    mask = inside.astype(np.uint8)
-    if void is not None:
-        mask[void] = VOID
-    if not (mask == 1).any():
-        raise UnreadableExampleError("its mask has no object")
-    return mask
 
 
 def resized_mask(mask: IntegerArray, size: Sequence[int]) -> IntegerArray:

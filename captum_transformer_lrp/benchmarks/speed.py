@@ -64,18 +64,10 @@ class Workload:
         return model.eval().to(self.device, dtype), inputs.to(self.device, dtype)
 
     def __str__(self) -> str:
-        parts = [
-            self.model,
-            f"{self.tokens} tokens" if self.model == "bert-base" else "",
-            "" if self.depth is None else f"{self.depth} blocks",
-            f"batch {self.batch}",
-            *(
-                []
-                if self.device == "cpu" and self.dtype == "float32"
-                else [self.device, self.dtype]
-            ),
-        ]
-        return ", ".join(filter(None, parts))
+        tokens = f", {self.tokens} tokens" * (self.model == "bert-base")
+        blocks = "" if self.depth is None else f", {self.depth} blocks"
+        where = f", {self.device}, {self.dtype}".replace(", cpu, float32", "")
+        return f"{self.model}{tokens}{blocks}, batch {self.batch}{where}"
 
 
 class _OfEmbeddings(nn.Module):
@@ -256,12 +248,12 @@ def peak_of_call(run: Run) -> float:
 
 def machine() -> dict[str, str]:
     """What the figures depend on: processor, threads and versions."""
-    processor = platform.processor()
+    about = Path("/proc/cpuinfo")
+    lines = about.read_text().splitlines() if about.exists() else []
+    names = [one.split(": ")[1] for one in lines if one.startswith("model name")]
+    processor = [*names, platform.processor()][0]
     if torch.cuda.is_available():
         processor = torch.cuda.get_device_name()
-    elif (about := Path("/proc/cpuinfo")).exists():
-        names = [one for one in about.read_text().splitlines() if one.startswith("model name")]
-        processor = names[0].split(": ")[1] if names else processor
     return {"processor": processor, "threads": str(torch.get_num_threads()), **versions()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -11,34 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp.benchmark_options import TextMetricOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark
-from captum_transformer_lrp.benchmarks.complexity import entropy, sparseness
-from captum_transformer_lrp.benchmarks.corpus_tokens import EncodedTokens, token_scores
-from captum_transformer_lrp.benchmarks.errors import BenchmarkError
-from captum_transformer_lrp.benchmarks.faithfulness import (
-    deletion,
-    insertion,
-    salience_faithfulness,
-)
+from captum_transformer_lrp.benchmarks import faithfulness
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, Scores, TextBenchmark
+from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
 from captum_transformer_lrp.benchmarks.maps import Map
-from captum_transformer_lrp.benchmarks.metrics import metrics_by_name
+from captum_transformer_lrp.benchmarks.methods import Method
+from captum_transformer_lrp.benchmarks.metrics import METRICS, metrics_by_name
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.runner import as_function
-from captum_transformer_lrp.benchmarks.sanity import (
-    class_sensitivity,
-    parameter_randomisation,
-    random_logit,
-)
 
 TEXT_METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
-    "deletion": partial(deletion, removal="mask"),
-    "insertion": partial(insertion, removal="mask"),
-    "saco": partial(salience_faithfulness, removal="mask"),
-    "mprt": parameter_randomisation,
-    "random_logit": random_logit,
-    "class_sensitivity": class_sensitivity,
-    "sparseness": sparseness,
-    "entropy": entropy,
+    "deletion": partial(faithfulness.deletion, removal="mask"),
+    "insertion": partial(faithfulness.insertion, removal="mask"),
+    "saco": partial(faithfulness.salience_faithfulness, removal="mask"),
+    **{
+        name: METRICS[name]
+        for name in ("mprt", "random_logit", "class_sensitivity", "sparseness", "entropy")
+    },
 }
 """All metrics of texts.  Noise on ids has no meaning, so nothing smooths or asks for robustness."""
 
@@ -48,45 +37,17 @@ class TokenMap(Map):
     """A map of the tokens of a text that are read, (1, T).
 
     Args:
-        encoded: the text.
-        fusion: how the attributions of a token's pieces become one.
+        scored: from a class and a model to the attributions of the tokens of the corpus.
+        read: which of them are read.
     """
 
-    encoded: EncodedTokens
-    fusion: str
+    scored: Callable[[int, nn.Module], Scores]
+    read: Sequence[int]
 
-    def again(
-        self,
-        target: int | None = None,
-        model: nn.Module | None = None,
-        pixels: Tensor | None = None,
-    ) -> Tensor:
-        """The map of another class or of another model; of this text."""
-        chosen = self.target if target is None else target
-        keywords = dict(self.encoded.keywords)
-        (one,) = self.method.maps(model or self.model, self.pixels, [chosen], keywords)
-        scores = token_scores(self.encoded, one, self.fusion)[list(self.encoded.read)]
-        return torch.from_numpy(scores)[None]
-
-
-def masked(encoded: EncodedTokens, mask: int, gone: Tensor) -> Tensor:
-    """The ids (N, S) of a text with each piece of some tokens replaced by the id of a mask.
-
-    Args:
-        encoded: the text; special tokens stay.
-        mask: the id.
-        gone: which of the tokens that are read, boolean (N, 1, 1, T).
-
-    Example:
-        >>> encoded = EncodedTokens(torch.tensor([[101, 7, 8, 9, 102]]), {}, ((1,), (2, 3)))
-        >>> masked(encoded, 103, torch.tensor([[[[True, False]]], [[[False, True]]]])).tolist()
-        [[101, 103, 8, 9, 102], [101, 7, 103, 103, 102]]
-    """
-    pieces = torch.zeros(len(encoded.read), encoded.input_ids.shape[1])
-    for row, token in zip(pieces, encoded.read, strict=True):
-        row[list(encoded.pieces[token])] = 1
-    away = (gone.flatten(1).float().cpu() @ pieces > 0).to(encoded.input_ids.device)
-    return encoded.input_ids.masked_fill(away, mask)
+    def again(self, target: int | None = None, model: nn.Module | None = None) -> Tensor:
+        """The map of another class or of another model."""
+        scores = self.scored(self.target if target is None else target, model or self.model)
+        return torch.from_numpy(scores[list(self.read)])[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,45 +59,37 @@ class TextMetrics(TextMetricOptions, TextBenchmark):
     """
 
     name = "text-metrics"
+    mask: int = field(init=False, repr=False)
     by_name: Mapping[str, Callable[[Map], dict[str, float]]] = field(init=False, repr=False)
 
     def prepare(self) -> None:
         """Find the documents and the metrics, and see whether tokens can be masked."""
         by_name = metrics_by_name(self.metrics, TEXT_METRICS)
-        if self.model.tokenizer.mask_token_id is None:
-            raise BenchmarkError(f"the tokenizer of {self.model.name} has no mask token")
+        mask = mask_id(self.model, "mask")
         super().prepare()
-        self.put(metrics=tuple(by_name), by_name=by_name)
+        self.put(mask=mask, metrics=tuple(by_name), by_name=by_name)
 
-    def evaluate(self, example: ReadDocument, method: str) -> dict[str, Any]:
-        """For each explained class each metric, by condition."""
-        classes = [example.explained(which) for which in self.explain]
-        found = {one: self._measured(example, method, one) for one in dict.fromkeys(classes)}
-        return {which: found[one] for which, one in zip(self.explain, classes, strict=True)}
-
-    def _measured(self, example: ReadDocument, method: str, target: int) -> dict[str, Any]:
+    def of_class(
+        self, example: ReadDocument, method: Method, target: int, scores: Scores
+    ) -> dict[str, Any]:
+        """Each metric of a class' map, by condition."""
         encoded = example.encoded
 
-        def logits(batch: Tensor) -> Tensor:
-            size = (len(batch), -1)
-            keywords = {name: one.expand(*size) for name, one in encoded.keywords.items()}
-            with torch.no_grad():
-                output: Any = self.classifier(batch, **keywords)
-            found: Tensor = output.logits
-            return found
+        def masked(_: str, gone: Tensor) -> Tensor:
+            places = [[encoded.read[one] for one in row.nonzero()] for row in gone.flatten(1)]
+            return torch.cat([without_tokens(encoded, one, self.mask)[0] for one in places])
 
-        empty = TokenMap(
-            torch.empty(0),
+        found = TokenMap(
+            torch.from_numpy(scores[list(encoded.read)])[None],
             encoded.input_ids,
             target,
             self.classifier,
-            logits,
-            lambda removal, gone: masked(encoded, self.model.tokenizer.mask_token_id, gone),
-            self.by_label[method],
-            encoded,
-            self.fusion,
+            lambda batch: self.logits(batch, encoded.keywords),
+            masked,
+            method,
+            lambda target, model: self.scores(example, method, [target], model)[0],
+            encoded.read,
         )
-        found = TokenMap(**{**vars(empty), "relevance": empty.again()})
         return {name: measure(found) for name, measure in self.by_name.items()}
 
     def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:

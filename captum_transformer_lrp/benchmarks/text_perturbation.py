@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Final
 
-import torch
-from torch import Tensor
-
 from captum_transformer_lrp.benchmark_options import TextPerturbationOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TokenRanking
-from captum_transformer_lrp.benchmarks.corpus_tokens import EncodedTokens
-from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark, at_steps
+from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Panel
 from captum_transformer_lrp.benchmarks.runner import as_function
@@ -23,7 +19,7 @@ _METRICS: Final = ("comprehensiveness", "sufficiency")
 
 
 @dataclass(frozen=True, eq=False)
-class TextPerturbationBenchmark(TextPerturbationOptions, TokenRanking):
+class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
     r"""Comprehensiveness and sufficiency, averaged over rationales of several lengths.
 
     With p(x) the probability of the explained class and r_b the b % of the tokens that rank
@@ -46,16 +42,15 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TokenRanking):
 
     name = "text-perturbation"
     methods: Sequence[str] = ("paper", "random")
+    mask: int | None = field(init=False, repr=False)
 
     def prepare(self) -> None:
         """Put the bins in order, see whether tokens can be masked, and say what is shown."""
-        if self.removal == "mask" and self.model.tokenizer.mask_token_id is None:
-            raise BenchmarkError(
-                f"the tokenizer of {self.model.name} has no mask token: use removal 'delete'"
-            )
+        mask = mask_id(self.model, self.removal)
         super().prepare()
         bins, shown = tuple(sorted(self.bins)), list(product(self.explain, _METRICS))
         self.put(
+            mask=mask,
             bins=bins,
             columns=[f"{m}, {w}, {k}" for w, m in shown for k in ("AOPC", "AOPC with k=0")],
             panels=[
@@ -71,86 +66,49 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TokenRanking):
 
     def describe(self, example: ReadDocument) -> dict[str, Any]:
         """The classes, how many tokens there are, and the probabilities of text and of none."""
-        nothing = self._probabilities(example, example.encoded.read)
         return {
             **super().describe(example),
-            "probabilities": _probabilities(example.logits).tolist(),
-            "probabilities_of_nothing": nothing.tolist(),
+            "probabilities": self._probabilities(example, ()),
+            "probabilities_of_nothing": self._probabilities(example, example.encoded.read),
         }
 
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """Comprehensiveness and sufficiency at each bin."""
-        full = float(_probabilities(example.logits)[target])
+        full = self._probabilities(example, ())[target]
         counts = [math.ceil(share / 100 * len(order)) for share in self.bins]
-
-        def drop(removed: Sequence[int]) -> float:
-            return full - float(self._probabilities(example, removed)[target])
-
+        left = {"comprehensiveness": [order[:count] for count in counts],
+                "sufficiency": [order[count:] for count in counts]}  # fmt: skip
         return {
-            "comprehensiveness": [drop(order[:count]) for count in counts],
-            "sufficiency": [drop(order[count:]) for count in counts],
+            metric: [full - self._probabilities(example, one)[target] for one in removed]
+            for metric, removed in left.items()
         }
 
     def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
         """Each metric at each bin and over the bins."""
-        methods = record.methods.items()
-        return {name: self._by_condition(found, record.values) for name, found in methods}
-
-    def _by_condition(
-        self, found: Mapping[str, Mapping[str, Sequence[float]]], values: Mapping[str, Any]
-    ) -> dict[tuple[str, str], float]:
-        """Figures by (metric, condition)."""
-        figures = {}
-        for which, of_class in found.items():
-            target = values[which]
-            empty = values["probabilities"][target] - values["probabilities_of_nothing"][target]
+        steps = {f"{share:g} %": share for share in self.bins}
+        figures: dict[str, dict[tuple[str, str], float]] = {}
+        for (method, found), which in product(record.methods.items(), self.explain):
+            full, nothing = (
+                record.values[name][record.values[which]]
+                for name in ("probabilities", "probabilities_of_nothing")
+            )
             # Without a rationale nothing is taken away, and nothing is left to suffice.
-            of_empty = {"comprehensiveness": 0.0, "sufficiency": empty}
-            for metric, at_bins in of_class.items():
-                for share, value in zip(self.bins, at_bins, strict=True):
-                    figures[metric, f"{which}, {share:g} %"] = value
-                total = math.fsum(at_bins)
-                figures[metric, f"{which}, AOPC"] = total / len(at_bins)
-                figures[metric, f"{which}, AOPC with k=0"] = (total + of_empty[metric]) / (
-                    len(at_bins) + 1
+            for metric, of_empty in zip(_METRICS, (0.0, full - nothing), strict=True):
+                at_bins = found[which][metric]
+                figures.setdefault(method, {}).update(
+                    at_steps(at_bins, steps, which, metric, "AOPC")
                 )
+                with_empty = (math.fsum(at_bins) + of_empty) / (len(at_bins) + 1)
+                figures[method][metric, f"{which}, AOPC with k=0"] = with_empty
         return figures
 
-    def _probabilities(self, example: ReadDocument, removed: Sequence[int]) -> Tensor:
-        """The classes' probabilities without some of the tokens, float64 (C,)."""
-        mask = self.model.tokenizer.mask_token_id if self.removal == "mask" else None
-        ids, keywords = without_tokens(example.encoded, removed, mask)
-        return _probabilities(self.logits(ids, keywords))
+    def _probabilities(self, example: ReadDocument, removed: Sequence[int]) -> list[float]:
+        """The classes' probabilities without some of the tokens."""
+        ids, keywords = without_tokens(example.encoded, removed, self.mask)
+        found: list[float] = (
+            self.logits(ids, keywords)[0].float().cpu().double().softmax(-1).tolist()
+        )
+        return found
 
 
 text_perturbation = as_function(TextPerturbationBenchmark)
-
-
-def without_tokens(
-    encoded: EncodedTokens, removed: Sequence[int], mask: int | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The model's ids (1, S') and other inputs without some of the corpus' tokens.
-
-    Their pieces are deleted, or replaced by the id ``mask``; special tokens stay.
-
-    Example:
-        >>> encoded = EncodedTokens(torch.tensor([[101, 7, 8, 9, 102]]), {}, ((1,), (2, 3)))
-        >>> without_tokens(encoded, [1])[0].tolist()
-        [[101, 7, 102]]
-        >>> without_tokens(encoded, [1], mask=103)[0].tolist()
-        [[101, 7, 103, 103, 102]]
-    """
-    pieces = sorted({piece for token in removed for piece in encoded.pieces[token]})
-    if mask is not None:
-        ids = encoded.input_ids.clone()
-        ids[0, pieces] = mask
-        return ids, dict(encoded.keywords)
-    stays = torch.ones(encoded.input_ids.shape[1], dtype=torch.bool)
-    stays[pieces] = False
-    kept = stays.nonzero().flatten().to(encoded.input_ids.device)
-    keywords = {name: value[:, kept] for name, value in encoded.keywords.items()}
-    return encoded.input_ids[:, kept], keywords
-
-
-def _probabilities(logits: Tensor) -> Tensor:
-    return logits.double().softmax(-1)

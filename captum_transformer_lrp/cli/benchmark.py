@@ -20,8 +20,8 @@ import typer
 from captum_transformer_lrp.benchmark_options import (
     COMMANDS,
     Command,
+    RunOptions,
     SpeedOptions,
-    TextOptions,
     choices_of,
     options_of,
 )
@@ -53,20 +53,7 @@ _METHODS = typer.Option(
     "name lists all.",
 )
 _LIMITS = {"min": "least", "max": "most"}
-_LAST: dict[str, tuple[Any, Any, str]] = {
-    "output": (
-        Path | None,
-        None,
-        "The folder for results; by default benchmark-NAME. Processes share it.",
-    ),
-    "seed": (int, 0, "Of methods that draw random numbers."),
-    "quiet": (
-        bool,
-        False,
-        "No progress bar and no table; files are written, damaged examples named.",
-    ),
-    "so_far": (bool, False, "Run nothing: show what an unfinished run has found."),
-}
+SPEED = options_of(SpeedOptions)
 
 
 def add(
@@ -126,7 +113,7 @@ def value_of(one: Field[Any], kind: Any, given: Any) -> Any:
 
 def of_benchmark(name: str, command: Command) -> None:
     """Add the command of a benchmark."""
-    own, texts = options_of(command.options), issubclass(command.options, TextOptions)
+    own, images = options_of(command.options), command.reads == "images"
 
     def run(model: str, data: Path, **given: Any) -> None:
         options = {one.name: value_of(one, kind, given[one.name]) for one, kind in own}
@@ -135,10 +122,12 @@ def of_benchmark(name: str, command: Command) -> None:
         from captum_transformer_lrp import models
 
         options["device"] = to_device(options["device"])
-        if texts:
-            loaded: Any = models.load_text_model(model)
+        if images:
+            loaded: Any = models.load_image_model(model, checkpoint=given["checkpoint"])
+        elif command.reads == "prompts":
+            loaded = models.load_language_model(model)
         else:
-            loaded = models.load_image_model(model, checkpoint=given["checkpoint"])
+            loaded = models.load_text_model(model)
         result = getattr(import_module(BENCHMARKS), command.function)(
             loaded,
             data,
@@ -152,20 +141,15 @@ def of_benchmark(name: str, command: Command) -> None:
         report(result, folder, given["quiet"])
 
     parameters = [
-        parameter("model", TextModelName if texts else ImageModelName),
+        parameter("model", ImageModelName if images else TextModelName),
         parameter("data", Annotated[Path, typer.Option(help=command.data)]),
         parameter("methods", Annotated[list[str], _METHODS], list(command.methods)),
     ]
-    if not texts:
+    if images:
         ablations = typer.Option("--ablations", help="Add the variants of the paper's table 3.")
         parameters.append(parameter("checkpoint", Checkpoint, None))
         parameters.append(parameter("ablations", Annotated[bool, ablations], False))
-    parameters += [of_option(one, kind) for one, kind in own]
-    for last, (kind, default, about) in _LAST.items():
-        flags = ["--" + last.replace("_", "-")] if kind is bool else []
-        parameters.append(
-            parameter(last, Annotated[kind, typer.Option(*flags, help=about)], default)
-        )
+    parameters += [of_option(*one) for one in (*own, *options_of(RunOptions))]
     add(name, command.about, parameters, run)
 
 
@@ -175,24 +159,21 @@ def speed_command(**given: Any) -> None:
 
     from captum_transformer_lrp.benchmarks import speed
 
-    chosen = SpeedOptions(
-        **{one.name: value_of(one, kind, given[one.name]) for one, kind in options_of(SpeedOptions)}
-    )
-    if chosen.threads is not None:
-        torch.set_num_threads(chosen.threads)
+    given = {one.name: value_of(one, kind, given[one.name]) for one, kind in SPEED}
+    device = str(to_device(given["device"]))
+    if given["threads"] is not None:
+        torch.set_num_threads(given["threads"])
+    how: dict[str, Any] = {name: given[name] for name in ("repeats", "cpu_time", "memory")}
     results: list[tuple[speed.Workload, list[speed.Cost]]] = []
-    for name, batch, length, depth in product(
-        chosen.model, chosen.batch, chosen.tokens, cast("list[int | None]", chosen.depth) or [None]
-    ):
-        device = str(to_device(chosen.device))
-        work = speed.Workload(name, batch, length, depth, device, chosen.dtype)
-        how = {name: getattr(chosen, name) for name in ("repeats", "cpu_time", "memory")}
-        costs = speed.measure(work, chosen.method or None, **how)
+    sizes = (given["model"], given["batch"], given["tokens"], given["depth"] or [None])
+    for size in product(*sizes):
+        work = speed.Workload(*size, device, given["dtype"])
+        costs = speed.measure(work, given["method"] or None, **how)
         typer.echo(speed.table(work, costs))
         results.append((work, costs))
-        if chosen.output is not None:  # after each: a run that is stopped has left something
+        if given["output"] is not None:  # after each: a run that is stopped has left something
             command = shlex.join(["captum-transformer-lrp", *sys.argv[1:]])
-            speed.write(results, chosen.output, command, cpu_time=chosen.cpu_time)
+            speed.write(results, given["output"], command, cpu_time=given["cpu_time"])
 
 
 def method_names(methods: Sequence[str], ablations: bool) -> list[str]:
@@ -256,8 +237,9 @@ def check_data(data: Path, command: Command) -> None:
     """Refuse data that are not there before the model is loaded."""
     if address := as_address(data):
         raise UsageError(f"found the address {address}: download the data, and give the folder")
-    if not data.is_dir() and not (command.data.startswith("gtsegs") and data.exists()):
-        raise UsageError(f"found no folder {data}, expected: {command.data}")
+    kind = "file" if command.reads == "prompts" else "folder"
+    if not ((data.is_dir() and kind == "folder") or (data.is_file() and command.takes_file)):
+        raise UsageError(f"found no {kind} {data}, expected: {command.data}")
 
 
 def report(result: Result, folder: Path, quiet: bool) -> None:
@@ -278,9 +260,4 @@ def report(result: Result, folder: Path, quiet: bool) -> None:
 
 for _name, _command in COMMANDS.items():
     of_benchmark(_name, _command)
-add(
-    "speed",
-    inspect.getdoc(speed_command) or "",
-    [of_option(one, kind) for one, kind in options_of(SpeedOptions)],
-    speed_command,
-)
+add("speed", str(inspect.getdoc(speed_command)), [of_option(*one) for one in SPEED], speed_command)

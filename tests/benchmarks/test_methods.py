@@ -19,6 +19,14 @@ SLOW = {
     "occlusion",
     "feature_ablation",
 }
+DRAWING = {
+    "random",
+    "smooth_grad",
+    "gradient_shap",
+    "lime",
+    "kernel_shap",
+    "shapley_value_sampling",
+}
 PIXELS = torch.randn(1, 3, 160, 160, generator=torch.Generator().manual_seed(0))
 
 
@@ -38,6 +46,22 @@ def test_every_name_makes_finite_maps(tiny: ImageModel, name: str) -> None:
     # Grad-CAM clamps at zero, and may find nothing for a class.
     assert any(nonzero) if name == "attention_gradcam" else all(nonzero)
     assert method.class_agnostic == torch.equal(maps[0], maps[1])
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in NAMES]
+)
+def test_images_of_one_batch_are_explained_as_each_by_itself(tiny: ImageModel, name: str) -> None:
+    few = {"shapley_value_sampling": ":n_samples=1", "integrated_gradients": ":n_steps=4"}
+    (method,) = methods_by_name([name + few.get(name, "")])
+    batch = torch.cat([PIXELS, PIXELS.flip(-1)])
+    maps = method.of_batch(tiny.model, batch, 1)
+    assert maps.shape == (2, 160, 160)
+    if name in DRAWING:
+        return
+    for image, found in zip(batch, maps, strict=True):
+        (alone,) = method.maps(tiny.model, image[None], [1])
+        torch.testing.assert_close(found, alone, rtol=1e-3, atol=1e-5 * float(alone.abs().max()))
 
 
 def test_options_reach_the_class_and_its_attribute(tiny: ImageModel) -> None:

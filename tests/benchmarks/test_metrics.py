@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 from captum_transformer_lrp import examples
 from captum_transformer_lrp.benchmarks import BenchmarkError, LabelledImage, map_metrics
-from captum_transformer_lrp.benchmarks.complexity import entropy, sparseness
 from captum_transformer_lrp.benchmarks.faithfulness import (
     deletion,
     infidelity,
@@ -27,7 +26,7 @@ from captum_transformer_lrp.benchmarks.faithfulness import (
     salience_faithfulness,
     squares,
 )
-from captum_transformer_lrp.benchmarks.maps import Map
+from captum_transformer_lrp.benchmarks.maps import Map, entropy, sparseness
 from captum_transformer_lrp.benchmarks.methods import Method, methods_by_name
 from captum_transformer_lrp.benchmarks.metrics import METRICS
 from captum_transformer_lrp.benchmarks.removal import draws

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
-from captum.attr import Attribution
+from captum.attr import Attribution, InputXGradient
+from captum.metrics import sensitivity_max
 from torch import Tensor
 
 from captum_transformer_lrp.benchmarks.maps import Map
+from captum_transformer_lrp.benchmarks.methods import Method
 from captum_transformer_lrp.benchmarks.robustness import (
+    copies,
     local_lipschitz,
-    nearby,
     relative_stability,
     sensitivity,
 )
@@ -47,18 +50,28 @@ def test_the_map_of_one_pixel_changes_as_the_pixel_does() -> None:
     weights = torch.zeros(4, 5)
     weights[1, 2] = 7.0
     found = of_input_x_gradient(weights)
-    at = (slice(None), 0, 1, 2)
-    noise = found.noise(10)
-    uniform = 2 * torch.special.ndtr(noise)[at] - 1
-    assert sensitivity(found)[""] == pytest.approx(0.02 * float(uniform.abs().max()), rel=1e-5)
-    assert sensitivity(found, radius=0.1)[""] == pytest.approx(5 * sensitivity(found)[""], rel=1e-5)
+    noise = 0.05 * found.noise(5)
+    changes = noise[:, 0, 1, 2].abs()
+    assert sensitivity(found)[""] == pytest.approx(float(changes.max()), rel=1e-5)
+    assert sensitivity(found, noise=0.1)[""] == pytest.approx(2 * sensitivity(found)[""], rel=1e-5)
     # The map is divided by its largest value, 7 before and 7 (1 + noise) after: it does not change.
     assert local_lipschitz(found)[""] == pytest.approx(0, abs=1e-6)
-    changes = 0.05 * noise[at].abs()
-    by_input = changes / (0.05 * noise).flatten(1).norm(dim=1)
+    by_input = changes / noise.flatten(1).norm(dim=1)
     stability = relative_stability(found)
     assert stability["input"] == pytest.approx(float(by_input.max()), rel=1e-4)
     assert stability["output"] == pytest.approx(1 / 7, rel=1e-4)
+
+
+def test_sensitivity_is_that_of_captum_on_the_same_copies() -> None:
+    found = of_input_x_gradient(RAMP / 50)
+    pixels = copies(found, 6, 0.1).pixels
+    expected = sensitivity_max(
+        lambda given: (InputXGradient(found.model).attribute(given[0], target=1).sum(1),),
+        (found.pixels,),
+        perturb_func=lambda *_: (pixels,),
+        n_perturb_samples=6,
+    )
+    assert sensitivity(found, samples=6, noise=0.1)[""] == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_two_pixels_have_the_lipschitz_constant_of_their_quotient() -> None:
@@ -80,8 +93,32 @@ def test_noise_never_changes_the_prediction_and_is_the_same_for_all_methods() ->
     one, other = map_of(RAMP, model), map_of(-RAMP, model, method=Constant)
     noise = 10 * one.noise(200)
     assert (model(one.pixels + noise).argmax(-1) == 0).sum() > 50
-    pixels = nearby(one, noise)
+    pixels = copies(one, 200, 10).pixels
     assert (model(pixels).argmax(-1) == 1).all()
     kept = model(one.pixels + noise).argmax(-1) == 1
     assert torch.equal(pixels[kept], (one.pixels + noise)[kept])
-    assert torch.equal(pixels, nearby(other, 10 * other.noise(200)))
+    assert torch.equal(pixels, copies(other, 200, 10).pixels)
+
+
+def test_the_copies_of_a_photo_and_their_maps_are_made_once() -> None:
+    """Of all methods the forward passes, of all metrics the maps; by each metric's own options."""
+    batches: list[int] = []
+
+    class Counted(InputXGradient):
+        def attribute(self, inputs: Tensor, *args: Any, **more: Any) -> Any:
+            batches.append(len(inputs))
+            return super().attribute(inputs, *args, **more)
+
+    passes: list[int] = []
+    first = map_of(RAMP, method=Counted)
+    one = first.logits
+    first = replace(first, logits=lambda batch: passes.append(len(batch)) or one(batch))
+    second = replace(first, method=Method("another", Counted))
+    for found in (first, second):
+        for metric in (sensitivity, local_lipschitz, relative_stability):
+            metric(found, samples=20)
+    assert batches == [8, 8, 4] * 2  # in parts that fit into memory
+    assert passes == [20, 20]  # as they are, and with noise
+    sensitivity(second, samples=3)
+    sensitivity(second, samples=3, noise=0.1)
+    assert batches[6:] == [3, 3]

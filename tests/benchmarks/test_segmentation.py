@@ -130,12 +130,12 @@ def test_imagenet_segmentation_is_read_upright(
     photos, masks = drawn
     write_mat(tmp_path / "gtsegs_ijcv.mat", photos, masks)
     data = segmentation_data(tmp_path / "gtsegs_ijcv.mat")
-    assert data.identifiers() == ["img[0]", "img[1]", "img[2]"]
+    assert list(data.identifiers) == ["img[0]", "img[1]", "img[2]"]
     for index in range(3):
         found = data[index]
         assert np.array_equal(np.asarray(found.photo), photos[index])
         assert np.array_equal(found.mask, masks[index])
-        assert found.classes is None
+    assert data.classes is None
 
 
 def test_imagenet_segmentation_runs_and_skips_what_is_damaged(
@@ -201,7 +201,7 @@ def test_vocs_border_is_not_scored(
     Image.fromarray(photos[0]).save(tmp_path / "JPEGImages/a.jpg")
     (tmp_path / "ImageSets/Segmentation/val.txt").write_text("a\n")
     data = segmentation_data(tmp_path)
-    assert data.identifiers() == ["a"]
+    assert list(data.identifiers) == ["a"]
     expected = masks[0].copy()
     expected[0, :5] = 255
     assert np.array_equal(data[0].mask, expected)

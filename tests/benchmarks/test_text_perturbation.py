@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 from typer.testing import CliRunner
 
-from captum_transformer_lrp.benchmarks.corpus_tokens import encode_tokens
+from captum_transformer_lrp.benchmarks.corpus_tokens import encode_tokens, without_tokens
 from captum_transformer_lrp.benchmarks.eraser import EraserDocuments
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.text_perturbation import (
     TextPerturbationBenchmark,
     text_perturbation,
-    without_tokens,
 )
 from captum_transformer_lrp.cli import app
 from captum_transformer_lrp.examples import sentiment_classifier

@@ -25,7 +25,7 @@ def ranked(script_of: Callable[[str], ModuleType]) -> ModuleType:
     return script_of("methods_ranked")
 
 
-@pytest.mark.parametrize("name", ["benchmarks", "metrics"])
+@pytest.mark.parametrize("name", ["benchmarks", "metrics", "robustness", "letters"])
 def test_the_committed_tables_are_those_that_the_script_makes(
     script: ModuleType, name: str
 ) -> None:
