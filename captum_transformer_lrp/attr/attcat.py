@@ -51,11 +51,11 @@ class AttCat(TokenAttribution):
 
     def _token_values(self, recording: Recording, start: Tensor, steps: Pass) -> Tensor:
         pairs = one_sequence(recording, steps)
-        hidden = [residual.stream for _, residual in pairs]
+        hidden = [residual.tensor for _, residual in pairs]
         gradients = recording.backward(recording.gradient, start, hidden)
         values = []
         for (step, residual), gradient in zip(pairs, gradients, strict=True):
-            stream = residual.stream
+            stream = residual.tensor
             activation = by_token(recording, gradient * stream.detach(), stream).sum(-1)
             attention = mean_of_live(maps_of(step).mean(1), live_tokens(step))
             values.append(activation * attention)

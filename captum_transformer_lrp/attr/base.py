@@ -21,8 +21,8 @@ from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joine
 from captum_transformer_lrp.attr.reach import check_reach
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
+from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.graph.values import is_finite
 from captum_transformer_lrp.engine.phases import ALL_PHASES
 from captum_transformer_lrp.engine.recording import Recording, recorded

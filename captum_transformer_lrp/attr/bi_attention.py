@@ -205,7 +205,7 @@ def _by_head(maps: Tensor, gradient: Tensor) -> Tensor:
 def _by_token(recording: Recording, step: AttentionStep, residual: Residual) -> Tensor:
     """The mean of the maps, each key weighed by its change of length, (N, S, S)."""
     values = transformed_values(recording, step, residual).sum(1)
-    stream = by_token(recording, residual.stream.detach(), residual.stream)
+    stream = by_token(recording, residual.tensor.detach(), residual.tensor)
     before = stream.norm(dim=-1)
     # A token without length, as the embedding of padding is, has none to grow.
     growth = torch.where(before > 0, values.norm(dim=-1) / before, 0)

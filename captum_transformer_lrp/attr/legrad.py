@@ -121,7 +121,7 @@ def block_outputs(recording: Recording) -> list[Tensor]:
     for residual, is_reached in zip(residuals, is_read, strict=True):
         if not is_reached:
             continue
-        if residual.attends:
+        if residual.attentions:
             outputs.append(residual.output)
         elif outputs:
             outputs[-1] = residual.output

@@ -89,7 +89,7 @@ class LibraGradient(TransformerLRP):
     ) -> list[tuple[Tensor, ...]]:
         if self.aggregation == "input":
             return super()._down(recording, one_hot, granularity)
-        streams = [residual.stream for _, residual in one_sequence(recording)]
+        streams = [residual.tensor for _, residual in one_sequence(recording)]
         (found,) = self._arrived(recording, one_hot, streams)
         values = [
             by_token(recording, one.detach(), stream).sum(-1)

@@ -130,7 +130,7 @@ class NormRollout(TokenAttribution):
         found = [stream_norm(recording, place)]
         if self.contribution == "globenc":
             for later in range(place + 1, len(residuals)):
-                if residuals[later].attends:
+                if residuals[later].attentions:
                     break
                 found.append(stream_norm(recording, later))
         return found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr.targets import seed
-from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.phases import Gradient, Rollout
 from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording

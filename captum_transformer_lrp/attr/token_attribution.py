@@ -58,7 +58,7 @@ def one_sequence(
                 f"no skip connection leads around {step.name}, so it is not known which sequence "
                 f"of tokens it works on, which this method is about: {_INSTEAD}"
             )
-        tokens = step.residual.stream.shape
+        tokens = step.residual.tensor.shape
         square = maps.dim() == 4 and maps.shape[0] == count and maps.shape[2] == maps.shape[3]
         if not square or tokens != size or maps.shape[2] * count != tokens[:-1].numel():
             raise ExplanationError(

@@ -31,7 +31,7 @@ def transformed_values(recording: Recording, step: AttentionStep, residual: Resi
     assert step.values is not None
     projection = _projection(recording, step, residual)
     values = heads.heads_apart(step.values.detach(), step)
-    if values.dim() != 4 or step.position != 0:
+    if values.dim() != 4 or step.gate != 0:
         raise ExplanationError(
             f"{step.name} has value vectors of shape {tuple(step.values.shape)}, of which it is "
             "not known which dimension is which"

@@ -16,8 +16,8 @@ from captum_transformer_lrp.attr.checkpointed import rolled_out
 from captum_transformer_lrp.attr.explanation import Explanation
 from captum_transformer_lrp.attr.targets import predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
+from captum_transformer_lrp.engine.graph.op import Books
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.step import Books
 from captum_transformer_lrp.engine.lineage.passes import passes
 from captum_transformer_lrp.engine.phases import Relevance
 from captum_transformer_lrp.engine.recording import Recording

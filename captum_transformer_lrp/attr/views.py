@@ -141,8 +141,7 @@ def token_stream(recording: Recording, steps: Pass | None = None) -> Tensor:
         assert of_found is not None
         assert of_later is not None
         around = later.attentions & streams[0].attentions
-        same = of_later.origins == of_found.origins and of_later.events & ~of_found.events == 0
-        if around and same:
+        if around and of_later.node.events & ~of_found.node.events == 0:
             found = later.tensor
     return found
 

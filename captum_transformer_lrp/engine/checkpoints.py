@@ -22,8 +22,8 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
+from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.step import Phase
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.engine.graph.values import stand_in_for
 from captum_transformer_lrp.engine.watch.interception import Interception
@@ -204,7 +204,7 @@ class Log:
             mark = tape.mark(tensor)
             assert mark is not None
             leaves[number] = tensor.detach().requires_grad_()
-            tape.marks[leaves[number]] = mark.but(grid=None)
+            tape.marks[leaves[number]] = mark.but(pixels=mark.pixels._replace(grid=None))
         last_use = {
             source: place
             for place, call in enumerate(segment.calls)

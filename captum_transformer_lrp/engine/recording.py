@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.checkpoints import Log
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
-from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.graph.marks import Pixels
+from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.operations import TABLE
@@ -345,13 +345,8 @@ def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], 
             stand_in = context.precision.raised(stand_in)
             stand_in.requires_grad_()
             context.rules.input_dims[index] = value.dim()
-            context.tape.marks[stand_in] = Mark(
-                context.examples,
-                origins=1 << index,
-                stem=value.dim() > 2,
-                source=index,
-                base=object(),
-            )
+            mark = context.tape.given(context.examples, index, source=index)
+            context.tape.marks[stand_in] = mark.but(pixels=Pixels(stem=value.dim() > 2))
             leaves.append([stand_in])
         else:
             context.look_ups.ids[stand_in] = TokenIds.given(stand_in, index)

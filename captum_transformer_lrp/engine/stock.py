@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from captum_transformer_lrp.engine.graph.arguments import Function, tensors_in
-from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.graph.marks import Kind
+from captum_transformer_lrp.engine.graph.op import Books
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import Relevance
@@ -102,9 +102,7 @@ class StockLRP(TorchFunctionMode):
         for index, value in enumerate(inputs):
             interception.context.rules.input_dims[index] = value.dim()
             if value.requires_grad:
-                tape.marks[value] = Mark(
-                    interception.context.examples, origins=1 << index, source=index, base=object()
-                )
+                tape.marks[value] = tape.given(interception.context.examples, index, source=index)
         for layer in _explained_layers(attribution):
             if "rule" not in vars(layer):  # a block, which Captum gives no rule
                 rule = EngineRule()
@@ -143,10 +141,7 @@ class _LayerwiseInterception(Interception):
         for part in tensors_in(result):
             if marks and part.requires_grad and self.tape.mark(part) is None:
                 examples = broadcast_examples(marks[0].examples, active[0].shape, part.shape)
-                mark = merged(marks, examples)
-                self.tape.marks[part] = mark.but(
-                    events=mark.events | self.tape.new_event(), source=None, base=object()
-                )
+                self.tape.marks[part] = self.tape.made(Kind.OTHER, marks, examples)
         return result
 
 

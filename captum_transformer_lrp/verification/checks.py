@@ -19,7 +19,7 @@ from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks
 from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_parts
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.attr.transformer_attribution import TransformerAttribution
-from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.graph.op import Books
 from captum_transformer_lrp.engine.phases import Gradient, Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording, find_logits
 from captum_transformer_lrp.engine.watch.checks import tensors_of
@@ -308,8 +308,8 @@ class _Examined:
 
 def _are_the_only_paths(recording: Recording, start: Tensor) -> bool:
     """Whether what no attention moves goes by the skip connections around attentions alone."""
-    around = [one for one in recording.tape.residuals if one.attends]
-    wanted = [tensor for one in around for tensor in (one.output, one.stream)]
+    around = [one for one in recording.tape.residuals if one.attentions]
+    wanted = [tensor for one in around for tensor in (one.output, one.tensor)]
     rollout = Rollout(reaches_pixels=False)
     found = recording.tape.backward(rollout, recording.output, start, wanted)
     masses = [float(one.sum()) for one in found]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from captum_transformer_lrp import GenericAttention, TransformerAttribution, TransformerLRP
 from captum_transformer_lrp.engine.graph import switch
-from captum_transformer_lrp.engine.graph.step import Keeps
+from captum_transformer_lrp.engine.graph.op import Keeps
 from captum_transformer_lrp.rules.kernels import MatmulKernel
 
 WIDTH, TOKENS = 4, 40
@@ -60,9 +60,9 @@ def test_scores_of_many_tokens_are_computed_again(
     kept = []
     record = switch.TapeSwitch.forward
 
-    def noted(ctx: Any, tape: Any, step: Any, *rest: Any) -> Tensor:
-        kept.append(step.keeps)
-        return record(ctx, tape, step, *rest)
+    def noted(ctx: Any, tape: Any, op: Any, keeps: Keeps, *rest: Any) -> Tensor:
+        kept.append(keeps)
+        return record(ctx, tape, op, keeps, *rest)
 
     monkeypatch.setattr(switch.TapeSwitch, "forward", staticmethod(noted))
     found = method(model).attribute(X, target=1)

@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer_lrp import TransformerAttribution
-from captum_transformer_lrp.engine.graph.flow import Flow
-from captum_transformer_lrp.engine.graph.step import Keeps, NoPhase, Phase, Saved, Step
+from captum_transformer_lrp.engine.graph.op import Keeps, NoPhase, Op, Phase, Saved
+from captum_transformer_lrp.engine.graph.role import Product
+from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Arrivals, Gradient, Relevance, Rollout
 from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
@@ -28,20 +29,20 @@ class RelP(Gradient):
     """
 
     @classmethod
-    def needs(cls, step: Step) -> Keeps:
+    def needs(cls, op: Op) -> Keeps:
         return Keeps.VALUES
 
-    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
-        call = step.call(saved)
-        if step.flow in (Flow.PRODUCT, Flow.ATTENTION):
+    def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+        call = op.call(saved)
+        if isinstance(op.role, (Product, AttentionStep)):
             return [part / 2 for part in call.vjp(arrived)]
         if isinstance(call.kernel, NormalizationKernel):
             (x,) = call.inputs
             _, derivative = torch.func.vjp(call.kernel.with_deviation_of(x), x)
             return tuple(derivative(arrived))
-        if step.function in ACTIVATIONS:
+        if op.function in ACTIVATIONS:
             return (arrived * call.output / call.inputs[0],)
-        return super().pull(step, saved, arrived)
+        return super().pull(op, saved, arrived)
 
 
 class Block(nn.Module):
@@ -141,10 +142,10 @@ def test_a_walk_inside_another_leaves_the_outer_one_as_it_was(recording: Recordi
     seen = []
 
     class Asking(Gradient):
-        def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+        def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
             run(recording, Relevance())
             seen.append(recording.tape.phase is self)
-            return super().pull(step, saved, arrived)
+            return super().pull(op, saved, arrived)
 
     assert torch.equal(run(recording, Asking())[0], run(recording, Gradient())[0])
     assert seen
@@ -154,7 +155,7 @@ def test_a_walk_inside_another_leaves_the_outer_one_as_it_was(recording: Recordi
 
 def test_a_phase_that_raises_is_under_way_no_longer(recording: Recording) -> None:
     class Failing(Gradient):
-        def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+        def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
             raise ArithmeticError("found a number that it does not like")
 
     with pytest.raises(ArithmeticError, match="does not like"):

@@ -11,8 +11,7 @@ import torch
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.graph.op import Books
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import Relevance
@@ -54,7 +53,7 @@ class Equations:
         watch = Interception(tape, model, inputs[0].shape[0], rule_set, TABLE)
         leaves = [value.detach().clone().requires_grad_() for value in inputs]
         for place, leaf in enumerate(leaves):
-            tape.marks[leaf] = Mark(watch.context.examples, origins=1 << place, base=object())
+            tape.marks[leaf] = tape.given(watch.context.examples, place)
         with watch:
             output = operation(*leaves)
         output = watch.resolve(output)

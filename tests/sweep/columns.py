@@ -14,7 +14,7 @@ from captum_transformer_lrp import (
     verify,
 )
 from captum_transformer_lrp.attr.targets import seed
-from captum_transformer_lrp.engine.graph.step import Books
+from captum_transformer_lrp.engine.graph.op import Books
 from captum_transformer_lrp.engine.phases import Relevance, Rollout
 from captum_transformer_lrp.engine.recording import Recording
 from tests.sweep.cases import Case

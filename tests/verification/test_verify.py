@@ -24,7 +24,7 @@ from captum_transformer_lrp import (
 )
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine import recording
-from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.phases import Gradient, Relevance
 from captum_transformer_lrp.verification.occlusion import occlusion

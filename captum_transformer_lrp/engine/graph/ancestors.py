@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from captum_transformer_lrp.engine.graph.step import NoPhase
+from captum_transformer_lrp.engine.graph.op import NoPhase
+from captum_transformer_lrp.engine.graph.role import Flow, Sum
 from captum_transformer_lrp.engine.graph.tape import Tape
 
 Edge: TypeAlias = tuple[Any, int]
@@ -62,7 +63,7 @@ def is_made_from_alone(tensor: Tensor, other: Tensor) -> bool:
 def is_on_tape(tape: Tape, tensor: Tensor) -> bool:
     """Whether a tensor was made from anything on the tape."""
     return any(
-        tape.mark(one) is not None if isinstance(one, Tensor) else hasattr(one, "step")
+        tape.mark(one) is not None if isinstance(one, Tensor) else hasattr(one, "op")
         for one, _ in edges_below(tensor)
     )
 
@@ -102,13 +103,14 @@ def _is_line_of_features(start: Edge, output: Tensor | GradientEdge, line: Tenso
         if found is None or not bool(found.any()):
             continue
         long = [n for n in range(found.dim()) if len(found.nonzero()[:, n].unique()) > 1]
-        step = edge[0].step
-        if len(long) != 1 or (step.mark.features is None and not step.flow.keeps_places):
+        op = edge[0].op
+        features, keeps_places = op.mark.features, op.role in (Flow.KEEP, Flow.MASKED)
+        if len(long) != 1 or not (features is not None or keeps_places or isinstance(op.role, Sum)):
             return False
-        if step.mark.features is not None:
-            return bool(long[0] == step.mark.features % found.dim())
-        first = int(step.has_graph) + int(step.has_pixels) + 1
-        for below in edge[0].next_functions[first : first + step.inputs]:
+        if features is not None:
+            return bool(long[0] == features % found.dim())
+        first = op.has_graph + op.has_pixels + 1
+        for below in edge[0].next_functions[first : first + op.inputs]:
             if below[0] is not None and not hasattr(below[0], "variable"):
                 return _is_line_of_features(below, GradientEdge(*below), found)
     return False
@@ -121,7 +123,7 @@ def _made_by_calls(start: Edge) -> Iterator[Edge]:
         edge = waiting.pop()
         if isinstance(edge[0], Tensor):
             continue
-        if hasattr(edge[0], "step"):
+        if hasattr(edge[0], "op"):
             yield edge
         else:
             waiting += _inputs(edge[0])
@@ -129,8 +131,8 @@ def _made_by_calls(start: Edge) -> Iterator[Edge]:
 
 def _inputs(node: Any) -> Iterator[Edge]:
     """What a node was called on; of the tape's own ones without what mass may go to besides."""
-    step = getattr(node, "step", None)
-    left_out = int(step.has_graph) if step is not None and step.has_pixels else -1
+    op = getattr(node, "op", None)
+    left_out = int(op.has_graph) if op is not None and op.has_pixels else -1
     for place, (below, number) in enumerate(node.next_functions):
         if below is None or place == left_out:
             continue

@@ -124,6 +124,19 @@ EVERYWHERE = Grid(None, ())
 """The grid of what is made from all places."""
 
 
+@dataclass(frozen=True, eq=False)
+class Patches:
+    """Tokens each of which holds one window of an image.
+
+    Args:
+        grid: how the windows lie.
+        tokens: for each place of it the number of its token among all, (N, ...).
+    """
+
+    grid: Grid
+    tokens: Tensor
+
+
 def common_grid(grids: list[Grid | None]) -> Grid | None:
     """The grid of what is computed from several place by place; None if they do not fit."""
     known = [one for one in grids if one is not EVERYWHERE]

@@ -20,10 +20,9 @@ class MadeOf:
     Args:
         sources: for copies, moves and multiples of a tensor that tensor.
         joined: for tensors that are put together the tensors that they are put together from.
-        moved: for parts of a tensor that tensor, how they were taken out of it, and the arguments.
+        moved: for parts of a tensor that tensor, and the call that they are results of.
         products: for products element by element of two activations these.
         sums: for a tensor another that it has been added to, and their sum.
-        terms: for sums of tensors that are alike how many.
         slices: for sums of slices of one tensor that tensor, and the slices, each with the axis
             that it is summed over, or None.
         detached: for activations without derivative what they are of.
@@ -31,21 +30,11 @@ class MadeOf:
 
     sources: TensorTable[Tensor] = field(default_factory=TensorTable)
     joined: TensorTable[list[Tensor]] = field(default_factory=TensorTable)
-    moved: TensorTable[tuple[Tensor, Any, Any, Any]] = field(default_factory=TensorTable)
+    moved: TensorTable[tuple[Tensor, Any, int, Any, Any]] = field(default_factory=TensorTable)
     products: TensorTable[tuple[Tensor, Tensor]] = field(default_factory=TensorTable)
     sums: TensorTable[tuple[Tensor, Tensor]] = field(default_factory=TensorTable)
-    terms: TensorTable[int] = field(default_factory=TensorTable)
     slices: TensorTable[tuple[Tensor, list[Slice]]] = field(default_factory=TensorTable)
     detached: TensorTable[Mark] = field(default_factory=TensorTable)
-
-    def terms_of(self, tensor: Tensor) -> int:
-        """How many tensors that are alike have been added up to one, or to what it is a copy of."""
-        below: Tensor | None = tensor
-        while below is not None:
-            if (found := self.terms.get(below)) is not None:
-                return found
-            below = self.sources.get(below)
-        return 1
 
     def clear(self) -> None:
         """Forget everything."""

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.grids import Axis, Grid
+from captum_transformer_lrp.engine.graph.grids import Axis, Grid, Patches
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.tape import Tape
 
 
-@dataclass(frozen=True, eq=False)
-class Patches:
-    """Tokens each of which holds one window of an image.
-
-    Args:
-        grid: how the windows lie.
-        tokens: for each place of it the number of its token among all, (N, ...).
-    """
-
-    grid: Grid
-    tokens: Tensor
-
-
 def are_pixels(mark: Mark, parts: Sequence[Tensor], result: Tensor) -> bool:
     """Whether what is put together from pixels has the axes of pixels."""
-    if mark.planes and result.shape == mark.planes[0].shape:
+    planes = mark.pixels.planes
+    if planes and result.shape == planes[0].shape:
         return True  # whatever the axes of its parts are
-    return mark.stem and (not mark.planes or result.dim() == parts[0].dim())
+    return mark.pixels.stem and (not planes or result.dim() == parts[0].dim())
 
 
 def has_axes_of(part: Tensor, source: Tensor) -> bool:
@@ -41,9 +28,9 @@ def has_axes_of(part: Tensor, source: Tensor) -> bool:
 
 
 def planes_behind(tape: Tape, mark: Mark, source: Tensor) -> tuple[Tensor, ...]:
-    """:attr:`Mark.planes` of what pixels are moved or averaged to."""
-    are_pixels = mark.stem and source.dim() > 3 and not tape.has_layers(mark)
-    return (source, *mark.planes) if are_pixels else mark.planes
+    """:attr:`Pixels.planes` of what pixels are moved or averaged to."""
+    stem, _, planes = mark.pixels
+    return (source, *planes) if stem and source.dim() > 3 and not tape.has_layers(mark) else planes
 
 
 def patches_of(tape: Tape, x: Tensor, plane: Tensor) -> Patches | None:
@@ -88,7 +75,7 @@ def patches_below(tape: Tape, x: Tensor, planes: Sequence[Tensor]) -> Patches | 
     """The same for the last of several planes, or for what it has been resized or averaged from."""
     found = patches_of(tape, x, planes[0])
     mark = tape.mark(planes[0])
-    below = None if mark is None else mark.grid
+    below = None if mark is None else mark.pixels.grid
     if found is not None and below is None and len(planes) > 1:
         below = averaged_grid(tape, *planes[:2])
     if found is None or below is None or len(below.axes) != len(found.grid.axes):

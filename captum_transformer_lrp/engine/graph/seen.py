@@ -11,41 +11,35 @@ from captum_transformer_lrp.rules.normalization import NormalizationKernel
 
 
 @dataclass(eq=False)
-class Residual:
-    """One skip connection of the forward pass: a stream of tokens, and a branch added to it.
+class Stream:
+    """What skips a branch.
 
     Args:
-        stream: the tokens that skip the branch, before they were copied or scaled; on the tape, as
-            are the others.
-        skipped: the same as they are added.
-        branch: what is added to it.
-        output: their sum.
-        attends: whether an attention lies in the branch.
+        tensor: the tokens that skip it, before they were copied or scaled; on the tape, as are the
+            others.
+        branch: what is added to them.
+        attentions: bits of those that lie in the branch.
+    """
+
+    tensor: Tensor
+    branch: Tensor
+    attentions: int
+
+
+@dataclass(eq=False)
+class Residual(Stream):
+    """One skip connection of the forward pass.
+
+    Args:
+        skipped: the tokens as they are added.
+        output: the sum.
         norm: the normalisation that the sum goes through before the stream goes on, as in
             post-norm models; None if the sum is the stream.
     """
 
-    stream: Tensor
     skipped: Tensor
-    branch: Tensor
     output: Tensor
-    attends: bool
     norm: Normalized | None = None
-
-
-@dataclass(eq=False)
-class Stream:
-    """What skips attentions.
-
-    Args:
-        tensor: the operand of the addition that goes around them, before it was copied or scaled.
-        attentions: their bits in :attr:`Mark.attentions`.
-        branch: the other operand, which they lie in.
-    """
-
-    tensor: Tensor
-    attentions: int
-    branch: Tensor
 
 
 @dataclass(eq=False)
@@ -66,9 +60,9 @@ class AttentionStep:
         name: the qualified name of the module that computed it.
         attention: A, the map as it multiplied the values; on the tape.
         mark: its provenance.
-        event: its bit in :attr:`Mark.events` and :attr:`Mark.attentions`.
+        event: its bit in :attr:`Node.events` and :attr:`Node.attentions`.
         upstream: the bits of the attentions that its map or its values are computed from.
-        position: which operand of the product A was, 0 or 1.
+        gate: which operand of the product A was, 0 or 1.
         axes: the axes of A, counted from the end, along which queries and keys lie; None where
             there is not one of each.
         values: V, what it multiplied; None if streams are not kept, as for the next two, but that
@@ -83,7 +77,7 @@ class AttentionStep:
     mark: Mark
     event: int
     upstream: int
-    position: int
+    gate: int
     axes: tuple[int, int] | None = (-2, -1)
     values: Tensor | None = None
     output: Tensor | None = None

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Step
+from captum_transformer_lrp.engine.graph.op import NATIVE, Keeps, Op
+from captum_transformer_lrp.engine.graph.role import Role
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.kernels import Kernel, MatmulKernel
@@ -24,15 +24,13 @@ def record(
     output: Tensor,
     *,
     rule: Rule,
-    flow: Flow,
+    role: Role,
     mark: Mark,
     name: str = "",
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     constant: Tensor | None = None,
-    gate: int | None = None,
     pixels: Tensor | None = None,
-    **facts: Any,
 ) -> Tensor:
     """Put a switch behind a call that has been made, and note the provenance of its result.
 
@@ -42,25 +40,27 @@ def record(
     """
     if not torch.is_grad_enabled():
         return output  # the model wants no derivative, as inside a custom autograd function
-    has_graph, others = output.requires_grad, (weight, bias, constant)
-    step = Step(
-        function, kernel, rule, flow, mark, name, len(inputs), has_graph, pixels is not None,
-        weight is not None, bias is not None, constant is not None, gate, facts,
-        tape.stabilizer, tape.epsilon,
+    graph = output if output.requires_grad else None
+    others = (weight, bias, constant)
+    op = Op(
+        function, kernel, rule, role, mark, name, len(inputs), tape.stabilizer, tape.epsilon,
+        graph is not None, pixels is not None, weight is not None, bias is not None,
+        constant is not None,
     )  # fmt: skip
-    step.keeps = max((phase.needs(step) for phase in tape.phases), default=Keeps.SHAPES)
-    is_product = step.keeps is Keeps.VALUES and isinstance(kernel, MatmulKernel)
+    keeps = max([phase.needs(op) for phase in tape.phases], default=Keeps.SHAPES)
+    is_product = keeps is Keeps.VALUES and isinstance(kernel, MatmulKernel)
     if is_product and output.numel() > 2 * sum(one.numel() for one in inputs):
         # The scores of a long text take much memory, and little time to be computed again.
-        step.keeps = Keeps.INPUTS
+        keeps = Keeps.INPUTS
     kept = [
         value if original is None else original
         for value in others
         if value is not None
         for original in (tape.originals.get(value),)
     ]
-    graph = output if has_graph else None
-    switched: Tensor = TapeSwitch.apply(tape, step, graph, pixels, output.detach(), *inputs, *kept)
+    switched: Tensor = TapeSwitch.apply(
+        tape, op, keeps, graph, pixels, output.detach(), *inputs, *kept
+    )
     tape.marks[switched] = mark
     return switched
 
@@ -72,24 +72,25 @@ class TapeSwitch(torch.autograd.Function):
     def forward(  # noqa: D102
         ctx: Any,
         tape: Tape,
-        step: Step,
+        op: Op,
+        keeps: Keeps,
         graph: Tensor | None,
         pixels: Tensor | None,
         value: Tensor,
         *tensors: Tensor,
     ) -> Tensor:
         ctx.tape = tape
-        ctx.step = step
+        ctx.op, ctx.keeps, ctx.shapes = op, keeps, ()
         ctx.set_materialize_grads(False)
-        if step.keeps is Keeps.VALUES:
+        if keeps is Keeps.VALUES:
             ctx.save_for_backward(value, *tensors)
-        elif step.keeps is Keeps.INPUTS:
+        elif keeps is Keeps.INPUTS:
             ctx.save_for_backward(*tensors)
         else:
-            inputs, others = tensors[: step.inputs], tensors[step.inputs :]
-            keeps_output = step.keeps is Keeps.OUTPUT
+            inputs, others = tensors[: op.inputs], tensors[op.inputs :]
+            keeps_output = keeps is Keeps.OUTPUT
             of_shape = inputs if keeps_output else (value, *inputs)
-            step.shapes = [(one.shape, one.dtype, one.device) for one in of_shape]
+            ctx.shapes = [(one.shape, one.dtype, one.device) for one in of_shape]
             ctx.save_for_backward(*([value] if keeps_output else []), *others)
         return value.detach()
 
@@ -98,16 +99,16 @@ class TapeSwitch(torch.autograd.Function):
         ctx: Any, *grads: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         (grad,) = grads
-        step: Step = ctx.step
+        op: Op = ctx.op
         to_graph: Tensor | None = None
         to_pixels: Tensor | None = None
         to_inputs: Sequence[Tensor | None] = ()
         if grad is None:
             pass
-        elif (parts := ctx.tape.phase.pull(step, ctx, grad)) is NATIVE:
+        elif (parts := ctx.tape.phase.pull(op, ctx, grad)) is NATIVE:
             to_graph = grad
         else:
-            to_inputs = parts[: step.inputs]
-            to_pixels = parts[step.inputs] if len(parts) > step.inputs else None
-        rest = [None] * (len(ctx.needs_input_grad) - 5 - len(to_inputs))
-        return None, None, to_graph, to_pixels, None, *to_inputs, *rest
+            to_inputs = parts[: op.inputs]
+            to_pixels = parts[op.inputs] if len(parts) > op.inputs else None
+        rest = [None] * (len(ctx.needs_input_grad) - 6 - len(to_inputs))
+        return None, None, None, to_graph, to_pixels, None, *to_inputs, *rest

@@ -2,7 +2,7 @@
 
 Every call with a rule is followed by a *switch* (``switch.py``), one autograd function whose
 forward pass is the identity.  Its backward pass asks the
-:class:`~captum_transformer_lrp.engine.graph.step.Phase` that is under way what goes on to the
+:class:`~captum_transformer_lrp.engine.graph.op.Phase` that is under way what goes on to the
 call's inputs (see :mod:`captum_transformer_lrp.engine.phases`).  Calls that only move elements
 have no switch: their derivative is right in every phase.
 
@@ -20,11 +20,19 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.made_of import MadeOf
-from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.marks import (
+    NO_PIXELS,
+    Kind,
+    Mark,
+    Node,
+    Pixels,
+    common_pixels,
+)
+from captum_transformer_lrp.engine.graph.op import NoPhase, Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep, Normalized, Residual, Stream
-from captum_transformer_lrp.engine.graph.step import NoPhase, Phase
 from captum_transformer_lrp.engine.graph.tensor_table import TensorTable
 from captum_transformer_lrp.rules.call import Stabilizer
+from captum_transformer_lrp.rules.examples import Examples
 
 
 class Tape:
@@ -81,23 +89,45 @@ class Tape:
         self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.skips = 0
         self.other_mixing: list[str] = []
-        self._events = self._linear_events = 0
+        self._last, self._linear = 1, 0
+        self._inputs: dict[int, int] = {}
 
-    def new_event(self, *, linear: bool = False) -> int:
-        """A fresh bit for :attr:`Mark.events`."""
-        self._events += 1
-        event = 1 << self._events
-        if linear:
-            self._linear_events |= event
-        return event
+    def given(self, examples: Examples, index: int, **known: Any) -> Mark:
+        """What is known of an explained input, or of what was looked up for it."""
+        if index not in self._inputs:
+            self._last = self._inputs[index] = self._last << 1
+        return Mark(examples, Node(Kind.INPUT, (), self._inputs[index], **known))
+
+    def made(
+        self,
+        kind: Kind,
+        below: Sequence[Mark],
+        examples: Examples,
+        pixels: Pixels | None = None,
+        **known: Any,
+    ) -> Mark:
+        """What is known of the result of a call; ``known`` as of :class:`Node`."""
+        self._last <<= 1
+        node = Node(kind, below, self._last, **known)
+        if kind in (Kind.LINEAR, Kind.QUERIES):
+            self._linear |= node.bit
+        if pixels is None and kind is not Kind.ATTENTION:
+            pixels = below[0].pixels if len(below) == 1 else common_pixels(below)
+            if kind is Kind.JOIN and pixels.grid is not None:
+                pixels = pixels._replace(grid=None)
+        columns = [one.columns for one in below if one.columns is not None]
+        return Mark(
+            examples, node, node.moved, pixels or NO_PIXELS, columns[0] if columns else None
+        )
 
     def is_linear_beside(self, mark: Mark, other: Mark) -> bool:
         """Whether one tensor has passed nothing but linear layers that the other has not."""
-        return mark.events & ~other.events & ~self._linear_events == 0
+        beyond = mark.node.events & ~other.node.events
+        return beyond & ~self._linear & ~sum(self._inputs.values()) == 0
 
     def has_layers(self, mark: Mark) -> bool:
         """Whether a tensor has passed a linear layer since its stream began."""
-        return bool(mark.events & self._linear_events)
+        return bool(mark.node.events & self._linear)
 
     def clear(self) -> None:
         """Let go of the graph; it and the tape hold each other."""
@@ -111,19 +141,21 @@ class Tape:
         self.normalizations.clear()
         self.readout.clear()
 
-    def note_residual(self, residual: Residual, events: int) -> None:
-        """Note a skip connection around the attentions of ``events``, if streams are kept."""
+    def note_skip(self, residual: Residual) -> None:
+        """Note a skip connection, and whatever is known of it if streams are kept."""
         self.skips += 1
+        if residual.attentions:
+            self.streams.append(Stream(residual.tensor, residual.branch, residual.attentions))
         if not self.keeps_streams:
             return
         before = self.residuals[-1] if self.residuals else None
         if before is not None:
             for norm in self.normalizations:
-                if norm.source is before.output and norm.output is residual.stream:
+                if norm.source is before.output and norm.output is residual.tensor:
                     before.norm = norm
         self.residuals.append(residual)
         for step in self.attentions:
-            if step.event & events and step.residual is None:
+            if step.event & residual.attentions and step.residual is None:
                 step.residual = residual
 
     @contextmanager

@@ -20,7 +20,7 @@ from captum_transformer_lrp.errors import ExplanationError
 def passes(tape: Tape, output: Tensor) -> list[list[AttentionStep]]:
     """The attentions that an output depends on, for each pass in the order of the calls."""
     mark = tape.mark(output)
-    reached = 0 if mark is None else mark.attentions
+    reached = 0 if mark is None else mark.node.attentions
     steps = [step for step in tape.attentions if step.event & reached]
     inner = 0
     for step in steps:
@@ -105,7 +105,7 @@ def _share_tokens(tape: Tape, one: AttentionStep, later: AttentionStep) -> bool:
     """Whether two attentions beside each other are of one sequence of tokens."""
     for stream in _around(tape, later):
         mark = tape.mark(stream.tensor)
-        if stream.attentions & one.event or (mark is not None and mark.attentions & one.event):
+        if stream.attentions & one.event or (mark is not None and mark.node.attentions & one.event):
             return True
     return False
 

@@ -8,103 +8,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.watch.context import Context, Handlers
+from captum_transformer_lrp.engine.watch.context import Handlers
 from captum_transformer_lrp.rules.spellings import spelled
 
 HANDLERS = Handlers()
 
 
-@HANDLERS.handles(*spelled("addcmul"))
-def _addcmul(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Any:
-        return input, tensor1, tensor2, value
-
-    offset, u, v, factor = bind(*args, **kwargs)
-    with watch:
-        product = u * v
-        return offset + (product if factor == 1 else product * factor)
+@HANDLERS.composes(*spelled("addcmul"))
+def _addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    product = tensor1 * tensor2
+    return input + (product if value == 1 else product * value)
 
 
-@HANDLERS.handles(*spelled("addcdiv"))
-def _addcdiv(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Any:
-        return input, tensor1, tensor2, value
-
-    offset, u, v, factor = bind(*args, **kwargs)
-    with watch:
-        quotient = u / v
-        return offset + (quotient if factor == 1 else quotient * factor)
+@HANDLERS.composes(*spelled("addcdiv"))
+def _addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    quotient = tensor1 / tensor2
+    return input + (quotient if value == 1 else quotient * value)
 
 
-@HANDLERS.handles(*spelled("lerp"))
-def _lerp(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    """``start + weight · (end − start)``, as the mean of two that it is."""
-
-    def bind(input: Tensor, end: Tensor, weight: Any) -> Any:
-        return input, end, weight
-
-    start, end, weight = bind(*args, **kwargs)
-    with watch:
-        return start * (1 - weight) + end * weight
+@HANDLERS.composes(*spelled("lerp"))
+def _lerp(input: Tensor, end: Tensor, weight: Any) -> Any:
+    """``input + weight · (end − input)``, as the mean of two that it is."""
+    return input * (1 - weight) + end * weight
 
 
-@HANDLERS.handles(*spelled("glu"))
-def _glu(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(input: Tensor, dim: int = -1) -> Any:
-        return input, dim
-
-    x, dim = bind(*args, **kwargs)
-    with watch:
-        value, gate = x.chunk(2, dim)
-        return value * gate.sigmoid()
+@HANDLERS.composes(*spelled("glu"))
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
 
 
-@HANDLERS.handles(*spelled("outer", "ger"))
-def _outer(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    u, v = (*args, *kwargs.values())
-    with watch:
-        return u.unsqueeze(-1) * v.unsqueeze(-2)
+@HANDLERS.composes(*spelled("outer", "ger"))
+def _outer(input: Tensor, vec2: Tensor) -> Tensor:
+    return input.unsqueeze(-1) * vec2.unsqueeze(-2)
 
 
-@HANDLERS.handles(*spelled("mv", "dot", "vdot"))
-def _vector_product(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    u, v = (*args, *kwargs.values())
-    with watch:
-        return torch.matmul(u, v)
+@HANDLERS.composes(*spelled("dot", "vdot"))
+def _dot(input: Tensor, other: Any = None, tensor: Any = None) -> Tensor:
+    return torch.matmul(input, tensor if other is None else other)
 
 
-@HANDLERS.handles(*spelled("inner"))
-def _inner(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    u, v = (*args, *kwargs.values())
-    with watch:
-        return torch.matmul(u, v if v.dim() < 2 else v.transpose(-1, -2))
+@HANDLERS.composes(*spelled("inner"))
+def _inner(input: Tensor, other: Tensor) -> Tensor:
+    return torch.matmul(input, other if other.dim() < 2 else other.transpose(-1, -2))
 
 
-@HANDLERS.handles(*spelled("bilinear"))
-def _bilinear(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.composes(*spelled("bilinear"))
+def _bilinear(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``u · W · v`` for each output: linear in u, and what that makes is multiplied by v."""
-
-    def bind(input1: Tensor, input2: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-        return input1, input2, weight, bias
-
-    u, v, weight, bias = bind(*args, **kwargs)
-    with watch:
-        rows = F.linear(u, weight.mT.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
-        output = (rows @ v.unsqueeze(-1)).squeeze(-1)
-        return output if bias is None else output + bias
+    rows = F.linear(input1, weight.mT.flatten(0, 1)).unflatten(-1, (weight.shape[0], -1))
+    output = (rows @ input2.unsqueeze(-1)).squeeze(-1)
+    return output if bias is None else output + bias
 
 
-@HANDLERS.handles(*spelled("cosine_similarity"))
-def _cosine_similarity(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Any:
-        return x1, x2, dim, eps
-
-    u, v, dim, eps = bind(*args, **kwargs)
-    with watch:
-        shape = torch.broadcast_shapes(u.shape, v.shape)
-        units = [F.normalize(_as_long(x, dim, shape), dim=dim, eps=eps) for x in (u, v)]
-        return (units[0] * units[1]).sum(dim)
+@HANDLERS.composes(*spelled("cosine_similarity"))
+def _cosine_similarity(x1: Tensor, x2: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    shape = torch.broadcast_shapes(x1.shape, x2.shape)
+    units = [F.normalize(_as_long(x, dim, shape), dim=dim, eps=eps) for x in (x1, x2)]
+    return (units[0] * units[1]).sum(dim)
 
 
 def _as_long(x: Tensor, dim: int, shape: torch.Size) -> Tensor:
@@ -114,23 +75,13 @@ def _as_long(x: Tensor, dim: int, shape: torch.Size) -> Tensor:
     return x.expand(sizes)
 
 
-@HANDLERS.handles(*spelled("pairwise_distance"))
-def _pairwise_distance(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(
-        x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
-    ) -> Any:
-        return x1, x2, p, eps, keepdim
-
-    u, v, p, eps, keepdim = bind(*args, **kwargs)
-    with watch:
-        return torch.linalg.vector_norm(u - v + eps, p, -1, keepdim)
+@HANDLERS.composes(*spelled("pairwise_distance"))
+def _pairwise_distance(
+    x1: Tensor, x2: Tensor, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False
+) -> Any:
+    return torch.linalg.vector_norm(x1 - x2 + eps, p, -1, keepdim)
 
 
-@HANDLERS.handles(*spelled("cdist"))
-def _cdist(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Any:
-        return x1, x2, p
-
-    u, v, p = bind(*args, **kwargs)
-    with watch:
-        return torch.linalg.vector_norm(u.unsqueeze(-2) - v.unsqueeze(-3), p, -1)
+@HANDLERS.composes(*spelled("cdist"))
+def _cdist(x1: Tensor, x2: Tensor, p: float = 2.0, compute_mode: str | None = None) -> Any:
+    return torch.linalg.vector_norm(x1.unsqueeze(-2) - x2.unsqueeze(-3), p, -1)

@@ -48,7 +48,7 @@ def contracted(
         with watch:
             shape = [size for size, kept in zip(sizes, has, strict=True) if kept]
             operands.append(factor if len(shape) == factor.dim() else factor.reshape(shape))
-    if set(terms[0]) == set(terms[1]) and not any(mark.attention for mark in known):
+    if set(terms[0]) == set(terms[1]) and not any(mark.node.attention for mark in known):
         return None  # of two vectors, such as their similarity: nothing chooses among anything
     kept = "".join(one for axis, one in enumerate(letters) if axis not in gone)
     with watch:
@@ -61,7 +61,7 @@ def contracted(
 def _choose_features(tape: Tape, factor: Tensor, gone: set[int], source: Tensor) -> bool:
     """Whether a factor is a softmax over a layer's outputs, not over scores nor over tokens."""
     mark = tape.mark(factor)
-    if mark is None or not mark.softmax or mark.attention:
+    if mark is None or not mark.node.softmax or mark.node.attention:
         return False
     return any(is_of_features(tape, factor, axis - source.dim()) for axis in gone)
 
@@ -72,7 +72,7 @@ class LostAttentionError(UnsupportedOperationError):
 
 def refuse_weighed(watch: Context, *marks: Mark | None) -> None:
     """Raise for values times attention weights that are not summed over keys."""
-    if any(mark is not None and mark.weighed for mark in marks):
+    if any(mark is not None and mark.node.weighed for mark in marks):
         raise LostAttentionError(
             f"{watch.names.caller()} multiplies values by attention weights one by one, and "
             "then does something else than to sum the product over the keys, so it is not known "

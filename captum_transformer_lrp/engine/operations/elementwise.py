@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, first_tensor
-from captum_transformer_lrp.engine.graph.flow import Flow
+from captum_transformer_lrp.engine.graph.marks import Kind
+from captum_transformer_lrp.engine.graph.role import Flow
 from captum_transformer_lrp.engine.graph.seen import Normalized
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -29,11 +30,10 @@ def elementwise(
     args: Args,
     kwargs: Kwargs,
     *,
-    flow: Flow = Flow.KEEP,
-    event: bool = False,
+    kind: Kind,
+    role: Flow = Flow.KEEP,
     kernel: Kernel | None = None,
     run: Function | None = None,
-    **changes: Any,
 ) -> Any:
     """A call that maps its first argument to a tensor of the same shape.
 
@@ -50,31 +50,22 @@ def elementwise(
         output = watch.made(run or function, *args, **kwargs)
     if output is source or not output.is_floating_point():
         return output
-    if event:
-        changes["events"] = mark.events | watch.tape.new_event()
-    mark = mark.but(source=None, channels=0, **changes)
-    return watch.record(
-        function,
-        kernel or AutogradKernel(lambda value: function(value, *others, **rest)),
-        (source,),
-        output,
-        rule=watch.rules.of(function),
-        flow=flow,
-        mark=mark,
-    )
+    kernel = kernel or AutogradKernel(lambda value: function(value, *others, **rest))
+    rule, mark = watch.rules.of(function), watch.tape.made(kind, (mark,), mark.examples)
+    return watch.record(function, kernel, (source,), output, rule=rule, role=role, mark=mark)
 
 
 @HANDLERS.handles(*registry.ACTIVATIONS)
 def _activation(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     inplace = kwargs.pop("inplace", False)
-    mark = watch.mark(args[0] if args else kwargs["input"])
+    source = args[0] if args else kwargs["input"]
+    mark = watch.mark(source)
     if mark is not None and function in _LOG_SOFTMAXES:
-        source = args[0] if args else kwargs["input"]
         dim = _softmax_axis(args, kwargs, source.dim())
         require_apart(watch, mark.examples, [dim], source.dim())
-    attends = mark is not None and mark.scores and function in _OF_SCORES
-    changes: dict[str, Any] = {"attention": True, "flow": Flow.BLOCKED} if attends else {}
-    output = elementwise(watch, function, args, kwargs, event=True, activated=True, **changes)
+    weighs = mark is not None and mark.node.scores and function in _OF_SCORES
+    kind, role = (Kind.WEIGHING, Flow.BLOCKED) if weighs else (Kind.ACTIVATION, Flow.KEEP)
+    output = elementwise(watch, function, args, kwargs, kind=kind, role=role)
     if inplace:
         watch.replace(args[0], output)
     return output
@@ -104,19 +95,9 @@ def _normalization(watch: Context, function: Function, args: Args, kwargs: Kwarg
     if (mark := watch.mark(source)) is not None:
         axes = _normalized_axes(function, args, kwargs, source.dim())
         require_apart(watch, mark.examples, axes, source.dim())
-    kernel = NormalizationKernel(function, args[1:], kwargs)
+    kernel, run = NormalizationKernel(function, args[1:], kwargs), with_gradient_laid_out(function)
     output = elementwise(
-        watch,
-        function,
-        args,
-        kwargs,
-        kernel=kernel,
-        run=with_gradient_laid_out(function),
-        # Whatever is normalised is no longer the product of two activations: not softmax scores.
-        scores=False,
-        base=object(),
-        statistic=False,
-        activated=False,
+        watch, function, args, kwargs, kind=Kind.NORMALIZATION, kernel=kernel, run=run
     )
     if watch.tape.keeps_streams and isinstance(output, Tensor):
         watch.tape.normalizations.append(Normalized(source, output, kernel))
@@ -136,44 +117,29 @@ def _normalized_axes(function: Function, args: Args, kwargs: Kwargs, dims: int) 
     return range(2 if name == "instance_norm" else 1, dims)
 
 
-@HANDLERS.handles(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",
+@HANDLERS.binds(*spelled("dropout", "alpha_dropout", "feature_dropout", "dropout1d", "dropout2d",
                   "dropout3d", "feature_alpha_dropout"))  # fmt: skip
-def _dropout(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(
-        input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False,
-        train: bool = False,
-    ) -> Any:  # fmt: skip
-        return input, p, training or train, inplace
-
-    source, p, training, _ = bind(*args, **kwargs)
-    if p and training:
+def _dropout(
+    watch: Context, function: Function, input: Tensor, p: float = 0.5, training: bool = True,
+    inplace: bool = False, train: bool = False,
+) -> Any:  # fmt: skip
+    if p and (training or train):
         raise ExplanationError(
             f"{watch.names.caller()} drops activations at random (p = {p}), so the output has no "
             "one explanation: call model.eval() first"
         )
-    return source
+    return input
 
 
-@HANDLERS.handles(*spelled("masked_fill"))
-def _masked_fill(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.composes(*spelled("masked_fill"))
+def _masked_fill(input: Tensor, mask: Tensor, value: Any) -> Tensor:
     """Filled positions are no longer what they were: their relevance goes to the filling."""
-
-    def bind(input: Tensor, mask: Tensor, value: Any) -> Any:
-        return input, mask, value
-
-    x, mask, value = bind(*args, **kwargs)
-    if not isinstance(value, Tensor):
-        value = torch.full((), value, dtype=x.dtype, device=x.device)
-    with watch:
-        return torch.where(mask, value, x)
+    return torch.where(mask, value, input)
 
 
-@HANDLERS.handles(*spelled("softmin"))
-def _softmin(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    source = args[0] if args else kwargs.pop("input")
-    kwargs.pop("_stacklevel", None)
-    with watch:
-        return torch.softmax(-source, *args[1:], **kwargs)
+@HANDLERS.composes(*spelled("softmin"))
+def _softmin(input: Tensor, *args: Any, _stacklevel: int = 3, **kwargs: Any) -> Tensor:
+    return torch.softmax(-input, *args, **kwargs)
 
 
 def _softmax_axis(args: Args, kwargs: Kwargs, dims: int) -> int:
@@ -187,7 +153,7 @@ def _softmax(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
     source = args[0] if args else kwargs["input"]
     mark = watch.mark(source)
     assert mark is not None
-    attends = mark.scores
+    attends = mark.node.scores
     if not attends:
         watch.tape.other_mixing.append(watch.names.caller())
     kwargs.pop("_stacklevel", None)
@@ -199,15 +165,5 @@ def _softmax(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
     require_apart(watch, mark.examples, [dim], source.dim())
     rest = {name: value for name, value in kwargs.items() if name != "input"}
     kernel = SoftmaxKernel(lambda scores: function(scores, *others, **rest), dim)
-    return elementwise(
-        watch,
-        function,
-        args,
-        kwargs,
-        kernel=kernel,
-        flow=Flow.BLOCKED if attends else Flow.KEEP,
-        softmax=True,
-        attention=attends,
-        base=object(),
-        statistic=False,
-    )
+    role = Flow.BLOCKED if attends else Flow.KEEP
+    return elementwise(watch, function, args, kwargs, kind=Kind.SOFTMAX, role=role, kernel=kernel)

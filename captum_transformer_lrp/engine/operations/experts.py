@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.flow import Flow
-from captum_transformer_lrp.engine.graph.marks import merged
+from captum_transformer_lrp.engine.graph.arguments import Function
+from captum_transformer_lrp.engine.graph.marks import Kind, skipped
+from captum_transformer_lrp.engine.graph.role import Flow
 from captum_transformer_lrp.engine.operations.linear import weighted
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules.examples import Examples, rearranged_examples, unknown_examples
@@ -19,17 +19,13 @@ from captum_transformer_lrp.rules.spellings import spelled
 HANDLERS = Handlers()
 
 
-@HANDLERS.handles(*spelled("grouped_mm", "_grouped_mm"))
-def _grouped_mm(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.binds(*spelled("grouped_mm", "_grouped_mm"))
+def _grouped_mm(
+    watch: Context, function: Function, mat_a: Tensor, mat_b: Tensor, offs: Tensor | None = None,
+    bias: Tensor | None = None, out_dtype: torch.dtype | None = None,
+) -> Any:  # fmt: skip
     """Each group of rows times its expert's weight; PyTorch's kernel knows no float64."""
-
-    def bind(
-        mat_a: Tensor, mat_b: Tensor, offs: Tensor | None = None, bias: Tensor | None = None,
-        out_dtype: torch.dtype | None = None,
-    ) -> Any:  # fmt: skip
-        return mat_a, mat_b, offs, bias
-
-    rows, experts, ends, bias = bind(*args, **kwargs)
+    rows, experts, ends = mat_a, mat_b, offs
     if (
         watch.mark(rows) is None
         or watch.mark(experts)
@@ -46,34 +42,24 @@ def _grouped_mm(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
         found.append(values.new_zeros(len(values) - starts[-1], weights.shape[-1]))
         return torch.cat(found)
 
-    return weighted(
-        watch,
-        function,
-        AutogradKernel(run),
-        rows,
-        experts,
-        None,
-        run(rows, experts),
-        Flow.SPREAD_OVER_FEATURES,
-    )
+    output = run(rows, experts)
+    return weighted(watch, function, AutogradKernel(run), rows, experts, None, output)
 
 
-@HANDLERS.handles(*spelled("index_add", "scatter_add"))
-def _accumulate(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    """``onto`` with the rows of ``source`` added at the places that ``index`` says."""
-
-    def bind(input: Tensor, dim: int, index: Tensor, *rest: Any, **named: Any) -> Any:
-        source = rest[0] if rest else named.get("source", named.get("src"))
-        return input, dim, index, source, named.get("alpha", 1)
-
-    onto, dim, index, source, alpha = bind(*args, **kwargs)
+@HANDLERS.binds(*spelled("index_add", "scatter_add"))
+def _accumulate(
+    watch: Context, function: Function, input: Tensor, dim: int, index: Tensor, *rest: Any,
+    alpha: float = 1, **named: Any,
+) -> Any:  # fmt: skip
+    """``input`` with the rows of ``source`` added at the places that ``index`` says."""
+    onto = input
+    source: Any = rest[0] if rest else named.get("source", named.get("src"))
     of_onto, of_source = watch.mark(onto), watch.mark(source)
-    if of_onto and of_source and of_onto.events & ~of_source.events == 0 != of_source.events:
+    if of_onto and of_source and skipped(of_onto.node, of_source.node) == 0:
         with watch:  # a skip connection
             placed = function(torch.zeros_like(onto), dim, index, source)
             return onto + (placed if alpha == 1 else placed * alpha)
     adds_rows = function.__name__ == "index_add"
-    of_onto, of_source = watch.mark(onto), watch.mark(source)
     with watch:
         if alpha != 1:
             source = source * alpha
@@ -93,15 +79,11 @@ def _accumulate(watch: Context, function: Function, args: Args, kwargs: Kwargs) 
         return total
 
     inputs = [source] if of_onto is None else [onto, source]
+    rule, mark = watch.rules.of(function), watch.tape.made(Kind.ACCUMULATION, marks, examples)
     return watch.record(
-        function,
-        AutogradKernel(run),
-        inputs,
-        run(*inputs),
-        rule=watch.rules.of(function),
-        flow=Flow.ACCUMULATION,
-        mark=merged(marks, examples).but(source=None, base=object(), statistic=False),
-    )
+        function, AutogradKernel(run), inputs, run(*inputs), rule=rule, role=Flow.ACCUMULATION,
+        mark=mark,
+    )  # fmt: skip
 
 
 def _accumulated_examples(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
+from captum_transformer_lrp.engine.graph.marks import Kind
 from captum_transformer_lrp.engine.operations.elementwise import elementwise
 from captum_transformer_lrp.engine.watch.context import Context, Handler
 from captum_transformer_lrp.rules.kernels import AutogradKernel
@@ -59,8 +60,9 @@ def _modified(watch: Context, scores: Tensor, score_mod: Callable[..., Tensor]) 
             return scores + added
     # The rule is that of any activation function.
     found: Tensor = elementwise(
-        watch, torch.tanh, (scores,), {}, kernel=AutogradKernel(change), run=change, event=True
-    )
+        watch, torch.tanh, (scores,), {}, kind=Kind.ACTIVATION, kernel=AutogradKernel(change),
+        run=change,
+    )  # fmt: skip
     return found
 
 

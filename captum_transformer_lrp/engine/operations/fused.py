@@ -9,32 +9,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, expand
+from captum_transformer_lrp.engine.graph.arguments import Function, expand
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.errors import ExplanationError
 
 HANDLERS = Handlers()
 
 
-@HANDLERS.handles(F.scaled_dot_product_attention)
+@HANDLERS.binds(F.scaled_dot_product_attention)
 def _scaled_dot_product_attention(
-    watch: Context, function: Function, args: Args, kwargs: Kwargs
-) -> Any:
-    def bind(
-        query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0, is_causal: bool = False, *, scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Any:  # fmt: skip
-        return query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
-
-    query, key, value, mask, p, is_causal, scale, grouped = bind(*args, **kwargs)
-    if p:
+    watch: Context, function: Function, query: Tensor, key: Tensor, value: Tensor,
+    attn_mask: Tensor | None = None, dropout_p: float = 0.0, is_causal: bool = False, *,
+    scale: float | None = None, enable_gqa: bool = False,
+) -> Any:  # fmt: skip
+    if dropout_p:
         raise ExplanationError(
-            f"{watch.names.caller()} drops attention at random (p = {p}), so the output has no one "
-            "explanation: call model.eval() first"
+            f"{watch.names.caller()} drops attention at random (p = {dropout_p}), so the output "
+            "has no one explanation: call model.eval() first"
         )
     with watch:
-        if grouped and key.shape[-3] != query.shape[-3]:
+        if enable_gqa and key.shape[-3] != query.shape[-3]:
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
             value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
         scores = torch.matmul(query, key.transpose(-2, -1))
@@ -43,17 +37,14 @@ def _scaled_dot_product_attention(
             rows, columns = scores.shape[-2:]
             allowed = torch.ones(rows, columns, dtype=torch.bool, device=scores.device).tril()
             scores = scores.masked_fill(~allowed, -math.inf)
-        if mask is not None:
-            if mask.dtype == torch.bool:
-                scores = scores.masked_fill(~mask, -math.inf)
+        if attn_mask is not None:
+            if attn_mask.dtype == torch.bool:
+                scores = scores.masked_fill(~attn_mask, -math.inf)
             else:
-                scores = scores + mask
+                scores = scores + attn_mask
         # Only a mask can switch all of a row's scores off.
-        softmax = torch.softmax if mask is None else torch._safe_softmax
+        softmax = torch.softmax if attn_mask is None else torch._safe_softmax
         return torch.matmul(softmax(scores, -1), value)
 
 
-@HANDLERS.handles(F.multi_head_attention_forward)
-def _multi_head_attention(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    with watch:
-        return expand(function)(*args, **kwargs)
+HANDLERS.composes(F.multi_head_attention_forward)(expand(F.multi_head_attention_forward))

@@ -14,8 +14,8 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
-from captum_transformer_lrp.engine.graph.flow import Flow
-from captum_transformer_lrp.engine.graph.marks import merged
+from captum_transformer_lrp.engine.graph.marks import Kind
+from captum_transformer_lrp.engine.graph.role import Flow
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.operations.contractions import LostAttentionError
 from captum_transformer_lrp.engine.watch.context import Context, MixedExamplesError
@@ -67,7 +67,6 @@ def generic(
         return tensors_in(result)[number]
 
     marks = [mark for tensor in active if (mark := watch.mark(tensor))]
-    event = watch.tape.new_event()
 
     def recorded(result: Tensor) -> Tensor:
         if not result.requires_grad or watch.mark(result) is not None:
@@ -76,15 +75,13 @@ def generic(
         examples = broadcast_examples(marks[0].examples, active[0].shape, result.shape)
         if flow is Flow.REFUSED and result.shape[:1] == (watch.examples.count,):
             examples = watch.examples  # so that it is the refusal that is told
-        mark = merged(marks, examples)
+        mark = watch.tape.made(Kind.OTHER, marks, examples)
+        if flow is Flow.REFUSED:
+            mark = mark.but(columns=None)
         kernel = AutogradKernel(lambda *values: again(number, *values))
-        mark = mark.but(
-            events=mark.events | event, source=None, base=object(), channels=0, features=None,
-            columns=None if flow is Flow.REFUSED else mark.columns,
-        )  # fmt: skip
         name = watch.names.caller()
         return watch.record(
-            function, kernel, active, result, rule=rule, flow=flow, mark=mark, name=name
+            function, kernel, active, result, rule=rule, role=flow, mark=mark, name=name
         )
 
     return replace_tensors(output, recorded)

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.flow import Flow
-from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid
-from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid, Patches
+from captum_transformer_lrp.engine.graph.marks import NO_PIXELS, Kind, Mark, Pixels
 from captum_transformer_lrp.engine.graph.patches import averaged_grid, patches_below
+from captum_transformer_lrp.engine.graph.role import Flow, Role, Scattered
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import registry
@@ -25,12 +25,11 @@ from captum_transformer_lrp.rules.spellings import spelled
 HANDLERS = Handlers()
 
 
-@HANDLERS.handles(F.linear)
-def _linear(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-        return input, weight, bias
-
-    x, weight, bias = bind(*args, **kwargs)
+@HANDLERS.binds(F.linear)
+def _linear(
+    watch: Context, function: Function, input: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Any:
+    x = input
     if watch.mark(x) is None or watch.mark(weight) or (bias is not None and watch.mark(bias)):
         with watch:
             product = torch.matmul(x, weight.t())
@@ -49,60 +48,47 @@ def weighted(
     weight: Tensor,
     bias: Tensor | None,
     output: Tensor,
-    flow: Flow = Flow.SPREAD_OVER_FEATURES,
+    role: Role = Flow.SPREAD_OVER_FEATURES,
     examples: Examples | None = None,
     grid: Grid | None = None,
+    kind: Kind = Kind.LINEAR,
 ) -> Tensor:
     """Record an operation that is linear in one activation."""
     mark = watch.mark(x)
     assert mark is not None
-    if mark.weighed:
+    if mark.node.weighed:
         raise watch.unsupported(function, "values times attention weights that are not summed")
     if examples is None:
         require_apart(watch, mark.examples, [-1], x.dim())
-    patches = None
-    if mark.planes and not mark.attentions and flow is Flow.SPREAD_OVER_FEATURES:
-        patches = patches_below(watch.tape, x, mark.planes)
-        grid, flow = None if patches is None else patches.grid, Flow.PATCHES_TO_PIXELS
-    return watch.record(
-        function,
-        kernel,
-        (x,),
-        output,
-        rule=watch.rules.of(
-            F.linear if function in registry.PRODUCTS else function,
-            reads_pixels=watch.rules.reads_pixels(mark, function),
-        ),
-        flow=flow,
-        mark=mark.but(
-            events=mark.events | watch.tape.new_event(linear=True),
-            examples=examples or broadcast_examples(mark.examples, x.shape, output.shape),
-            stem=_are_pixels(mark, x) and function in registry.CONVOLUTIONS,
-            grid=grid,
-            planes=(),
-            source=None,
-            base=object(),
-            statistic=False,
-            channels=_channels(function, x, weight, output) if bias is None else 0,
-            activated=False,
-            features=_features(function, weight, flow),
-        ),
-        weight=weight,
-        bias=bias,
-        pixels=grid.plane if grid is not None and flow in _TO_PIXELS else None,
-        patches=patches,
-        channels=mark.planes[0].shape[1] if mark.planes else None,
+    planes = mark.pixels.planes
+    if planes and not mark.node.attentions and role is Flow.SPREAD_OVER_FEATURES:
+        patches = patches_below(watch.tape, x, planes)
+        grid = None if patches is None else patches.grid
+        role = patches or Scattered(planes[0].shape[1])
+    stem = function in registry.CONVOLUTIONS and _are_pixels(mark, x)
+    is_of_pixels = role is Flow.TO_PIXELS or isinstance(role, Patches)
+    plane = grid.plane if grid is not None and is_of_pixels else None
+    rule = watch.rules.of(
+        F.linear if function in registry.PRODUCTS else function,
+        reads_pixels=watch.rules.reads_pixels(mark, function),
     )
+    mark = watch.tape.made(
+        kind, (mark,), examples or broadcast_examples(mark.examples, x.shape, output.shape),
+        Pixels(stem, grid) if stem or grid is not None else NO_PIXELS,
+        channels=_channels(function, x, weight, output) if bias is None else 0,
+        features=_features(function, weight, role),
+    )  # fmt: skip
+    return watch.record(
+        function, kernel, (x,), output, rule=rule, role=role, mark=mark, weight=weight, bias=bias,
+        pixels=plane,
+    )  # fmt: skip
 
 
-_TO_PIXELS = (Flow.TO_PIXELS, Flow.PATCHES_TO_PIXELS)
-
-
-def _features(function: Function, weight: Tensor, flow: Flow) -> int | None:
+def _features(function: Function, weight: Tensor, role: Role) -> int | None:
     """The axis, counted from the end, that a layer's outputs lie along."""
     if function in registry.CONVOLUTIONS:
         return 1 - weight.dim()
-    return -1 if flow is Flow.SPREAD_OVER_FEATURES else None
+    return -1 if role is Flow.SPREAD_OVER_FEATURES else None
 
 
 def _channels(function: Function, x: Tensor, weight: Tensor, output: Tensor) -> int:
@@ -171,9 +157,10 @@ def _convolution(watch: Context, function: Function, args: Args, kwargs: Kwargs)
     output = watch.computed(function, x, weight, bias, **options)
     if bias is not None:
         bias = bias.reshape(-1, *[1] * (weight.dim() - 2))
-    if mark.planes and mark.grid in (None, EVERYWHERE) and not mark.attentions:
-        below = averaged_grid(watch.tape, x, mark.planes[0])
-        mark = mark if below is None else mark.but(grid=below, stem=True)
+    _, below, planes = mark.pixels
+    if planes and below in (None, EVERYWHERE) and not mark.node.attentions:
+        below = averaged_grid(watch.tape, x, planes[0])
+        mark = mark if below is None else mark.but(pixels=Pixels(True, below, planes))
     grid = _grid_behind(mark, function, x, weight, options)
     return weighted(
         watch,
@@ -183,7 +170,7 @@ def _convolution(watch: Context, function: Function, args: Args, kwargs: Kwargs)
         weight,
         bias,
         output,
-        _convolution_flow(mark, x, weight, grid),
+        _convolution_role(mark, x, weight, grid),
         mark.examples,
         grid,
     )
@@ -196,37 +183,34 @@ def _grid_behind(
     kernel = tuple(weight.shape[2:])
     if "transpose" in function.__name__:
         return None
-    if mark.grid is EVERYWHERE:
+    if mark.pixels.grid is EVERYWHERE:
         return EVERYWHERE if all(size == 1 for size in kernel) else None
-    below = mark.grid or Grid.of(x, len(kernel))
+    below = mark.pixels.grid or Grid.of(x, len(kernel))
     keys = {"stride": 1, "padding": 0, "dilation": 1}
     stride, padding, dilation = (options.get(key, value) for key, value in keys.items())
     return below.behind(kernel, stride, padding, dilation)
 
 
-def _convolution_flow(mark: Mark, x: Tensor, weight: Tensor, grid: Grid | None) -> Flow:
+def _convolution_role(mark: Mark, x: Tensor, weight: Tensor, grid: Grid | None) -> Role:
     """Below the first attention a convolution makes the tokens; later ones move their mass."""
     pointwise = all(size == 1 for size in weight.shape[2:])
-    if mark.attentions or pointwise or grid is None:
+    if mark.node.attentions or pointwise or grid is None:
         return Flow.SPREAD_EVENLY
     return Flow.TO_PIXELS if _are_pixels(mark, x) else Flow.SPREAD_EVENLY
 
 
 def _are_pixels(mark: Mark, x: Tensor) -> bool:
-    return mark.stem or (mark.source is not None and x.dim() >= 4)
+    return mark.pixels.stem or (mark.node.source is not None and x.dim() >= 4)
 
 
-@HANDLERS.handles(*spelled("addmm"))
-def _addmm(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(
-        input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
-    ) -> Any:
-        return input, mat1, mat2, beta, alpha
-
-    bias, x, weight, beta, alpha = bind(*args, **kwargs)
-    plain = watch.mark(x) and not watch.mark(weight) and not watch.mark(bias)
+@HANDLERS.binds(*spelled("addmm"))
+def _addmm(
+    watch: Context, function: Function, input: Tensor, mat1: Tensor, mat2: Tensor, *,
+    beta: float = 1, alpha: float = 1,
+) -> Any:  # fmt: skip
+    plain = watch.mark(mat1) and not watch.mark(mat2) and not watch.mark(input)
     if plain and beta == 1 and alpha == 1:
-        output = watch.computed(torch.addmm, bias, x, weight)
-        return weighted(watch, function, ProductKernel(), x, weight, bias, output)
+        output = watch.computed(torch.addmm, input, mat1, mat2)
+        return weighted(watch, function, ProductKernel(), mat1, mat2, input, output)
     with watch:
-        return beta * bias + alpha * torch.mm(x, weight)
+        return beta * input + alpha * torch.mm(mat1, mat2)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.grids import EVERYWHERE, Grid, pooled_grid, resized_grid
-from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.marks import Kind, Mark, Pixels
 from captum_transformer_lrp.engine.graph.patches import planes_behind
+from captum_transformer_lrp.engine.graph.role import Flow
 from captum_transformer_lrp.engine.operations.contractions import contracted, refuse_weighed
 from captum_transformer_lrp.engine.watch.apart import require_apart
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
@@ -55,24 +55,13 @@ def _pooling(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
         note_detached(watch, output, mark.but(examples=examples), is_statistic=reduces)
         return output
     others = args[1:]  # a kernel that held the first one would keep its memory
-    result = watch.record(
-        function,
-        AutogradKernel(lambda value: function(value, *others, **kwargs)),
-        (source,),
-        output,
-        rule=watch.rules.of(function),
-        flow=Flow.SUMMANDS if function in _SUMS else Flow.NATIVE,
-        mark=mark.but(
-            examples=examples,
-            source=None,
-            statistic=mark.statistic or reduces,
-            arrangement=object(),
-            channels=0,
-            planes=planes_behind(watch.tape, mark, source),
-            features=None if reduces else mark.features,
-            grid=EVERYWHERE if reduces else _grid(function, source, mark, output, others, kwargs),
-        ),
-    )
+    grid = EVERYWHERE if reduces else _grid(function, source, mark, output, others, kwargs)
+    pixels = Pixels(mark.pixels.stem, grid, planes_behind(watch.tape, mark, source))
+    kind = Kind.STATISTIC if reduces else Kind.POOLING
+    mark = watch.tape.made(kind, (mark,), examples, pixels)
+    kernel = AutogradKernel(lambda value: function(value, *others, **kwargs))
+    rule, role = watch.rules.of(function), Flow.SUMMANDS if function in _SUMS else Flow.NATIVE
+    result = watch.record(function, kernel, (source,), output, rule=rule, role=role, mark=mark)
     if function in _SUMS:
         note_sum_of_slice(watch, result, source, reduced_axes(function, args, kwargs))
     return result
@@ -85,9 +74,10 @@ def _grid(
     if function in _RESIZES:
         place = 3  # of align_corners, behind size, scale factor and mode
         corners = kwargs.get("align_corners", others[place] if len(others) > place else False)
-        pixels = mark.stem and source.dim() == output.dim() > 2
-        return resized_grid(mark.grid, source, output, corners=bool(corners)) if pixels else None
-    return pooled_grid(mark.grid, function.__name__, others, kwargs)
+        if not (mark.pixels.stem and source.dim() == output.dim() > 2):
+            return None
+        return resized_grid(mark.pixels.grid, source, output, corners=bool(corners))
+    return pooled_grid(mark.pixels.grid, function.__name__, others, kwargs)
 
 
 def _windowed(function: Function, args: Args, kwargs: Kwargs, source: Tensor) -> Sequence[int]:

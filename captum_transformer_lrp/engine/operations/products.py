@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.flow import Flow
-from captum_transformer_lrp.engine.graph.marks import Mark, merged
+from captum_transformer_lrp.engine.graph.marks import Kind, Mark, Node, common_pixels
+from captum_transformer_lrp.engine.graph.role import Flow, Product, Role
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.operations.contractions import Axes, refuse_weighed, shares_of
 from captum_transformer_lrp.engine.operations.linear import only_averages, weighted
@@ -19,6 +19,7 @@ from captum_transformer_lrp.engine.operations.product_examples import (
     matmul_examples,
     product_examples,
 )
+from captum_transformer_lrp.engine.operations.scaling import two_operands
 from captum_transformer_lrp.engine.watch.apart import agreed
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules.examples import Examples, broadcast_examples
@@ -30,12 +31,7 @@ HANDLERS = Handlers()
 
 @HANDLERS.handles(*spelled("matmul", "__matmul__", "bmm", "mm", "mv"))
 def _matmul(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(u: Any = None, v: Any = None, **named: Any) -> Any:
-        return (u if u is not None else named.get("input", named.get("self"))), (
-            v if v is not None else named.get("other", named.get("mat2", named.get("vec")))
-        )
-
-    u, v = bind(*args, **kwargs)
+    u, v = two_operands(args, kwargs)
     if v.dim() == 1:
         with watch:
             return torch.matmul(u, v.unsqueeze(-1)).squeeze(-1)
@@ -51,18 +47,13 @@ def _rmatmul(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> 
     return _matmul(watch, torch.matmul, (args[1], args[0]), {})
 
 
-@HANDLERS.handles(*spelled("baddbmm"))
-def _baddbmm(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
-    def bind(
-        input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
-    ) -> Any:
-        return input, batch1, batch2, beta, alpha
-
-    offset, u, v, beta, alpha = bind(*args, **kwargs)
-    with watch:
-        scores = torch.bmm(u, v)
-        scores = scores if alpha == 1 else scores * alpha
-        return scores if beta == 0 else scores + (offset if beta == 1 else beta * offset)
+@HANDLERS.composes(*spelled("baddbmm"))
+def _baddbmm(
+    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Tensor:
+    scores = torch.bmm(batch1, batch2)
+    scores = scores if alpha == 1 else scores * alpha
+    return scores if beta == 0 else scores + (input if beta == 1 else beta * input)
 
 
 @HANDLERS.handles(*spelled("einsum"))
@@ -175,42 +166,23 @@ def multiplied(
         return _linear(watch, function, run, u, v, output, examples, axes)
     known = (examples, None) if examples is not None else None
     examples, columns = known or product_examples(of_u, u, of_v, v, output)
-    mark = merged([of_u, of_v], examples).but(planes=())
-    event = watch.tape.new_event()
-    record: AttentionStep | None = None
+    role: Role
     position = _map_position((of_u, of_v), (u, v), axes)
     if position is not None:
-        operands = (u, v) if position == 0 else (v, u)
-        queries_and_keys = _queries_and_keys(operands[0], free[position], axes[position])
-        record = _attention(watch, operands, position, queries_and_keys, event, mark.attentions)
-        facts: dict[str, Any] = {"attention": record, "position": position, "gate": position}
-        flow: Flow = Flow.ATTENTION
-        mark = merged([(of_v, of_u)[position]], examples).but(
-            attention=False,
-            softmax=False,
-            scores=False,
-            attentions=mark.attentions | event,
-            events=mark.events | event,
-        )
+        mark = watch.tape.made(Kind.ATTENTION, (of_u, of_v), examples)
+        places = free[position], axes[position]
+        role = _attention(watch, (u, v), position, places, mark.node)
     else:
-        flow = Flow.PRODUCT
         # Q · (softmax(K)ᵀ · V): queries choose among contexts, as scores choose among values.
-        shares, places = shares_of(watch, (u, v), axes, free)
-        facts = {"mass": shares}
-        if places is not None:
-            facts["places"] = places
+        role = Product(*shares_of(watch, (u, v), axes, free))
         watch.tape.other_mixing.append(watch.names.caller())
-        mark = mark.but(scores=True, events=mark.events | event)
-    mark = mark.but(
-        source=None, base=object(), statistic=False, channels=0, activated=False, features=None
-    )
+        pixels = common_pixels((of_u, of_v))._replace(planes=())
+        mark = watch.tape.made(Kind.PRODUCT, (of_u, of_v), examples, pixels)
     rule = watch.rules.of(torch.matmul)
-    output = watch.record(
-        function, kernel, (u, v), output, rule=rule, flow=flow, mark=mark, **facts
-    )
+    output = watch.record(function, kernel, (u, v), output, rule=rule, role=role, mark=mark)
     # A first one's output tells tokens from features.
-    if record is not None and (watch.tape.keeps_streams or not record.upstream):
-        record.output = output
+    if isinstance(role, AttentionStep) and (watch.tape.keeps_streams or not role.upstream):
+        role.output = output
     if columns is not None:
         watch.tape.marks[output] = mark.but(columns=columns)
     return output
@@ -237,27 +209,23 @@ def _linear(
     found = examples or matmul_examples(mark, x, output, last=of_v is not None)
     tokenwise = run is torch.matmul and of_v is None and weight.dim() == 2
     kernel: Kernel = ProductKernel() if tokenwise else AutogradKernel(ordered)
-    flow = Flow.SPREAD_OVER_FEATURES if tokenwise else Flow.SPREAD_EVENLY
+    role = Flow.SPREAD_OVER_FEATURES if tokenwise else Flow.SPREAD_EVENLY
     if only_averages(weight, axes[of_v is None]):
-        function, flow = torch.mean, Flow.AVERAGED
-    product = weighted(watch, function, kernel, x, weight, None, output, flow, found)
-    if x.dim() > 2 and weight.dim() > 2:  # learned queries, as latents and probes have them
-        known = watch.mark(product)
-        assert known is not None
-        watch.tape.marks[product] = known.but(scores=True)
-    return product
+        function, role = torch.mean, Flow.AVERAGED
+    # Learned queries, as latents and probes have them.
+    kind = Kind.QUERIES if x.dim() > 2 and weight.dim() > 2 else Kind.LINEAR
+    return weighted(watch, function, kernel, x, weight, None, output, role, found, kind=kind)
 
 
 def _attention(
     watch: Context,
-    map_and_values: tuple[Tensor, Tensor],
+    operands: tuple[Tensor, Tensor],
     position: int,
-    axes: tuple[int, int] | None,
-    event: int,
-    upstream: int,
+    places: tuple[Axes, Axes],
+    node: Node,
 ) -> AttentionStep:
     """Note an attention, whose map is the operand at ``position``."""
-    map, values = map_and_values
+    map, values = operands[position], operands[1 - position]
     mark = watch.mark(map)
     assert mark is not None
     record = AttentionStep(
@@ -265,10 +233,10 @@ def _attention(
         name=watch.names.caller(),
         attention=map,
         mark=mark,
-        event=event,
-        upstream=upstream,
-        position=position,
-        axes=axes,
+        event=node.bit,
+        upstream=node.attentions & ~node.bit,
+        gate=position,
+        axes=_queries_and_keys(map, *places),
         values=values if watch.tape.keeps_streams else None,
     )
     watch.tape.attentions.append(record)
@@ -284,13 +252,13 @@ def _map_position(
     weighted mean of values: over learned queries (attention pooling), over predicted weights
     (outlook attention), over the keys alone (factorised attention).
     """
-    of_u, of_v = marks
+    of_u, of_v = (mark.node for mark in marks)
     if of_u.attention != of_v.attention:
         return 0 if of_u.attention else 1
     if of_u.attention or not (of_u.softmax or of_v.softmax):
         return None
     means = [
-        mark.softmax and _sums_to_one(operand, contracted)
+        mark.node.softmax and _sums_to_one(operand, contracted)
         for mark, operand, contracted in zip(marks, operands, axes, strict=True)
     ]
     return means.index(True) if sum(means) == 1 else None
@@ -344,20 +312,8 @@ def _solve_triangular(watch: Context, function: Function, args: Args, kwargs: Kw
         raise watch.unsupported(function, "anything but two activations, the matrix on the left")
     known = [mark for mark in marks if mark is not None]
     output = function(matrix, right, **kwargs)
-    mark = merged(known, broadcast_examples(known[1].examples, right.shape, output.shape))
-    return watch.record(
-        function,
-        AutogradKernel(lambda first, second: function(first, second, **kwargs)),
-        (matrix, right),
-        output,
-        rule=watch.rules.of(function),
-        flow=Flow.UNKNOWN,
-        mark=mark.but(
-            events=mark.events | watch.tape.new_event(),
-            source=None,
-            base=object(),
-            statistic=False,
-            channels=0,
-            features=None,
-        ),
-    )
+    examples = broadcast_examples(known[1].examples, right.shape, output.shape)
+    kernel = AutogradKernel(lambda first, second: function(first, second, **kwargs))
+    rule, mark = watch.rules.of(function), watch.tape.made(Kind.OTHER, known, examples)
+    inputs = (matrix, right)
+    return watch.record(function, kernel, inputs, output, rule=rule, role=Flow.UNKNOWN, mark=mark)

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import (
+    Kind,
     Mark,
     attends_beyond,
     is_function_of_same,
     is_statistic_of,
-    merged,
+    skipped,
 )
+from captum_transformer_lrp.engine.graph.role import Flow, Product, Shares
 from captum_transformer_lrp.engine.watch.apart import common_examples, require_known
 from captum_transformer_lrp.engine.watch.context import Context, Handlers
 from captum_transformer_lrp.rules import GELURule, ScaleRule, registry
@@ -77,38 +78,17 @@ def _scaled(watch: Context, function: Function, run: Callable[..., Tensor], u: A
         if is_statistic_of(of_u, of_v):
             return scaled_by_constant(watch, function, of_v, v, u, output)
         if is_function_of_same(of_u, of_v):
-            return function_of_same(watch, function, run, u, of_u, v, of_v, output)
+            return function_of_same(watch, function, run, u, v, output)
         operands = [(of_u, u), (of_v, v)]
-        mark = merged([of_u, of_v], common_examples(watch, operands, output.shape))
+        examples = common_examples(watch, operands, output.shape)
         # Weights that are broadcast are gates of what they multiply, which is not attention.
         whole = [one for one, value in ((of_u, u), (of_v, v)) if value.shape == output.shape]
-        if whole:
-            mark = mark.but(
-                scores=any(one.scores for one in whole),
-                softmax=any(one.softmax for one in whole),
-                attention=any(one.attention for one in whole),
-            )
-        else:
-            # Each value beside its weight: what sums them over keys is the attention.
-            mark = mark.but(weighed=of_u.attention != of_v.attention, attention=False)
-        product = watch.record(
-            function,
-            AutogradKernel(run),
-            (u, v),
-            output,
-            rule=watch.rules.of(function if function in registry.SCALINGS else torch.mul),
-            flow=Flow.PRODUCT,
-            mark=mark.but(
-                events=mark.events | watch.tape.new_event(),
-                source=None,
-                base=object() if of_u.base is not of_v.base else of_u.base,
-                statistic=of_u.statistic and of_v.statistic,
-                channels=0,
-                activated=False,
-            ),
-            gate=None if of_u.activated == of_v.activated else int(of_v.activated),
-            mass=_gate_factors(of_u, of_v),
-        )
+        first, second = of_u.node.activated, of_v.node.activated
+        rule = watch.rules.of(function if function in registry.SCALINGS else torch.mul)
+        role = Product(_gate_shares(of_u, of_v), gate=None if first == second else int(second))
+        mark = watch.tape.made(Kind.GATE, (of_u, of_v), examples, like=whole)
+        kernel = AutogradKernel(run)
+        product = watch.record(function, kernel, (u, v), output, rule=rule, role=role, mark=mark)
         if run is torch.mul:
             watch.tape.made_of.products[product] = u, v
         return product
@@ -126,21 +106,17 @@ def _complex_scaled(watch: Context, function: Function, u: Any, v: Any) -> Tenso
         return torch.complex(u.real * v.real - u.imag * v.imag, u.real * v.imag + u.imag * v.real)
 
 
-def _gate_factors(of_u: Mark, of_v: Mark) -> tuple[float, float]:
+def _gate_shares(of_u: Mark, of_v: Mark) -> Shares:
     """Of two factors the one that has been attended to takes the mass, as a gate chooses among it.
 
     Else mass of ``x * gate(x)`` stays with x, and of two branches each takes half.
     """
     shares = shares_by_attention(of_u, of_v)
-    if shares[0] == shares[1] and of_u.events != of_v.events:
-        if of_u.events & ~of_v.events == 0:
-            return 1.0, 0.0
-        if of_v.events & ~of_u.events == 0:
-            return 0.0, 1.0
-    return shares
+    stream = skipped(of_u.node, of_v.node) if shares[0] == shares[1] else None
+    return shares if stream is None else ((1.0, 0.0), (0.0, 1.0))[stream]
 
 
-def shares_by_attention(of_u: Mark, of_v: Mark) -> tuple[float, float]:
+def shares_by_attention(of_u: Mark, of_v: Mark) -> Shares:
     """Mass of a product goes to the factor that has been attended to; else half to each."""
     attended = attends_beyond(of_u, of_v), attends_beyond(of_v, of_u)
     if attended[0] != attended[1]:
@@ -149,64 +125,38 @@ def shares_by_attention(of_u: Mark, of_v: Mark) -> tuple[float, float]:
 
 
 def function_of_same(
-    watch: Context,
-    function: Function,
-    run: Callable[..., Tensor],
-    u: Tensor,
-    of_u: Mark,
-    v: Tensor,
-    of_v: Mark,
-    output: Tensor,
+    watch: Context, function: Function, run: Function, u: Tensor, v: Tensor, output: Tensor
 ) -> Tensor:
     """Record an activation function spelled out, such as ``x * (1 + tanh(x))``: all goes to x.
 
     Both operands are functions of the same elements, and the one that is so more directly takes
     the relevance and the mass of each, as it would take them from ``F.gelu``.
     """
-    direct, of_direct = (v, of_v) if of_v.events & ~of_u.events == 0 else (u, of_u)
-    if of_u.events & ~of_v.events == 0:
-        direct, of_direct = u, of_u
-    return watch.record(
-        function,
-        AutogradKernel(run),
-        (direct,),
-        output,
-        rule=watch.rules.of_module() or _ACTIVATION,
-        flow=Flow.KEEP,
-        mark=of_direct.but(
-            events=of_u.events | of_v.events, source=None, channels=0, activated=True
-        ),
-    )
+    of_u, of_v = watch.tape.marks[u], watch.tape.marks[v]
+    is_v = skipped(of_u.node, of_v.node) == 1
+    direct, of_direct, of_other = (v, of_v, of_u) if is_v else (u, of_u, of_v)
+    marks, examples = (of_direct, of_other), of_direct.examples
+    mark = watch.tape.made(Kind.ACTIVATION, marks, examples, like=(of_direct,))
+    kernel, rule = AutogradKernel(run), watch.rules.of_module() or _ACTIVATION
+    return watch.record(function, kernel, (direct,), output, rule=rule, role=Flow.KEEP, mark=mark)
 
 
 def scaled_by_constant(
-    watch: Context,
-    function: Function,
-    mark: Mark,
-    x: Tensor,
-    by: Any,
-    output: Tensor,
+    watch: Context, function: Function, mark: Mark, x: Tensor, by: Any, output: Tensor
 ) -> Tensor:
     """Record ``x`` scaled by a constant, a parameter or a statistic of itself."""
     constant = by if isinstance(by, Tensor) and by.dim() > 0 else None
     of_by = watch.mark(by)
     if of_by is not None and mark.examples.known:
         require_known(watch, of_by)
+    examples = broadcast_examples(mark.examples, x.shape, output.shape)
+    channels, role = (0, Flow.KEEP) if constant is None else (constant.numel(), Flow.MASKED)
     scaled = watch.record(
-        function,
-        AutogradKernel(torch.mul),
-        (x,),
-        output,
+        function, AutogradKernel(torch.mul), (x,), output, constant=constant, role=role,
         rule=watch.rules.of_module() or _SCALE,
-        flow=Flow.KEEP if constant is None else Flow.MASKED,
-        mark=mark.but(
-            examples=broadcast_examples(mark.examples, x.shape, output.shape),
-            source=None,
-            channels=0 if constant is None else constant.numel(),
-        ),
-        constant=constant,
-    )
-    if not (of_by is not None or mark.scores or mark.softmax):  # maps are no tokens, and large
+        mark=watch.tape.made(Kind.ELEMENTWISE, (mark,), examples, channels=channels),
+    )  # fmt: skip
+    if not (of_by is not None or mark.node.scores or mark.node.softmax):  # maps are large
         watch.tape.made_of.sources[scaled] = x
     return scaled
 
@@ -224,7 +174,10 @@ def detached(watch: Context, value: Any) -> Mark | None:
     return mark
 
 
+_OPERANDS = ("input", "self", "other", "mat2", "vec")
+
+
 def two_operands(args: Args, kwargs: Kwargs) -> tuple[Any, Any]:
     """The operands of a binary operation, however they were passed."""
-    values = (*args, *(kwargs[name] for name in ("input", "self", "other") if name in kwargs))
+    values = (*args, *(kwargs[name] for name in _OPERANDS if name in kwargs))
     return values[0], values[1]

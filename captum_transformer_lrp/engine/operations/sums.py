@@ -10,15 +10,15 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.ancestors import before_copies
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import (
+    Kind,
     Mark,
     attends_beyond,
     is_function_of_same,
     is_statistic_of,
-    merged,
 )
-from captum_transformer_lrp.engine.graph.seen import Residual, Stream
+from captum_transformer_lrp.engine.graph.role import Flow, Sum
+from captum_transformer_lrp.engine.graph.seen import Residual
 from captum_transformer_lrp.engine.operations.scaling import (
     detached,
     function_of_same,
@@ -79,7 +79,7 @@ def _subtracted(watch: Context, function: Function, u: Any, v: Any, alpha: Any) 
     of_u = watch.mark(u)
     of_v = watch.mark(v) or detached(watch, v)
     if of_u is not None and of_v is not None and is_statistic_of(of_v, of_u):
-        if not (of_u.scores and v.numel() == 1):  # which a softmax knows nothing of
+        if not (of_u.node.scores and v.numel() == 1):  # which a softmax knows nothing of
             require_known(watch, of_v)
         output = watch.made(torch.sub, u, v, alpha=alpha)
         return scaled_by_constant(watch, function, of_u, u, 1.0, output)
@@ -110,26 +110,20 @@ def _summed(watch: Context, function: Function, u: Any, v: Any) -> Any:
         constant = constant.to(x.dtype)
     # No value of its own for every token, but one for every output, or for each of Q, K and V.
     is_bias = (
-        mark.channels > 0
-        and mark.channels % max(constant.numel(), 1) == 0
+        mark.node.channels > 0
+        and mark.node.channels % max(constant.numel(), 1) == 0
         and not watch.names.is_repeated(constant)
     )
     takes_nothing = is_bias and not watch.rules.of(F.linear).shares_with_bias
-    mark = mark.but(
-        examples=broadcast_examples(mark.examples, x.shape, output.shape), source=None, channels=0
-    )
+    examples = broadcast_examples(mark.examples, x.shape, output.shape)
+    mark = watch.tape.made(Kind.ELEMENTWISE, (mark,), examples)
     require_known(watch, mark)
+    name = watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else ""
+    kernel, rule = AutogradKernel(torch.add), _rule(watch, x, constant, takes_nothing=takes_nothing)
     return watch.record(
-        function,
-        AutogradKernel(torch.add),
-        (x,),
-        output,
-        rule=_rule(watch, x, constant, takes_nothing=takes_nothing),
-        flow=Flow.KEEP,
-        mark=mark,
+        function, kernel, (x,), output, rule=rule, role=Flow.KEEP, mark=mark, name=name,
         constant=constant,
-        name=watch.names.title(v if of_u is not None else u) if watch.tape.keeps_books else "",
-    )
+    )  # fmt: skip
 
 
 def _copied(watch: Context, x: Tensor, mark: Mark) -> Tensor:
@@ -150,7 +144,7 @@ def _rule(watch: Context, u: Tensor, v: Tensor, *, takes_nothing: bool = False) 
 def _lie_apart(watch: Context, u: Tensor, v: Tensor) -> bool:
     """Whether operands that have been padded with zeros lie in each other's padding."""
     moved = [watch.tape.made_of.moved.get(one) for one in (u, v)]
-    padded = any(one is not None and one[1][0] in _PADS for one in moved)
+    padded = any(one is not None and one[1] in _PADS for one in moved)
     return padded and not bool(((u != 0) & (v != 0)).any())
 
 
@@ -159,86 +153,40 @@ def _skip_add(
 ) -> Tensor:
     output = watch.made(torch.add, u, v)
     if is_function_of_same(of_u, of_v):
-        return function_of_same(watch, function, torch.add, u, of_u, v, of_v, output)
+        return function_of_same(watch, function, torch.add, u, v, output)
     examples = common_examples(watch, [(of_u, u), (of_v, v)], output.shape)
-    mark = merged([of_u, of_v], examples)
-    stream = _stream(of_u, of_v)
-    attends = False
-    if stream is not None:
-        skipped, branch = (of_u, of_v) if stream == 0 else (of_v, of_u)
-        attends = attends_beyond(branch, skipped)
-        through_branch = 1.0 if attends else 0.0
-        factors = (1.0, through_branch) if stream == 0 else (through_branch, 1.0)
-        through_attention = (0.0, 1.0) if stream == 0 else (1.0, 0.0)
-        branch_attentions = branch.attentions & ~skipped.attentions
-        if attends:
-            tokens = before_copies(watch.tape, (u, v)[stream], (u, v)[1 - stream])
-            watch.tape.streams.append(Stream(tokens, branch_attentions, (u, v)[1 - stream]))
-        # What the branch is made of ends here: the stream stays what it was.
-        mark = mark.but(
-            events=skipped.events,
-            scores=skipped.scores,
-            softmax=skipped.softmax,
-            attention=skipped.attention,
-        )
+    mark = watch.tape.made(Kind.SUM, (of_u, of_v), examples)
+    skips = mark.node.stream is not None
+    if not skips:
+        role = _without_stream(watch, of_u, of_v)
+    elif mark.node.stream == 0:
+        around = of_v.node.attentions & ~of_u.node.attentions
+        role, skipped, branch = Sum((1.0, float(around > 0)), (0, around)), u, v
     else:
-        terms = watch.tape.made_of.terms_of(u), watch.tape.made_of.terms_of(v)
-        factors, through_attention, branch_attentions = _without_stream(watch, of_u, of_v, terms)
-    features = of_u.features if of_u.features is not None else of_v.features
-    mark = mark.but(source=None, features=features)
-    output = watch.record(
-        function,
-        AutogradKernel(torch.add),
-        (u, v),
-        output,
-        rule=_rule(watch, u, v),
-        flow=Flow.SKIP_ADD,
-        mark=mark,
-        mass=factors,
-        branch=branch_attentions,
-        mass_through_branch=through_attention,
-    )
-    if stream is None:
-        watch.tape.made_of.terms[output] = sum(terms)
-    elif of_u.base is not of_v.base:
-        tensor, skipped_by = (u, v) if stream == 0 else (v, u)
-        tokens = before_copies(watch.tape, tensor, skipped_by) if attends else tensor
-        residual = Residual(tokens, tensor, skipped_by, output, attends)
-        watch.tape.note_residual(residual, branch_attentions)
+        around = of_u.node.attentions & ~of_v.node.attentions
+        role, skipped, branch = Sum((float(around > 0), 1.0), (around, 0)), v, u
+    kernel, rule = AutogradKernel(torch.add), _rule(watch, u, v)
+    output = watch.record(function, kernel, (u, v), output, rule=rule, role=role, mark=mark)
+    if skips and of_u.node.base is not of_v.node.base:
+        tokens = before_copies(watch.tape, skipped, branch) if around else skipped
+        watch.tape.note_skip(Residual(tokens, branch, around, skipped, output))
     return output
 
 
-def _stream(of_u: Mark, of_v: Mark) -> int | None:
-    """Which of two operands is what skips the other, if one is."""
-    if of_u.events == of_v.events:
-        return None
-    if of_u.events & ~of_v.events == 0:
-        return 0
-    return 1 if of_v.events & ~of_u.events == 0 else None
-
-
-Shares = tuple[float, float]
-
-
-def _without_stream(
-    watch: Context, of_u: Mark, of_v: Mark, terms: tuple[int, int]
-) -> tuple[Shares, Shares, int]:
+def _without_stream(watch: Context, of_u: Mark, of_v: Mark) -> Sum:
     """The mass of two operands neither of which is made of the other.
 
-    Where they are sums themselves, of as many as ``terms`` says, each term gets the same.
-
-    Returns:
-        Their shares; the same where all mass is to go through the attentions of a branch; and
-        the bits of these attentions.
+    Where they are sums themselves, each term gets the same.
     """
     attending = [attends_beyond(of_u, of_v), attends_beyond(of_v, of_u)]
     if all(attending):
-        return (1.0, 1.0), (1.0, 0.0), 0
+        return Sum((1.0, 1.0))
     if not any(attending):
-        return (terms[0] / sum(terms), terms[1] / sum(terms)), (1.0, 0.0), 0
-    through_attention = (1.0, 0.0) if attending[0] else (0.0, 1.0)
+        terms = of_u.node.terms, of_v.node.terms
+        return Sum((terms[0] / sum(terms), terms[1] / sum(terms)))
     branch, beside = (of_u, of_v) if attending[0] else (of_v, of_u)
     # A shortcut that is projected, as to merge tokens, is a shortcut; an MLP beside is not.
     if watch.tape.is_linear_beside(beside, branch):
-        return (1.0, 1.0), through_attention, branch.attentions & ~beside.attentions
-    return through_attention, through_attention, 0
+        around = branch.node.attentions & ~beside.node.attentions
+        return Sum((1.0, 1.0), (around, 0) if attending[0] else (0, around))
+    return Sum((1.0, 0.0) if attending[0] else (0.0, 1.0))

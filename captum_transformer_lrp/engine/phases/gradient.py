@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Saved, Step
+from captum_transformer_lrp.engine.graph.op import NATIVE, Keeps, Op, Phase, Saved
 from captum_transformer_lrp.rules.kernels import SoftmaxKernel
 from captum_transformer_lrp.rules.rows import on_rows
 
@@ -18,17 +18,17 @@ class Gradient(Phase):
     follows_graph: ClassVar[bool] = True
 
     @classmethod
-    def needs(cls, step: Step) -> Keeps:
+    def needs(cls, op: Op) -> Keeps:
         """See :class:`Phase`."""
-        if step.has_graph:
+        if op.has_graph:
             return Keeps.SHAPES
-        return Keeps.OUTPUT if isinstance(step.kernel, SoftmaxKernel) else Keeps.VALUES
+        return Keeps.OUTPUT if isinstance(op.kernel, SoftmaxKernel) else Keeps.VALUES
 
-    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+    def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
-        if step.has_graph:
+        if op.has_graph:
             return NATIVE
-        call = step.call(saved)
+        call = op.call(saved)
         if isinstance(call.kernel, SoftmaxKernel):
             return (call.kernel.vjp_at(call.output, arrived),)
         if call.kernel.by_row:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.step import Books, Keeps, Phase, Saved, Step
+from captum_transformer_lrp.engine.graph.op import Books, Keeps, Op, Phase, Saved
 
 
 class Relevance(Phase):
@@ -24,24 +24,24 @@ class Relevance(Phase):
         self._explicit_zeros = explicit_zeros
 
     @classmethod
-    def needs(cls, step: Step) -> Keeps:
+    def needs(cls, op: Op) -> Keeps:
         """See :class:`Phase`."""
-        return Keeps.VALUES if step.rule.reads_values else Keeps.SHAPES
+        return Keeps.VALUES if op.rule.reads_values else Keeps.SHAPES
 
-    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+    def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
 
         def absorb(amount: Callable[[], Tensor]) -> None:
             if self.books is not None:
-                self.books.absorb(step.name, amount())
+                self.books.absorb(op.name, amount())
 
-        call = step.call(saved, absorb=absorb, keeps_books=self.books is not None)
-        found = step.rule.relevance(call, arrived)
+        call = op.call(saved, absorb=absorb, keeps_books=self.books is not None)
+        found = op.rule.relevance(call, arrived)
         parts = (found,) if isinstance(found, Tensor) else tuple(found)
-        if len(parts) != step.inputs:
+        if len(parts) != op.inputs:
             raise ValueError(
-                f"{step.rule!r} returned {len(parts)} relevances for the {step.inputs} inputs "
-                f"of {getattr(step.function, '__name__', step.function)}"
+                f"{op.rule!r} returned {len(parts)} relevances for the {op.inputs} inputs "
+                f"of {getattr(op.function, '__name__', op.function)}"
             )
         if self._explicit_zeros:
             return tuple(

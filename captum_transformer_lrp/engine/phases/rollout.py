@@ -16,9 +16,10 @@ from typing import ClassVar, Final, TypeAlias
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.flow import Flow
+from captum_transformer_lrp.engine.graph.grids import Patches
+from captum_transformer_lrp.engine.graph.op import NATIVE, Keeps, Op, Phase, Saved
+from captum_transformer_lrp.engine.graph.role import Flow, Product, Role, Scattered, Sum
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.step import NATIVE, Keeps, Phase, Saved, Step
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules import Call
 from captum_transformer_lrp.rules.kernels import MatmulKernel, sum_to_shape
@@ -52,16 +53,16 @@ class Rollout(Phase):
         self.through = through
         self.reaches_pixels = reaches_pixels
         self.holds_back = False
-        self.held_back: dict[Step, Tensor] = {}
+        self.held_back: dict[Op, Tensor] = {}
 
     @classmethod
-    def needs(cls, step: Step) -> Keeps:
+    def needs(cls, op: Op) -> Keeps:
         """See :class:`Phase`."""
-        return Keeps.VALUES if step.flow in _READS_VALUES else Keeps.SHAPES
+        return Keeps.VALUES if _kind(op.role) in _READS_VALUES else Keeps.SHAPES
 
-    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+    def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
-        return _MASS[step.flow](self, step, step.call(saved), arrived)
+        return _MASS[_kind(op.role)](self, op, op.call(saved), arrived)
 
 
 class Arrivals(Rollout):
@@ -79,54 +80,58 @@ class Arrivals(Rollout):
         self._place = place
         self.found: Tensor | None = None
 
-    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+    def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
-        attention: AttentionStep | None = step.facts.get("attention")
-        if attention is None or attention.index != self._place:
-            return super().pull(step, saved, arrived)
-        call, position = step.call(saved), step.facts["position"]
+        role = op.role
+        if not isinstance(role, AttentionStep) or role.index != self._place:
+            return super().pull(op, saved, arrived)
+        call, position = op.call(saved), role.gate
         shapes = list(call.inputs)
         shapes[1 - position] = torch.ones_like(shapes[1 - position])
         self.found = call.vjp(arrived, inputs=shapes)[position]
         return (None, None)
 
 
+_Kind: TypeAlias = Flow | type
 _Masses: TypeAlias = Sequence[Tensor | None]
-_Mass: TypeAlias = Callable[[Rollout, Step, Call, Tensor], _Masses]
+_Mass: TypeAlias = Callable[[Rollout, Op, Call, Tensor], _Masses]
 
-_MASS: Final[dict[Flow, _Mass]] = {}
-"""For each flow the mass of each input, None for none, then that of the pixels; or ``NATIVE``."""
+_MASS: Final[dict[_Kind, _Mass]] = {}
+"""For each role the mass of each input, None for none, then that of the pixels; or ``NATIVE``."""
 
-_READS_VALUES: Final[set[Flow]] = set()
+_READS_VALUES: Final[set[_Kind]] = set()
 """What looks at the values of an operation's inputs and output, not only at their shapes."""
 
 
-def _passes(flow: Flow, *, reads_values: bool = False) -> Callable[[_Mass], _Mass]:
-    """Register how token mass passes an operation of this flow."""
+def _kind(role: Role) -> _Kind:
+    return role if isinstance(role, Flow) else type(role)
+
+
+def _passes(*kinds: _Kind, reads_values: bool = False) -> Callable[[_Mass], _Mass]:
+    """Register how token mass passes an operation of these roles."""
 
     def register(mass: _Mass) -> _Mass:
-        _MASS[flow] = mass
-        if reads_values:
-            _READS_VALUES.add(flow)
+        _MASS.update(dict.fromkeys(kinds, mass))
+        _READS_VALUES.update(kinds if reads_values else ())
         return mass
 
     return register
 
 
 @_passes(Flow.KEEP)
-def _keep(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _keep(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """Element by element: every element keeps its mass."""
     return (sum_to_shape(mass, call.inputs[0].shape),)
 
 
 @_passes(Flow.NATIVE)
-def _native(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _native(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """Pooling: what the derivative does."""
     return NATIVE
 
 
 @_passes(Flow.SUMMANDS, reads_values=True)
-def _summands(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _summands(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """A sum: each output's mass goes in equal parts to the summands that are not exactly 0.
 
     So a sum over heads is E_h of eq. 13, a dot product keeps its token's mass, and under a mean
@@ -139,13 +144,13 @@ def _summands(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses
 
 
 @_passes(Flow.BLOCKED)
-def _blocked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _blocked(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """Attention weights send no mass to the scores that they come from."""
     return (None,)
 
 
 @_passes(Flow.MASKED)
-def _masked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _masked(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """Scaling by a constant keeps mass, but for what is multiplied by zero."""
     assert call.constant is not None
     kept = mass * (call.constant != 0)
@@ -153,7 +158,7 @@ def _masked(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
 
 
 @_passes(Flow.SPREAD_EVENLY)
-def _spread_evenly(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _spread_evenly(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """A linear layer: each output's mass goes in equal parts to the inputs that it is made from."""
     assert call.weight is not None
     (x,) = call.inputs
@@ -163,7 +168,7 @@ def _spread_evenly(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _M
 
 
 @_passes(Flow.AVERAGED)
-def _averaged(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _averaged(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """A mean or a sum by a product with constants: each output's mass goes where they are."""
     assert call.weight is not None
     ones = torch.ones_like(call.inputs[0])
@@ -172,74 +177,70 @@ def _averaged(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses
 
 
 @_passes(Flow.SPREAD_OVER_FEATURES)
-def _spread_over_features(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _spread_over_features(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """``F.linear``: each token's mass, spread evenly over its input features."""
     (x,) = call.inputs
     return ((mass.sum(-1, keepdim=True) / x.shape[-1]).expand_as(x),)
 
 
 @_passes(Flow.TO_PIXELS)
-def _to_pixels(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _to_pixels(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """A convolution that makes tokens: their mass goes to the pixels that they are made from.
 
     Bilinearly upsampled, as the paper does, and past the convolutions in between: further down no
     attention follows that could move it.
     """
     if not rollout.reaches_pixels:
-        return _spread_evenly(rollout, step, call, mass)
-    grid = step.mark.grid
+        return _spread_evenly(rollout, op, call, mass)
+    grid = op.mark.pixels.grid
     assert grid is not None
     return None, grid.at_pixels(mass.sum(-1 - len(grid.axes), keepdim=True))
 
 
-@_passes(Flow.PATCHES_TO_PIXELS)
-def _patches_to_pixels(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+@_passes(Patches, Scattered)
+def _patches_to_pixels(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """``F.linear`` of patches that were cut out of an image, as the convolution that it is.
 
     Where they are no regular grid, each patch's mass is the same at all of its pixels.
     """
     if not rollout.reaches_pixels:
-        return _spread_over_features(rollout, step, call, mass)
-    patches = step.facts["patches"]
-    if patches is None:
-        (x,) = call.inputs
-        return ((mass.sum(-1, keepdim=True) / step.facts["channels"]).expand_as(x),)
-    of_tokens = mass.sum(-1).flatten()[patches.tokens]
-    return None, patches.grid.at_pixels(of_tokens.unsqueeze(1))
+        return _spread_over_features(rollout, op, call, mass)
+    if isinstance(op.role, Scattered):
+        return ((mass.sum(-1, keepdim=True) / op.role.channels).expand_as(call.inputs[0]),)
+    assert isinstance(op.role, Patches)
+    of_tokens = mass.sum(-1).flatten()[op.role.tokens]
+    return None, op.role.grid.at_pixels(of_tokens.unsqueeze(1))
 
 
-@_passes(Flow.SKIP_ADD)
-def _skip_add(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
-    """``A + B``: by ``step.facts["mass"]``, for each operand the factor of the mass it is given.
-
-    Around an attention that all mass is to go through (``rollout.through``) nothing is skipped.
-    """
-    factors = step.facts["mass"]
-    if rollout.through & step.facts["branch"]:
-        factors = step.facts["mass_through_branch"]
+@_passes(Sum)
+def _skip_add(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
+    """``A + B``: around an attention that all mass is to go through nothing is skipped."""
+    assert isinstance(op.role, Sum)
+    through = [bool(rollout.through & bits) for bits in op.role.attentions]
+    shares = through if any(through) else op.role.shares
     return tuple(
-        sum_to_shape(mass * factor, value.shape) if factor else None
-        for factor, value in zip(factors, call.inputs, strict=True)
+        sum_to_shape(mass * share, value.shape) if share else None
+        for share, value in zip(shares, call.inputs, strict=True)
     )
 
 
-@_passes(Flow.ATTENTION)
-def _attention(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+@_passes(AttentionStep)
+def _attention(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """``A @ V``: mass goes to the values by the weighted map.
 
     While mass is held back, it is kept here; it goes on with what arrives the next time.
     """
-    attention: AttentionStep = step.facts["attention"]
-    position: int = step.facts["position"]
-    weighted = rollout.maps.get(attention.index)
+    assert isinstance(op.role, AttentionStep)
+    position = op.role.gate
+    weighted = rollout.maps.get(op.role.index)
     if weighted is None:
         return (None, None)
     if rollout.holds_back:
-        rollout.held_back[step] = mass
+        rollout.held_back[op] = mass
         return (None, None)
     operands = list(call.inputs)
     operands[position] = weighted.to(mass.dtype)
-    arrived = [mass, rollout.held_back[step]] if step in rollout.held_back else [mass]
+    arrived = [mass, rollout.held_back[op]] if op in rollout.held_back else [mass]
     if isinstance(call.kernel, MatmulKernel):
         values = operands[1 - position]
         features = -1 if position == 0 else -2
@@ -256,8 +257,8 @@ def _attention(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masse
     return (None, to_values) if position == 0 else (to_values, None)
 
 
-@_passes(Flow.PRODUCT, reads_values=True)
-def _product(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+@_passes(Product, reads_values=True)
+def _product(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """A product of two activations that is no attention: by the size of what is multiplied.
 
     Where queries are compared with places, what goes to the places is held back as by an attention.
@@ -265,25 +266,25 @@ def _product(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     sizes = [value.abs() for value in call.inputs]
     total = call.forward(*sizes).clamp(min=torch.finfo(mass.dtype).tiny)
     parts = call.vjp(mass / total, inputs=sizes)
-    factors: Sequence[float] = step.facts.get("mass", (0.5, 0.5))
+    assert isinstance(op.role, Product)
     found = [
-        size * part * factor if factor else None
-        for size, part, factor in zip(sizes, parts, factors, strict=True)
+        size * part * share if share else None
+        for size, part, share in zip(sizes, parts, op.role.shares, strict=True)
     ]
-    places = step.facts.get("places")
+    places = op.role.places
     if places is not None:
         of_places = found[places]
         assert of_places is not None
         if rollout.holds_back:
-            rollout.held_back[step] = of_places
+            rollout.held_back[op] = of_places
             found[places] = None
-        elif step in rollout.held_back:
-            found[places] = of_places + rollout.held_back[step]
+        elif op in rollout.held_back:
+            found[places] = of_places + rollout.held_back[op]
     return found
 
 
 @_passes(Flow.ACCUMULATION, reads_values=True)
-def _accumulation(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _accumulation(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """A sum of several tensors' elements: by the size of what is added."""
     sizes = [value.abs() for value in call.inputs]
     total = call.forward(*sizes)
@@ -292,7 +293,7 @@ def _accumulation(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Ma
 
 
 @_passes(Flow.UNKNOWN, reads_values=True)
-def _unknown(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _unknown(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """Nothing is known of it: mass goes to inputs of its shape, else by the magnitudes of eq. 2."""
     alike = [value.shape == mass.shape for value in call.inputs]
     if any(alike):
@@ -303,7 +304,7 @@ def _unknown(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
     count = call.examples.count
     if count > 1 and any(size.shape[0] != count for size in (*sizes, mass)):
         raise ExplanationError(
-            f"{step.name} mixes or folds the examples of the batch by an operation without a rule: "
+            f"{op.name} mixes or folds the examples of the batch by an operation without a rule: "
             "explain one example at a time"
         )
     rows = [size.reshape(count, -1).sum(1) for size in sizes]
@@ -312,13 +313,13 @@ def _unknown(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
 
 
 @_passes(Flow.REFUSED, reads_values=True)
-def _refused(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _refused(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """A call without a rule raises where mass comes to it, as where relevance does."""
-    return tuple(step.rule.relevance(call, mass))
+    return tuple(op.rule.relevance(call, mass))
 
 
 @_passes(Flow.UNIT, reads_values=True)
-def _unit(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
+def _unit(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     """A module explained as a whole: tokens keep their mass if the shape says that they can."""
     first, *others = call.inputs
     if first.shape == mass.shape:
@@ -327,7 +328,7 @@ def _unit(rollout: Rollout, step: Step, call: Call, mass: Tensor) -> _Masses:
         kept = (mass.sum(-1, keepdim=True) / first.shape[-1]).expand_as(first)
     else:
         raise ExplanationError(
-            f"{step.name} turns {tuple(first.shape)} into {tuple(mass.shape)}, so its rule alone "
+            f"{op.name} turns {tuple(first.shape)} into {tuple(mass.shape)}, so its rule alone "
             "does not say which token is which: explain it without a rule of its own"
         )
     return (kept, *(None for _ in others))

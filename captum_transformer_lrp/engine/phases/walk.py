@@ -5,14 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
+from captum_transformer_lrp.engine.graph.op import Keeps, Op, Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
-from captum_transformer_lrp.engine.graph.step import Keeps, Phase, Step
 from captum_transformer_lrp.engine.graph.switch import TapeSwitch
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.phases.rollout import Rollout
@@ -44,17 +44,17 @@ def at_entries(
         (N, positions, classes), on the tape; None unless ``output`` is that of a linear layer with
         a plain weight, examples first, whose inputs were kept.
     """
-    node = output.grad_fn
-    step = getattr(node, "step", None)
-    if node is None or not isinstance(step, Step) or tape.keeps_books:
+    node: Any = output.grad_fn
+    op = getattr(node, "op", None)
+    if not isinstance(op, Op) or tape.keeps_books:
         return None
-    examples = step.mark.examples
+    examples = op.mark.examples
     in_front = examples.count == 1 or (examples.axis == 0 and examples.index is None)
     is_whole = output.shape[0] == examples.count
-    if not (step.kernel.by_row and step.keeps is Keeps.VALUES and in_front and is_whole):
+    if not (op.kernel.by_row and node.keeps is Keeps.VALUES and in_front and is_whole):
         return None
-    value, x, *others = node.saved_tensors  # type: ignore[attr-defined]
-    is_plain = isinstance(step.kernel, LinearKernel) and type(others[0]) in (Tensor, nn.Parameter)
+    value, x, *others = node.saved_tensors
+    is_plain = isinstance(op.kernel, LinearKernel) and type(others[0]) in (Tensor, nn.Parameter)
     if value.shape != output.shape or not is_plain:
         return None
     index = torch.tensor(positions, device=x.device).unbind(1)
@@ -63,8 +63,10 @@ def at_entries(
     entries = (slice(None), *(one[:, None] for one in index), chosen)
     others = [one.detach()[chosen] for one in others]  # of each class a row and a bias
     with torch.enable_grad():
-        part: Tensor = TapeSwitch.apply(tape, step, None, None, value[entries], x[rows], *others)
-    tape.marks[part] = step.mark
+        part: Tensor = TapeSwitch.apply(
+            tape, op, Keeps.VALUES, None, None, value[entries], x[rows], *others
+        )
+    tape.marks[part] = op.mark
     return part
 
 
@@ -130,7 +132,7 @@ def backward_to_each(
     lowest = [
         map
         for map, step in zip(maps, steps, strict=True)
-        if not any(step.mark.attentions & below.event for below in steps)
+        if not any(step.mark.node.attentions & below.event for below in steps)
     ]
     hooks = [map.register_hook(partial(note, place)) for place, map in enumerate(maps)]
     try:

@@ -55,6 +55,6 @@ class CallRules:
 
     def reads_pixels(self, mark: Mark, function: Function) -> bool:
         """Whether a linear operation reads raw pixels or samples, rather than embeddings."""
-        if mark.source is None:
+        if mark.node.source is None:
             return False
-        return function in CONVOLUTIONS or self.input_dims.get(mark.source, 0) >= 4
+        return function in CONVOLUTIONS or self.input_dims.get(mark.node.source, 0) >= 4

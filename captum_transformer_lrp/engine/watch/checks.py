@@ -259,7 +259,7 @@ def check_finite_output(output: Tensor) -> None:
 def check_attention(tape: Tape, output: Tensor) -> None:
     """Raise for a model without a softmax between tokens, naming what it has in its place."""
     mark = tape.mark(output)
-    if mark is not None and mark.attentions:
+    if mark is not None and mark.node.attentions:
         return
     instead = ""
     if tape.other_mixing:

@@ -13,8 +13,8 @@ from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 
 from captum_transformer_lrp.engine.graph import books, switch
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, title
-from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.role import Flow, Role
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.unit import Unit
@@ -167,7 +167,7 @@ class Context:
         output: Tensor,
         *,
         rule: Rule,
-        flow: Flow,
+        role: Role,
         mark: Mark,
         name: str | None = None,
         **more: Any,
@@ -176,12 +176,12 @@ class Context:
 
         What its rule absorbs is reported under ``name``, or else under the calling module's.
         """
-        if mark.columns is not None and (mark.softmax or flow not in (Flow.KEEP, Flow.MASKED)):
+        if mark.columns is not None and (mark.node.softmax or role not in (Flow.KEEP, Flow.MASKED)):
             self.refuse_mixed()
         if name is None:
             name = self.names.caller() if self.tape.keeps_books else ""
-        facts = {"rule": rule, "flow": flow, "mark": mark, "name": name, **more}
-        return switch.record(self.tape, function, kernel, inputs, output, **facts)
+        more |= {"rule": rule, "role": role, "mark": mark, "name": name}
+        return switch.record(self.tape, function, kernel, inputs, output, **more)
 
     def report_constants(
         self,
@@ -222,6 +222,31 @@ class Handlers(dict[Function, Handler]):
         def enter(handler: Handler) -> Handler:
             self.update(dict.fromkeys(functions, handler))
             return handler
+
+        return enter
+
+    def binds(self, *functions: Function) -> Callable[[Function], Function]:
+        """Decorator: the same for one that takes the arguments themselves, behind the function."""
+
+        def enter(handler: Function) -> Function:
+            @self.handles(*functions)
+            def bound(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+                return handler(watch, function, *args, **kwargs)
+
+            return handler
+
+        return enter
+
+    def composes(self, *functions: Function) -> Callable[[Function], Function]:
+        """Decorator: ``functions`` are made as another says, whose calls are watched in turn."""
+
+        def enter(composite: Function) -> Function:
+            @self.binds(*functions)
+            def watched(watch: Context, function: Function, *args: Any, **kwargs: Any) -> Any:
+                with watch:
+                    return composite(*args, **kwargs)
+
+            return composite
 
         return enter
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
-from captum_transformer_lrp.engine.graph.step import Phase
+from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.watch.context import Context

@@ -19,7 +19,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
     title,
 )
-from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.marks import Kind, Mark
 from captum_transformer_lrp.engine.graph.structure import OUT_OF_PLACE
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
@@ -91,7 +91,7 @@ def _set_item(watch: Context, target: Tensor, index: Any, value: Any) -> Tensor:
     of_target, of_value = watch.mark(target), watch.mark(value)
     examples = _written_examples(of_target, target, of_value, value, written)
     marks = [mark for mark in (of_target, of_value) if mark is not None]
-    watch.tape.marks[changed] = moves.joined(marks, examples)
+    watch.tape.marks[changed] = watch.tape.made(Kind.JOIN, marks, examples)
     watch.report_constants(changed, [target, value], again)
     return changed
 

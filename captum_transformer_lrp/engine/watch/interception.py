@@ -261,7 +261,7 @@ class Interception(TorchFunctionMode):
         mark = self.tape.mark(tensor)
         if mark is None:
             return tensor
-        if mark.unit is not None and mark.unit is not unit:
+        if mark.node.unit is not None and mark.node.unit is not unit:
             return unit_calls.leave_unit(self.context, tensor, mark)
         return tensor
 

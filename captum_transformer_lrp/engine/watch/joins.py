@@ -12,8 +12,8 @@ from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs, replace_tensors
 from captum_transformer_lrp.engine.graph.made_of import Slice
-from captum_transformer_lrp.engine.graph.marks import Mark, merged
-from captum_transformer_lrp.engine.graph.step import NoPhase
+from captum_transformer_lrp.engine.graph.marks import Kind, Mark, skipped
+from captum_transformer_lrp.engine.graph.op import NoPhase
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def to_be_joined(watch: Context, active: Sequence[Tensor]) -> HeldTable[Tensor]:
     marks = [mark for one in active if (mark := watch.mark(one))]
     views: HeldTable[Tensor] = HeldTable()
     sums = any(watch.tape.made_of.slices.get(one) is not None for one in active)
-    if sums or any(mark.events != marks[0].events for mark in marks):
+    if sums or any(mark.node.events != marks[0].node.events for mark in marks):
         for one, mark in zip(active, marks, strict=True):
             views[one] = view = one.view_as(one)
             watch.tape.marks[view] = mark
@@ -54,8 +54,7 @@ def note_part(watch: Context, part: Tensor, source: Tensor, mark: Mark) -> Mark:
         joined = [one for one, value in pairs if value is not None and bool(value.any())]
         known = [of_one for one in joined if (of_one := watch.mark(one))]
         if known:
-            of_part = merged(known, mark.examples)
-            mark = of_part.but(arrangement=object(), features=None, grid=None, channels=0)
+            mark = watch.tape.made(Kind.JOIN, known, mark.examples)
         if len(joined) == 1:
             watch.tape.made_of.sources[part] = joined[0]
     if len(joined) > 1:
@@ -79,7 +78,8 @@ def sum_of_joined(
     with watch:
         parts = source.unbind(dims[0])
         known = [watch.mark(part) for part in parts]
-        alike = len({None if one is None else (one.events, one.attentions) for one in known}) == 1
+        passed = [None if one is None else (one.node.events, one.node.attentions) for one in known]
+        alike = len(set(passed)) == 1
         if alike and not _are_sums_of_slices(watch, parts):
             return None
         marks = [mark for mark in known if mark is not None]
@@ -102,11 +102,7 @@ def _are_sums_of_slices(watch: Context, parts: Sequence[Tensor]) -> bool:
 
 def _has_skip(marks: Sequence[Mark]) -> bool:
     """Whether one of several tensors is what skips another."""
-    return any(
-        one.events != other.events and one.events & ~other.events == 0
-        for one in marks
-        for other in marks
-    )
+    return any(skipped(one.node, other.node) == 0 for one in marks for other in marks)
 
 
 def note_move(
@@ -114,10 +110,15 @@ def note_move(
     kwargs: Kwargs,
 ) -> None:  # fmt: skip
     """Note how parts of a tensor were taken out of it, so that it can be done to another."""
-    made = replace_tensors((args, kwargs), lambda one: None if one is source else id(one))
     for place, part in enumerate(parts):
         if part is not source:
-            watch.tape.made_of.moved[part] = (source, (function, made, place), args, kwargs)
+            watch.tape.made_of.moved[part] = (source, function, place, args, kwargs)
+
+
+def _way(source: Tensor, function: Function, place: int, args: Args, kwargs: Kwargs) -> Any:
+    """How a part was taken out of a tensor, to be compared."""
+    change = lambda one: None if one is source else id(one)  # noqa: E731
+    return function, place, replace_tensors((args, kwargs), change)
 
 
 def added_before_moving(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
@@ -128,9 +129,9 @@ def added_before_moving(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
     """
     tape = watch.tape
     of_u, of_v = tape.made_of.moved.get(u), tape.made_of.moved.get(v)
-    if of_u is None or of_v is None or of_u[1] != of_v[1] or of_u[0].shape != of_v[0].shape:
+    if of_u is None or of_v is None or of_u[0].shape != of_v[0].shape or _way(*of_u) != _way(*of_v):
         return None
-    (whole_u, (function, _, place), args, kwargs), whole_v = of_u, of_v[0]
+    (whole_u, function, place, args, kwargs), whole_v = of_u, of_v[0]
     if whole_u is whole_v or tape.mark(whole_u) is None or tape.mark(whole_v) is None:
         return None
     known = tape.made_of.sums.get(whole_u)
@@ -154,7 +155,7 @@ def sum_of_slices(watch: Context, u: Tensor, v: Tensor) -> Tensor | None:
     if of_u is None or of_v is None or of_u[0] is not of_v[0] or u.shape != v.shape:
         return None
     marks = [mark for one in (u, v) if (mark := watch.mark(one))]
-    if marks[0].stem or {mark.events for mark in marks} != {marks[0].events}:
+    if marks[0].pixels.stem or marks[0].node.events != marks[1].node.events:
         return None
     call = watch.call
     slices = [  # copies stay what they are if the model changes its slices in place

@@ -21,7 +21,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
     tensors_in,
 )
 from captum_transformer_lrp.engine.graph.books import report_filling
-from captum_transformer_lrp.engine.graph.marks import Mark, merged
+from captum_transformer_lrp.engine.graph.marks import NO_PIXELS, Kind, Mark, Move, Pixels
 from captum_transformer_lrp.engine.graph.patches import are_pixels, has_axes_of, planes_behind
 from captum_transformer_lrp.engine.graph.structure import (
     CASTS,
@@ -95,9 +95,9 @@ def rearrange(watch: Context, function: Function, args: Args, kwargs: Kwargs) ->
         return anyhow(*replace_tensors(args, change), **replace_tensors(kwargs, change))
 
     if function in PERMUTATIONS and source.dim() < 4:  # tokens and features, not pixels
-        mark = mark.but(stem=False)
+        mark = mark.but(pixels=mark.pixels._replace(stem=False))
     _note_rearranged(watch, result, mark, source, again)
-    if not mark.softmax:
+    if not mark.node.softmax:
         joins.note_move(watch, tensors_in(result), source, function, args, kwargs)
     return result
 
@@ -119,22 +119,20 @@ def _note_rearranged(
                 mark = mark.but(columns=one if columns != found else None)
     if isinstance(found, Examples):
         found = [found] * len(parts)
+    pixels = mark.pixels
     for part, examples in zip(parts, found, strict=False):
-        watch.tape.marks[part] = mark.but(
-            examples=examples,
-            arrangement=object(),
-            stem=mark.stem and has_axes_of(part, source),
-            grid=None,
-            planes=planes_behind(watch.tape, mark, source),
-            features=None,
-        )
+        if mark.pixels is not NO_PIXELS:
+            stem = mark.pixels.stem and has_axes_of(part, source)
+            pixels = Pixels(stem, None, planes_behind(watch.tape, mark, source))
+        moved = Move(reduces=mark.is_statistic)
+        known = mark.but(examples=examples, moved=moved, pixels=pixels)
         _note_source(watch, part, mark, source)
-        watch.tape.marks[part] = joins.note_part(watch, part, source, watch.tape.marks[part])
+        watch.tape.marks[part] = joins.note_part(watch, part, source, known)
 
 
 def _note_source(watch: Context, result: Tensor, mark: Mark, source: Tensor) -> None:
     """Note what a copy is of, unless it is a map, which is no tokens and large."""
-    if result is not source and not (mark.scores or mark.softmax):
+    if result is not source and not (mark.node.scores or mark.node.softmax):
         watch.tape.made_of.sources[result] = source
 
 
@@ -153,8 +151,9 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
                 return watch.call(
                     function, replace_tensors(args, change), replace_tensors(kwargs, change)
                 )
-            of_all = joined(marks, examples)
-            watch.tape.marks[result] = of_all.but(stem=are_pixels(of_all, active, result))
+            mark = watch.tape.made(Kind.JOIN, marks, examples)
+            pixels = mark.pixels._replace(stem=are_pixels(mark, active, result))
+            watch.tape.marks[result] = mark.but(pixels=pixels)
             if views:
                 watch.tape.made_of.joined[result] = list(views.values())
             again = again_with(function, args, kwargs)
@@ -163,7 +162,7 @@ def join(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
     for part in tensors_in(result):
         if part.requires_grad:
             examples = broadcast_examples(marks[0].examples, active[0].shape, part.shape)
-            watch.tape.marks[part] = joined(marks, examples)
+            watch.tape.marks[part] = watch.tape.made(Kind.JOIN, marks, examples)
     return result
 
 
@@ -176,7 +175,7 @@ def _constants_among(watch: Context, active: Sequence[Tensor]) -> HeldTable[Tens
     found: HeldTable[Tensor] = HeldTable()
     for part in active:
         mark = watch.mark(part)
-        if mark is not None and not mark.attentions and not _depends_on_inputs(watch, part):
+        if mark is not None and not mark.node.attentions and not _depends_on_inputs(watch, part):
             found[part] = part.detach()
             watch.names.constants[found[part]] = f"{watch.names.caller()} (constant)"
     return found if len(found) < len(active) else HeldTable()
@@ -190,7 +189,7 @@ def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
             "to, which takes the whole forward pass to find out: explain the model without "
             "checkpointing, or one example at a time"
         )
-    given = [tensor for tensor, mark in watch.tape.marks.items() if mark.source is not None]
+    given = [tensor for tensor, mark in watch.tape.marks.items() if mark.node.source is not None]
     leaves = [leaf for leaf in given if leaf.is_leaf]
     leaves += [leaf for _, leaf, _ in watch.look_ups.leaves]
     phase = watch.tape.phases[0]()
@@ -268,11 +267,6 @@ def again_with(
     return call
 
 
-def joined(marks: list[Mark], examples: Examples) -> Mark:
-    """The provenance of elements of several tensors, put side by side."""
-    return merged(marks, examples).but(arrangement=object(), channels=0, features=None, grid=None)
-
-
 def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Tensor:
     """Pad a stand-in: whatever the value is, it is none of an example's."""
     return nn.functional.pad(input, pad, mode if isinstance(mode, str) else "constant")
@@ -281,22 +275,21 @@ def _pad_with_nobody(input: Tensor, pad: Any, mode: Any = "constant", value: Any
 HANDLERS = Handlers()
 
 
-@HANDLERS.handles(*spelled("pad", "constant_pad_nd"))
-def _pad(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.binds(*spelled("pad", "constant_pad_nd"))
+def _pad(
+    watch: Context, function: Function, input: Tensor, pad: Any, mode: Any = "constant",
+    value: Any = None,
+) -> Any:  # fmt: skip
     """Padding takes relevance where something is made of it, such as a norm's bias or a sum."""
-
-    def bind(input: Tensor, pad: Any, mode: Any = "constant", value: Any = None) -> Any:
-        return input, pad, mode, value
-
-    x, pad, mode, value = bind(*args, **kwargs)
     if not isinstance(mode, str):  # of constant_pad_nd
         mode, value = "constant", mode
-    result = rearrange(watch, function, args, kwargs)
-    of_x, mark = watch.mark(x), watch.mark(result)
-    if mark is not None and of_x is not None and of_x.grid is not None:
-        watch.tape.marks[result] = mark.but(grid=of_x.grid.padded(pad))
+    result = rearrange(watch, nn.functional.pad, (input, pad, mode, value), {})
+    of_x, mark = watch.mark(input), watch.mark(result)
+    if mark is not None and of_x is not None and (grid := of_x.pixels.grid) is not None:
+        pixels = mark.pixels._replace(grid=grid.padded(pad))
+        watch.tape.marks[result] = mark.but(pixels=pixels)
     if watch.tape.keeps_books and mode == "constant" and math.isfinite(value or 0):
-        inside = nn.functional.pad(torch.ones_like(x, dtype=torch.bool), pad)
+        inside = nn.functional.pad(torch.ones_like(input, dtype=torch.bool), pad)
         report_filling(watch.tape, result, inside, f"{watch.names.caller()} (padding)")
     return result
 
@@ -321,13 +314,14 @@ def _where(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> An
     return join(watch, torch.where, (condition, *choices), {})
 
 
-@HANDLERS.handles(*spelled("topk"))
-def _topk(watch: Context, function: Function, args: Args, kwargs: Kwargs) -> Any:
+@HANDLERS.binds(*spelled("topk"))
+def _topk(
+    watch: Context, function: Function, input: Tensor, k: int, *args: Any, **kwargs: Any
+) -> Any:
     """The largest elements; the single largest is a maximum."""
-    result = rearrange(watch, function, args, kwargs)
-    source = args[0] if args else kwargs["input"]
-    if kwargs.get("k", args[1] if len(args) > 1 else None) == 1:
-        note_statistic(watch, result.values, source)
+    result = rearrange(watch, function, (input, k, *args), kwargs)
+    if k == 1:
+        note_statistic(watch, result.values, input)
     return result
 
 

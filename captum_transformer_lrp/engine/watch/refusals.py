@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.flow import Flow
-from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.marks import Kind
+from captum_transformer_lrp.engine.graph.role import Flow
 from captum_transformer_lrp.engine.watch.constant_calls import of_no_call
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
@@ -39,11 +39,11 @@ def record_unannounced(watch: Context, tensors: Sequence[Tensor]) -> bool:
             (),
             tensor,
             rule=RefusalRule(UnsupportedOperationError, message),
-            flow=Flow.REFUSED,
-            mark=Mark(
+            role=Flow.REFUSED,
+            mark=watch.tape.made(
+                Kind.OTHER,
+                (),
                 watch.examples if in_front else unknown_examples(watch.examples),
-                events=watch.tape.new_event(),
-                base=object(),
             ),
         )
         watch.writes.replaced[tensor] = recorded

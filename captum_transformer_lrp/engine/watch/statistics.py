@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from captum_transformer_lrp.engine.graph.arguments import Args, Function, Kwargs
-from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.marks import Mark, Move
 from captum_transformer_lrp.engine.watch.apart import of_one_example
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.rules.examples import Examples
@@ -15,14 +15,15 @@ from captum_transformer_lrp.rules.examples import Examples
 
 def note_detached(watch: Context, result: Tensor, mark: Mark, *, is_statistic: bool) -> None:
     """Note what a result without derivative is of: what a softmax subtracts needs none."""
-    watch.tape.made_of.detached[result] = mark.but(statistic=mark.statistic or is_statistic)
+    reduces = mark.is_statistic or is_statistic
+    watch.tape.made_of.detached[result] = mark.but(moved=Move(reduces=reduces))
 
 
 def note_statistic(watch: Context, extremum: Tensor, source: Tensor) -> None:
     """An element that was picked by its size says of the others what their maximum does."""
     of_source, mark = watch.mark(source), watch.mark(extremum)
     if of_source is not None and mark is not None:
-        watch.tape.marks[extremum] = mark.but(base=of_source.base, statistic=True, source=None)
+        watch.tape.marks[extremum] = mark.but(node=of_source.node, moved=Move(reduces=True))
 
 
 def reduced_axes(function: Function, args: Args, kwargs: Kwargs) -> Any:

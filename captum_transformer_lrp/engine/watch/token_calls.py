@@ -16,7 +16,6 @@ from captum_transformer_lrp.engine.graph.arguments import (
     first_tensor,
     tensors_in,
 )
-from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.structure import CASTS, JOINS, REARRANGEMENTS, UPDATES
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.values import is_laid_out_plainly
@@ -95,9 +94,8 @@ def _looked_up(
     leaf = watch.precision.raised(embedded.movedim(axis, 0).detach()).requires_grad_()
     watch.look_ups.leaves.append((ids.index, leaf, ids.places.movedim(axis, 0)))
     result = leaf.movedim(0, axis)
-    watch.tape.marks[leaf] = watch.tape.marks[result] = Mark(
-        examples, origins=1 << ids.index, base=object(), features=-1
-    )
+    mark = watch.tape.given(examples, ids.index, features=-1)
+    watch.tape.marks[leaf] = watch.tape.marks[result] = mark
     of_input = ids.places > 0
     if not bool(of_input.all()):  # what the model's own ids get is the table's
         own = watch.precision.raised(embedded.detach())

@@ -13,8 +13,8 @@ from captum_transformer_lrp.engine.graph.arguments import (
     replace_tensors,
     tensors_in,
 )
-from captum_transformer_lrp.engine.graph.flow import Flow
-from captum_transformer_lrp.engine.graph.marks import Mark, merged
+from captum_transformer_lrp.engine.graph.marks import Kind, Mark
+from captum_transformer_lrp.engine.graph.role import Flow
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.watch.context import Context
@@ -36,13 +36,15 @@ def inside_unit(
     marks = [mark for tensor in active if (mark := watch.mark(tensor))]
     for tensor in tensors_in(result):
         if tensor.requires_grad and not watch.mark(tensor):
-            watch.tape.marks[tensor] = merged(marks, marks[0].examples).but(unit=unit)
+            watch.tape.marks[tensor] = watch.tape.made(
+                Kind.OTHER, marks, marks[0].examples, unit=unit
+            )
     return result
 
 
 def leave_unit(watch: Context, tensor: Tensor, mark: Mark) -> Tensor:
     """Put one switch behind a whole module call, when its result is first used outside."""
-    unit = mark.unit
+    unit = mark.node.unit
     assert unit is not None
     inputs = unit.inputs
     examples = mark.examples
@@ -57,23 +59,10 @@ def leave_unit(watch: Context, tensor: Tensor, mark: Mark) -> Tensor:
         change = lambda t: known.get(t, t)  # noqa: E731
         return unit.module(*replace_tensors(args, change), **replace_tensors(kwargs, change))
 
-    outside = merged(marks, examples)
+    mark, name = watch.tape.made(Kind.OTHER, marks, examples), watch.names.of_module(unit.module)
     switched = watch.record(
-        type(unit.module).forward,
-        AutogradKernel(run),
-        inputs,
-        tensor,
-        rule=unit.rule,
-        flow=Flow.UNIT,
-        mark=outside.but(
-            events=outside.events | watch.tape.new_event(),
-            unit=None,
-            source=None,
-            base=object(),
-            channels=0,
-            features=None,
-        ),
-        name=watch.names.of_module(unit.module),
-    )
+        type(unit.module).forward, AutogradKernel(run), inputs, tensor, rule=unit.rule,
+        role=Flow.UNIT, mark=mark, name=name,
+    )  # fmt: skip
     watch.writes.replaced[tensor] = switched
     return switched

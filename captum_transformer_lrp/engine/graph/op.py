@@ -5,13 +5,12 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from torch import Tensor
 
-from captum_transformer_lrp.engine.graph.flow import Flow
 from captum_transformer_lrp.engine.graph.marks import Mark
+from captum_transformer_lrp.engine.graph.role import Flow, Role
 from captum_transformer_lrp.engine.graph.values import Shape, raised, stand_in
 from captum_transformer_lrp.rules import Call, Rule
 from captum_transformer_lrp.rules.call import Stabilizer
@@ -31,46 +30,65 @@ class Keeps(enum.IntEnum):
 
 
 class Saved(Protocol):
-    """What autograd keeps of a call."""
+    """What the switch behind a call keeps of it.
+
+    Attributes:
+        keeps: of its activations.
+        shapes: those of its inputs, of its output too if ``keeps`` is ``SHAPES``; empty where they
+            are kept themselves.
+    """
+
+    keeps: Keeps
+    shapes: Sequence[Shape]
 
     @property
     def saved_tensors(self) -> Sequence[Tensor]:
         """See :class:`torch.autograd.function.FunctionCtx`."""
 
 
-@dataclass(eq=False)
-class Step:
-    """What the switch behind one call needs to know.
+class Op(NamedTuple):
+    """One recorded call, told apart by identity.
 
-    ``shapes`` are those of the call's inputs, of its output too if ``keeps`` is ``SHAPES``; empty
-    where they are kept themselves.
+    Attributes:
+        function: what was called.
+        kernel: how it is computed.
+        rule: what divides relevance among its inputs.
+        role: what it means for token mass.
+        mark: what is known of its output.
+        name: what its rule absorbs is reported under.
+        inputs: how many activations it was called on.
+        stabilizer: divides relevance safely.
+        epsilon: ε of eq. 2.
+        has_graph: whether it has a graph of autograd's, and likewise the others.
     """
 
     function: Callable[..., Any]
     kernel: Kernel
     rule: Rule
-    flow: Flow
+    role: Role
     mark: Mark
     name: str
     inputs: int
-    has_graph: bool = True
-    has_pixels: bool = False
-    has_weight: bool = False
-    has_bias: bool = False
-    has_constant: bool = False
-    gate: int | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
-    stabilizer: Stabilizer | None = None
-    epsilon: float = 0.0
-    keeps: Keeps = Keeps.VALUES
-    shapes: Sequence[Shape] = ()
+    stabilizer: Stabilizer
+    epsilon: float
+    has_graph: bool
+    has_pixels: bool
+    has_weight: bool
+    has_bias: bool
+    has_constant: bool
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
     def call(self, saved: Saved, **settings: Any) -> Call:
         """The call, put together again from the tensors that autograd kept."""
         tensors = saved.saved_tensors
-        kept = 1 if self.keeps is Keeps.OUTPUT else 0
-        tensors = [*tensors[:kept], *(stand_in(one) for one in self.shapes), *tensors[kept:]]
-        if self.keeps is Keeps.INPUTS:
+        kept = 1 if saved.keeps is Keeps.OUTPUT else 0
+        tensors = [*tensors[:kept], *(stand_in(one) for one in saved.shapes), *tensors[kept:]]
+        if saved.keeps is Keeps.INPUTS:
             tensors.insert(0, self.kernel.forward(tensors[: self.inputs], None))
         rest = [raised(one, tensors[0].dtype) for one in tensors[1 + self.inputs :]]
         return Call(
@@ -81,7 +99,7 @@ class Step:
             weight=rest.pop(0) if self.has_weight else None,
             bias=rest.pop(0) if self.has_bias else None,
             constant=rest.pop(0) if self.has_constant else None,
-            gate=self.gate,
+            gate=None if isinstance(self.role, Flow) else getattr(self.role, "gate", None),
             examples=self.mark.examples,
             stabilizer=self.stabilizer,
             epsilon=self.epsilon,
@@ -118,7 +136,7 @@ class Phase(ABC):
 
     Attributes:
         follows_graph: whether it goes on in a call's own autograd graph, where there is one.
-        carries_mass: whether it carries token mass, by the :class:`Flow` of each call.
+        carries_mass: whether it carries token mass, by the role of each call.
         books: where relevance is entered that ends on the way; None if it is none, or nobody asks.
     """
 
@@ -128,16 +146,16 @@ class Phase(ABC):
 
     @classmethod
     @abstractmethod
-    def needs(cls, step: Step) -> Keeps:
+    def needs(cls, op: Op) -> Keeps:
         """What must be kept of a call that is being recorded."""
 
     @abstractmethod
-    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+    def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """Carry what has arrived at a call's output on to its inputs.
 
         Args:
-            step: the call.
-            saved: its tensors, for :meth:`Step.call`.
+            op: the call.
+            saved: its tensors, for :meth:`Op.call`.
             arrived: shaped as the call's output.
 
         Returns:
@@ -150,10 +168,10 @@ class NoPhase(Phase):
     """Nothing is under way: what arrives at a call ends there."""
 
     @classmethod
-    def needs(cls, step: Step) -> Keeps:
+    def needs(cls, op: Op) -> Keeps:
         """See :class:`Phase`."""
         return Keeps.SHAPES
 
-    def pull(self, step: Step, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
+    def pull(self, op: Op, saved: Saved, arrived: Tensor) -> Sequence[Tensor | None]:
         """See :class:`Phase`."""
-        return (None,) * step.inputs
+        return (None,) * op.inputs
