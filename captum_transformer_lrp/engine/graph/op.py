@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from itertools import compress
 from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 from torch import Tensor
@@ -85,20 +86,23 @@ class Op(NamedTuple):
 
     def call(self, saved: Saved, **settings: Any) -> Call:
         """The call, put together again from the tensors that autograd kept."""
-        tensors = saved.saved_tensors
-        kept = 1 if saved.keeps is Keeps.OUTPUT else 0
-        tensors = [*tensors[:kept], *(stand_in(one) for one in saved.shapes), *tensors[kept:]]
+        tensors = list(saved.saved_tensors)
         if saved.keeps is Keeps.INPUTS:
             tensors.insert(0, self.kernel.forward(tensors[: self.inputs], None))
-        rest = [raised(one, tensors[0].dtype) for one in tensors[1 + self.inputs :]]
+        elif saved.keeps is not Keeps.VALUES:
+            kept = 1 if saved.keeps is Keeps.OUTPUT else 0
+            tensors[kept:kept] = map(stand_in, saved.shapes)
+        output, beside = tensors[0], tensors[1 + self.inputs :]
+        if beside:
+            present = self.has_weight, self.has_bias, self.has_constant
+            names = compress(("weight", "bias", "constant"), present)
+            for name, one in zip(names, beside, strict=True):
+                settings[name] = raised(one, output.dtype)
         return Call(
             function=self.function,
             kernel=self.kernel,
-            output=tensors[0],
+            output=output,
             inputs=tuple(tensors[1 : 1 + self.inputs]),
-            weight=rest.pop(0) if self.has_weight else None,
-            bias=rest.pop(0) if self.has_bias else None,
-            constant=rest.pop(0) if self.has_constant else None,
             gate=None if isinstance(self.role, Flow) else getattr(self.role, "gate", None),
             examples=self.mark.examples,
             stabilizer=self.stabilizer,
