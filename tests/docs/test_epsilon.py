@@ -36,7 +36,7 @@ def test_the_default_is_the_chosen_one_and_no_column_says_otherwise(script: Modu
     """By two standard errors it is worse than eq. 2 as printed in no column, better in three."""
     assert float(script.CHOSEN) == DEFAULT_EPSILON
     better = 0
-    for benchmark in script.compared.OF_BENCHMARK:
+    for benchmark in script.BENCHMARKS:
         file = DOCS / "epsilon" / f"{benchmark}.json"
         values = json.loads(file.read_text(encoding="utf-8"))["values"]
         for column in script.compared.COLUMNS:
