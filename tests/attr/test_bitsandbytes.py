@@ -133,6 +133,7 @@ def test_layers_without_bias_and_the_last_layer_may_be_quantised(
     assert_same(maps(packed, *args), maps(by_hand(packed), *args))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["nf4", "fp4", "int8", "int8, outliers apart"])
 def test_a_model_that_has_been_called_is_explained(classifier: tuple[Any, Any], form: str) -> None:
     """Some processors pack 4-bit weights anew on a call without gradient, scales as bfloat16."""
@@ -146,6 +147,7 @@ def test_a_model_that_has_been_called_is_explained(classifier: tuple[Any, Any], 
     assert_same(found, maps(plain, *args), within)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["nf4", "int8"])
 def test_layers_that_are_in_training_and_weights_in_half_precision_are_explained(
     classifier: tuple[Any, Any], form: str
@@ -191,6 +193,7 @@ def held(value: Any, seen: set[int]) -> Iterator[Any]:
         yield from held(one, seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("called", [False, True])
 @pytest.mark.parametrize("form", FORMS)
 def test_an_explanation_leaves_the_model_as_it_is(

@@ -18,7 +18,7 @@ from captum_transformer_lrp import (
     ExplanationError,
     TransformerAttribution,
 )
-from tests.attr.sentences import METHODS, SENTENCES, correlations, maps
+from tests.attr.sentences import SENTENCES, correlations, maps
 
 quantization = pytest.importorskip("torchao.quantization")
 granularity = pytest.importorskip("torchao.quantization.granularity")
@@ -50,7 +50,9 @@ def by_hand(model: nn.Module) -> Any:
     return found
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method", ["attnlrp", pytest.param("transformer_attribution", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_maps_are_those_of_a_copy_with_dequantised_weights(
     classifier: tuple[Any, Any], config: str, method: str
