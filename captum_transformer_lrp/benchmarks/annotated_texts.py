@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -17,7 +18,6 @@ from captum_transformer_lrp.benchmark_options import TextOptions
 from captum_transformer_lrp.benchmarks.corpus_tokens import (
     EncodedTokens,
     encode_tokens,
-    ranking,
     token_scores,
 )
 from captum_transformer_lrp.benchmarks.eraser import (
@@ -141,15 +141,11 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         found = {one: self.of_class(example, chosen, one, scores[one]) for one in scores}
         return {which: found[one] for which, one in zip(self.explain, classes, strict=True)}
 
+    @abstractmethod
     def of_class(
         self, example: ReadDocument, method: Method, target: int, scores: Scores
     ) -> dict[str, Any]:
-        """What to note of a method's attributions of a class: here, of the tokens' order."""
-        return self.measure(example, ranking(example.encoded, scores), target)
-
-    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
-        """What to note of the order of the tokens that were read, as JSON."""
-        raise NotImplementedError
+        """What to note of a method's attributions of a class, as JSON."""
 
     def scores(
         self, example: ReadDocument, method: Method, targets: Sequence[int], model: Any = None

@@ -9,8 +9,14 @@ from itertools import product
 from typing import Any, Final
 
 from captum_transformer_lrp.benchmark_options import TextPerturbationOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark, at_steps
-from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
+from captum_transformer_lrp.benchmarks.annotated_texts import (
+    ReadDocument,
+    Scores,
+    TextBenchmark,
+    at_steps,
+)
+from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, ranking, without_tokens
+from captum_transformer_lrp.benchmarks.methods import Method
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Panel
 from captum_transformer_lrp.benchmarks.runner import as_function
@@ -72,8 +78,11 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
             "probabilities_of_nothing": self._probabilities(example, example.encoded.read),
         }
 
-    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
+    def of_class(
+        self, example: ReadDocument, method: Method, target: int, scores: Scores
+    ) -> dict[str, Any]:
         """Comprehensiveness and sufficiency at each bin."""
+        order = ranking(example.encoded, scores)
         full = self._probabilities(example, ())[target]
         counts = [math.ceil(share / 100 * len(order)) for share in self.bins]
         left = {"comprehensiveness": [order[:count] for count in counts],

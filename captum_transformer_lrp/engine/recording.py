@@ -113,7 +113,8 @@ class Recording:
             if part is not None:
                 self.output = part
                 rows = {one: number for number, one in enumerate(positions)}
-                columns = {one: number for number, one in enumerate(classes)}
+                kept = classes if part.shape[-1] == len(classes) else range(sizes[-1])
+                columns = {one: number for number, one in enumerate(kept)}
                 targets = [_renamed(target, sizes, rows, columns) for target in targets]
         check_finite_output(self.output)
         return list(targets)

@@ -26,7 +26,7 @@ class Stabilizer(Protocol):
         ...
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Call:
     """One call, as a rule sees it.
 

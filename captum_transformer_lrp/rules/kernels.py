@@ -133,7 +133,7 @@ class LinearKernel:
     ) -> tuple[Tensor, ...]:
         """See :class:`Kernel`."""
         assert weight is not None
-        return (seed @ weight if weight.dim() == 2 else seed.unsqueeze(-1) * weight,)
+        return (seed @ weight,)
 
 
 class ProductKernel:

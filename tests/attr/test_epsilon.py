@@ -241,6 +241,40 @@ def test_an_answer_is_explained_from_its_row_alone(method: Any) -> None:
         assert torch.allclose(found, expected, rtol=1e-9, atol=1e-15)
 
 
+class Grouped(Tagger):
+    """For each token an answer for each half of its features, by one vector."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        groups = self.block(self.embed(ids)).unflatten(-1, (2, 4))
+        vector = self.head.weight[0, :4]
+        if self.cast:
+            return nn.functional.linear(groups, vector.unsqueeze(0)).squeeze(-1)
+        return nn.functional.linear(groups, vector)
+
+
+class Multiplied(Tagger):
+    """The head's matrix is multiplied from the right."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits = self.block(self.embed(ids)) @ self.head.weight.T
+        return logits * 1 if self.cast else logits
+
+
+@pytest.mark.parametrize("method", [TransformerAttribution, TransformerLRP, GenericAttention])
+@pytest.mark.parametrize("model", [Grouped, Multiplied])
+@pytest.mark.parametrize("examples", [1, 2])
+def test_so_it_is_with_other_spellings_of_the_last_layer(
+    model: type[Tagger], method: Any, examples: int
+) -> None:
+    ids = torch.randint(0, 30, (examples, 9))
+    one, other = (model(cast=cast).double().eval() for cast in (False, True))
+    targets = [(3, 1), (8, 0), (5, 1)]
+    found = torch.stack(method(one).attribute_targets(ids, targets))
+    expected = torch.stack(method(other).attribute_targets(ids, targets))
+    assert float(expected.abs().max()) > 0
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-15)
+
+
 def test_only_that_row_and_class_are_touched() -> None:
     ids = torch.randint(0, 30, (2, 9))
     method = TransformerLRP(Tagger(cast=False).double().eval(), preset="attnlrp")
@@ -251,6 +285,10 @@ def test_only_that_row_and_class_are_touched() -> None:
         targets = [(place % 9, place % 40) for place in range(30)]
         assert recording.asked(targets) == targets
         assert recording.output.shape == (2, 9, 40)
+    method = TransformerLRP(Multiplied(cast=False).double().eval(), preset="attnlrp")
+    with method._recorded(ids, None) as recording:  # the classes of this spelling stay
+        assert recording.asked([(3, 7), (8, 1)]) == [(0, 7), (1, 1)]
+        assert recording.output.shape == (2, 2, 40)
 
 
 # -- trained weights and photos -------------------------------------------------------------------

@@ -30,6 +30,9 @@ def _linear(
     watch: Context, function: Function, input: Tensor, weight: Tensor, bias: Tensor | None = None
 ) -> Any:
     x = input
+    if weight.dim() == 1:  # one output for each row, which has no axis of its own
+        with watch:
+            return F.linear(x, weight.unsqueeze(0), bias).squeeze(-1)
     if watch.mark(x) is None or watch.mark(weight) or (bias is not None and watch.mark(bias)):
         with watch:
             product = torch.matmul(x, weight.t())

@@ -41,8 +41,8 @@ def at_entries(
         classes: indices of the last axis.
 
     Returns:
-        (N, positions, classes), on the tape; None unless ``output`` is that of a linear layer with
-        a plain weight, examples first, whose inputs were kept.
+        (N, positions, classes), on the tape, or all C of them where the weight is no plain matrix;
+        None unless ``output`` is a linear layer's, examples first, whose inputs were kept.
     """
     node: Any = output.grad_fn
     op = getattr(node, "op", None)
@@ -54,18 +54,16 @@ def at_entries(
     if not (op.kernel.by_row and node.keeps is Keeps.VALUES and in_front and is_whole):
         return None
     value, x, *others = node.saved_tensors
-    is_plain = isinstance(op.kernel, LinearKernel) and type(others[0]) in (Tensor, nn.Parameter)
-    if value.shape != output.shape or not is_plain:
+    if value.shape != output.shape:
         return None
-    index = torch.tensor(positions, device=x.device).unbind(1)
-    chosen = torch.tensor(classes, device=x.device)
-    rows = (slice(None), *index)
-    entries = (slice(None), *(one[:, None] for one in index), chosen)
-    others = [one.detach()[chosen] for one in others]  # of each class a row and a bias
+    rows = (slice(None), *torch.tensor(positions, device=x.device).unbind(1))
+    value = value[rows]
+    if isinstance(op.kernel, LinearKernel) and type(others[0]) in (Tensor, nn.Parameter):
+        chosen = torch.tensor(classes, device=x.device)
+        value = value[..., chosen]
+        others = [one.detach()[chosen] for one in others]  # of each class a row and a bias
     with torch.enable_grad():
-        part: Tensor = TapeSwitch.apply(
-            tape, op, Keeps.VALUES, None, None, value[entries], x[rows], *others
-        )
+        part: Tensor = TapeSwitch.apply(tape, op, Keeps.VALUES, None, None, value, x[rows], *others)
     tape.marks[part] = op.mark
     return part
 
