@@ -97,8 +97,11 @@ class RationaleBenchmark(RationaleOptions, TextBenchmark):
     def of_class(
         self, example: ReadDocument, method: Method, target: int, scores: Scores
     ) -> dict[str, Any]:
+        """What :meth:`measure` finds of the tokens' order."""
+        return self.measure(example, ranking(example.encoded, scores), target)
+
+    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """Precision, recall and F1 of the first k tokens, for each k."""
-        order = ranking(example.encoded, scores)
         metrics = optional("sklearn.metrics", "scikit-learn", "the rationale benchmark")
         places = np.arange(len(example.document.tokens))
         marked = np.isin(places, example.document.rationale)

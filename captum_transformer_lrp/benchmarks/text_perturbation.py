@@ -81,8 +81,11 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
     def of_class(
         self, example: ReadDocument, method: Method, target: int, scores: Scores
     ) -> dict[str, Any]:
+        """What :meth:`measure` finds of the tokens' order."""
+        return self.measure(example, ranking(example.encoded, scores), target)
+
+    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """Comprehensiveness and sufficiency at each bin."""
-        order = ranking(example.encoded, scores)
         full = self._probabilities(example, ())[target]
         counts = [math.ceil(share / 100 * len(order)) for share in self.bins]
         left = {"comprehensiveness": [order[:count] for count in counts],
