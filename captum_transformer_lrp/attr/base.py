@@ -18,6 +18,7 @@ from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
+from captum_transformer_lrp.attr.compiled import Backend, CompiledAttribution
 from captum_transformer_lrp.attr.reach import check_reach
 from captum_transformer_lrp.attr.targets import plain, predicted, seed
 from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
@@ -297,6 +298,48 @@ class RecordedAttribution(Attribution):
         """
         view = views.View(inputs, granularity, internal_batch_size, show_progress)
         return self._of_targets(targets, additional_forward_args, view)
+
+    def compile(
+        self,
+        example_inputs: Any,
+        additional_forward_args: Any = None,
+        *,
+        backend: Backend = "inductor",
+        **options: Any,
+    ) -> CompiledAttribution:
+        """The same method without Python between its operations, and a program for other processes.
+
+        The explanation of the example inputs is recorded as a graph and compiled.  A call for
+        inputs of the same shapes computes the graph; another shape is recorded when it comes.
+
+        Args:
+            example_inputs: inputs as of ``attribute``.
+            additional_forward_args: likewise; what is no tensor among them stays as it is.
+            backend: ``"inductor"`` writes machine code by PyTorch's Inductor, which needs a C++
+                compiler and takes a minute or two; ``"eager"`` calls the recorded operations one by
+                one, which needs a few seconds and saves most of Python's time.
+            options: of ``attribute``, such as ``granularity="token"``.
+
+        Returns:
+            What is called as ``attribute`` is: ``explain(inputs, target)``.
+
+        Raises:
+            ExplanationError: as ``attribute`` does for the example inputs.
+
+        Example:
+            >>> import timm, torch
+            >>> from captum_transformer_lrp import TransformerAttribution
+            >>> _ = torch.manual_seed(0)
+            >>> model = timm.create_model("test_vit", num_classes=10).eval()
+            >>> images = torch.randn(2, 3, 160, 160)
+            >>> method = TransformerAttribution(model)
+            >>> explain = method.compile(images, backend="eager")
+            >>> torch.equal(explain(images, target=3), method.attribute(images, target=3))
+            True
+        """
+        return CompiledAttribution(
+            self, (example_inputs, additional_forward_args), backend, options
+        )
 
     def _of_targets(self, targets: Sequence[Any], additional: Any, view: views.View) -> list[Any]:
         """Each target's map, of as many examples at a time as the view says."""

@@ -15,6 +15,7 @@ from torch._C._functorch import get_unwrapped, is_batchedtensor, maybe_get_bdim
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.decisions import ROWS, Decisions, decisions
 
 AnyRule = TypeVar("AnyRule", bound=Rule)
 OfOneInput = Callable[[AnyRule, Call, Tensor], Tensor]
@@ -59,6 +60,8 @@ def _few_rows(call: Call, values: Tensor) -> Tensor | None:
         return None
     if values.dim() < 2:
         return None
+    if (made := decisions()) is not None:
+        return _same_rows(made, values, call.examples.count)
     if not is_batchedtensor(values) and _are_most(values[..., 0] != 0):
         return None
     largest = values.abs().amax(-1).flatten()
@@ -66,3 +69,15 @@ def _few_rows(call: Call, values: Tensor) -> Tensor | None:
         largest = get_unwrapped(largest).movedim(maybe_get_bdim(largest), 0).amax(0)
     rows = largest.nonzero().flatten()
     return rows if 2 * len(rows) <= len(largest) else None
+
+
+def _same_rows(made: Decisions, values: Tensor, count: int) -> Tensor | None:
+    """The same in a run that is recorded: the rows that answers are read from, if no others."""
+    if not made.chooses_rows or is_batchedtensor(values):
+        return None
+    present: Tensor = made.aside(lambda: values.detach().abs().amax(-1).flatten() > 0)
+    if not 0 < 2 * int(made.aside(present.count_nonzero)) <= min(2 * count, len(present)):
+        return None
+    nothing = values.detach().reshape(-1, values.shape[-1]) == 0
+    made.note(nothing[made.aside(lambda: present.logical_not().nonzero().flatten())], ROWS)
+    return made.aside(lambda: present.nonzero().flatten())

@@ -18,7 +18,7 @@ ROOT = Path(captum_transformer_lrp.__file__).parent
 
 LAYERS = [
     ["rules", "errors"],
-    ["engine.graph"],
+    ["engine.graph", "engine.programs"],
     ["engine.watch"],
     ["engine.operations"],
     ["engine.lineage", "engine.phases"],
@@ -29,6 +29,7 @@ LAYERS = [
 
 FORBIDDEN = {
     "rules": ["engine", "attr"],
+    "engine.programs": ["engine.graph"],
     "engine": ["attr"],
     "engine.lineage": ["engine.watch", "engine.operations"],
     "engine.phases": ["engine.watch", "engine.operations"],

@@ -1,0 +1,241 @@
+"""An attribution method without Python between its operations."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import torch
+from captum.attr._utils.attribution import Attribution
+from captum.log import log_usage
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from captum_transformer_lrp.attr.targets import checked_target
+from captum_transformer_lrp.engine.programs.export import ExportedExplanation, save
+from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by_inductor
+from captum_transformer_lrp.engine.programs.trace import Trace, traced, weights_of
+from captum_transformer_lrp.engine.watch.checks import tensors_of
+from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules.decisions import ROWS
+
+Backend: TypeAlias = Literal["inductor", "eager"]
+
+
+class _Recorded(NamedTuple):
+    """One recorded explanation.
+
+    Attributes:
+        trace: its graph.
+        run: computes the graph.
+        tensors: the inputs that it was recorded with, without their values.
+        output: the model's output, likewise.
+        weights: the tensors that the graph and the model hold.
+        state: of these weights, as they were.
+    """
+
+    trace: Trace
+    run: Callable[..., Sequence[Tensor]]
+    tensors: Sequence[Tensor]
+    output: Tensor
+    weights: Sequence[Tensor]
+    state: Sequence[Any]
+
+    def results(self, tensors: Sequence[Tensor], index: Tensor) -> tuple[list[Tensor], str]:
+        """What the graph returns, and where a decision would be another one, if any would."""
+        with torch.no_grad():
+            found = self.run(*tensors, index)
+        count = self.trace.structure.num_leaves
+        checks = list(found[count:])
+        if checks and not bool(torch.stack(checks).all()):
+            return [], next(
+                one for one, holds in zip(self.trace.places, checks, strict=True) if not holds
+            )
+        return list(found[:count]), ""
+
+
+class CompiledAttribution(Attribution):
+    """An attribution method that computes its maps without Python between the operations.
+
+    ``attribution.compile(example_inputs)`` makes one; see
+    :meth:`TransformerAttribution.compile <captum_transformer_lrp.TransformerAttribution.compile>`.
+    An object of this class is called like ``attribute``, and Captum's ``NoiseTunnel`` takes it.
+
+    The graph of an explanation has no branches.  Wherever Python reads a value while it is
+    recorded, such as in the check for NaN, the graph gets a check of its own: whether the value
+    leads to the same decision.  For inputs where it does not, the method itself explains them, and
+    a warning says which line decides otherwise.
+
+    A call for inputs of another shape, or after the weights have changed, records again.  What
+    else was changed in the model since, such as a flag that Python reads, is not seen.
+
+    Args:
+        attribution: the method.
+        example: inputs and additional arguments, whose shapes are recorded at once.
+        backend: as in ``compile``.
+        options: of the method's ``attribute``, such as the granularity.
+    """
+
+    def __init__(
+        self,
+        attribution: Any,
+        example: tuple[Any, Any],
+        backend: Backend = "inductor",
+        options: Mapping[str, Any] = {},
+    ) -> None:
+        if backend not in get_args(Backend):
+            raise ValueError(f"backend must be one of {get_args(Backend)}, found {backend!r}")
+        super().__init__(attribution.forward_func)
+        self.attribution = attribution
+        self._backend: Backend = backend
+        self._options = dict(options)
+        self._chooses_rows = True
+        self._recorded: dict[Any, _Recorded] = {}
+        self._example = example
+        self.recorded(*example)
+
+    def has_convergence_delta(self) -> bool:
+        """False: a compiled explanation has its maps alone."""
+        return False
+
+    def __call__(self, inputs: Any, target: Any = None, additional_forward_args: Any = None) -> Any:
+        """Explain one target for each example of a batch, as :meth:`attribute` does."""
+        return self.attribute(inputs, target, additional_forward_args)
+
+    @log_usage()  # type: ignore[untyped-decorator]
+    def attribute(
+        self, inputs: Any, target: Any = None, additional_forward_args: Any = None
+    ) -> Any:
+        """Explain one target for each example of a batch.
+
+        Takes and returns what ``attribute`` of the method does, but for its options, which were
+        given to ``compile``.  The method itself explains a target that is a function.
+        """
+        if callable(target):
+            return self._by_method(inputs, target, additional_forward_args)
+        recorded, tensors = self.recorded(inputs, additional_forward_args)
+        index = _flat_index(recorded.output, target).to(tensors[0].device)
+        results, differs = recorded.results(tensors, index)
+        if differs == ROWS:
+            self._chooses_rows = False
+            self._recorded.clear()
+            return self.attribute(inputs, target, additional_forward_args)
+        if differs:
+            warnings.warn(
+                f"explained without the compiled graph: {differs} decides otherwise for these "
+                "inputs than for those that the graph was recorded with",
+                stacklevel=3,
+            )
+            return self._by_method(inputs, target, additional_forward_args)
+        return pytree.tree_unflatten(results, recorded.trace.structure)
+
+    def recorded(self, inputs: Any, additional: Any = None) -> tuple[_Recorded, list[Tensor]]:
+        """The recorded explanation for inputs of these shapes, and their tensors."""
+        tensors_of(inputs)
+        leaves, structure = pytree.tree_flatten((inputs, additional))
+        tensors = [one.detach().contiguous() for one in leaves if isinstance(one, Tensor)]
+        shapes = [(one.shape, one.dtype, one.device) for one in tensors]
+        rest = [one for one in leaves if not isinstance(one, Tensor)]
+        key = repr((shapes, structure, rest))
+        found = self._recorded.get(key)
+        if found is None or self._state(found.trace)[1] != found.state:
+            found = self._recorded[key] = self._record(leaves, structure, tensors)
+        return found, tensors
+
+    def _record(
+        self, leaves: Sequence[Any], structure: pytree.TreeSpec, tensors: Sequence[Tensor]
+    ) -> _Recorded:
+        outputs: list[Tensor] = []
+
+        def explained(*values: Tensor) -> Any:
+            *given, index = values
+            rest = iter(given)
+            filled = [next(rest) if isinstance(one, Tensor) else one for one in leaves]
+            inputs, additional = pytree.tree_unflatten(filled, structure)
+
+            def chosen(output: Tensor) -> Tensor:
+                outputs.append(output)
+                return _values_at(output, index)
+
+            return self._by_method(inputs, chosen, additional)
+
+        index = torch.full((len(tensors[0]),), -1, device=tensors[0].device)
+        trace = traced(explained, [*tensors, index], chooses_rows=self._chooses_rows)
+        run = Program(trace.graph, as_it_is if self._backend == "eager" else by_inductor)
+        like = [torch.empty_like(one, device="meta") for one in (*tensors, outputs[0])]
+        recorded = _Recorded(trace, run, like[:-1], like[-1], *self._state(trace))
+        _check(recorded.results(tensors, index)[0], trace.found)
+        return recorded
+
+    def export(self, path: str | PathLike[str]) -> None:
+        """Write the explanation of the example inputs' shapes into a file.
+
+        The file's program takes the input's tensors, then the tensors among the additional
+        arguments, then the target: for each example the class, or −1 for the predicted one, (N,)
+        int64.  For an output of more than two dimensions it is the place in the flattened output of
+        an example.  It returns attributions like :meth:`attribute`, of the weights as they are
+        now, and NaN for inputs that :meth:`attribute` would explain without the graph.
+
+        Args:
+            path: a name in ``.pt2`` for a program that ``torch.export.load(path).module()`` runs
+                with PyTorch alone, or in ``.onnx`` for ONNX, which needs the package onnxscript.
+
+        Raises:
+            ValueError: for another name.
+            ImportError: for ``.onnx``, where onnxscript is missing.
+        """
+        if self._chooses_rows:
+            self._chooses_rows = False
+            self._recorded.clear()
+        recorded, tensors = self.recorded(*self._example)
+        graph, structure, *_ = recorded.trace
+        index = torch.zeros(len(tensors[0]), dtype=torch.long, device=tensors[0].device)
+        save(ExportedExplanation(graph, structure.num_leaves), [*tensors, index], Path(path))
+
+    def _state(self, trace: Trace) -> tuple[list[Tensor], list[Any]]:
+        """What the graph and the model hold, and what differs once it was changed or replaced."""
+        weights = list(weights_of(trace.graph).values())
+        if isinstance(self.forward_func, nn.Module):
+            weights += [*self.forward_func.parameters(), *self.forward_func.buffers()]
+        version = [0 if one.is_inference() else one._version for one in weights]
+        return weights, [
+            (id(one), one.data_ptr(), of) for one, of in zip(weights, version, strict=True)
+        ]
+
+    def _by_method(self, inputs: Any, target: Any, additional: Any) -> Any:
+        return self.attribution.attribute(inputs, target, additional, **self._options)
+
+
+def _check(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise for a graph that does not compute what the method has."""
+    for one, other in zip(found, expected, strict=True):
+        rounding = 1e-3 * float(other.abs().max())
+        if not bool(((one - other).abs() <= rounding).all()):
+            raise ExplanationError(
+                "the recorded graph returns another map than the method: call attribute() of the "
+                "method itself, and please report the model"
+            )
+
+
+def _values_at(output: Tensor, index: Tensor) -> Tensor:
+    """The values (N,) of an output at flat indices; the largest where an index is −1."""
+    if output.dim() == 1:
+        return output
+    flat = output.flatten(1)
+    places = torch.where(index < 0, flat.detach().argmax(1), index)
+    return flat.gather(1, places.unsqueeze(1)).squeeze(1)
+
+
+def _flat_index(output: Tensor, target: Any) -> Tensor:
+    """For each example the target's place in its flat output, −1 for the predicted class."""
+    count, *sizes = output.shape
+    if target is None and len(sizes) < 2:
+        return torch.full((count,), -1)
+    strides = torch.empty(sizes, device="meta").stride()
+    return torch.tensor([
+        sum(place % size * step for place, size, step in zip(one, sizes, strides, strict=True))
+        for one in checked_target(output, target)
+    ])  # fmt: skip

@@ -1,0 +1,1 @@
+"""Explanations as graphs of PyTorch's operations, without Python between them."""

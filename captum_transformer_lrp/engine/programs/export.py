@@ -1,0 +1,62 @@
+"""Graphs of explanations in files, for programs that have PyTorch or ONNX alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+
+SUFFIXES = (".pt2", ".onnx")
+
+
+class ExportedExplanation(nn.Module):
+    """A graph whose results are NaN where a decision of Python's would be another one.
+
+    Args:
+        graph: returns results, and then a boolean for each decision.
+        results: how many results there are.
+    """
+
+    def __init__(self, graph: fx.GraphModule, results: int) -> None:
+        super().__init__()
+        self.operations = graph
+        self._results = results
+
+    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """The results for tensors like those that the graph was recorded with."""
+        found = self.operations(*tensors)
+        results, checks = found[: self._results], found[self._results :]
+        if checks:
+            holds = torch.stack(checks).all()
+            results = [torch.where(holds, one, torch.nan) for one in results]
+        return results[0] if len(results) == 1 else tuple(results)
+
+
+def save(explanation: nn.Module, tensors: Sequence[Tensor], path: Path) -> None:
+    """Write an explanation of tensors like some into a file, in the format that its name says.
+
+    Raises:
+        ValueError: for a name that ends in neither ``.pt2`` nor ``.onnx``.
+        ImportError: for ``.onnx``, where the package onnxscript is missing.
+    """
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"the file's name must end in one of {SUFFIXES}, found {str(path)!r}")
+    if path.suffix == ".onnx" and find_spec("onnxscript") is None:
+        raise ImportError("ONNX needs a package that is not installed: pip install onnxscript")
+    with torch.no_grad():
+        program = torch.export.export(explanation, tuple(tensors), strict=False)
+        if path.suffix == ".pt2":
+            torch.export.save(program, path)
+        else:
+            names = [f"input_{number}" for number in range(len(tensors) - 1)]
+            program = program.run_decompositions({torch.ops.aten.copysign.Tensor: _copysign})
+            torch.onnx.export(program, (), path, dynamo=True, verbose=False,
+                              input_names=[*names, "target"])  # fmt: skip
+
+
+def _copysign(size: Tensor, sign: Tensor) -> Tensor:
+    """``torch.copysign``, which ONNX has not; 1 / −0 is negative."""
+    return torch.where((sign < 0) | (sign.reciprocal() < 0), -size.abs(), size.abs())

@@ -1,0 +1,214 @@
+"""The parts of a graph, those that repeat found, so that one compilation serves all copies.
+
+A Transformer does the same in every block, forward and in each backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from operator import getitem
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx
+
+from captum_transformer_lrp.engine.programs.trace import outputs_of, weights_of
+
+FEWEST_NODES: Final = 40
+"""A repetition is worth finding that saves the compilation of so many operations."""
+
+Function = Callable[..., Sequence[Tensor]]
+Compiler = Callable[[fx.GraphModule, Sequence[Tensor]], Function]
+"""Makes a function of a graph, given tensors like its inputs."""
+
+
+class Region(NamedTuple):
+    """Operations that follow each other.
+
+    Attributes:
+        nodes: these.
+        inputs: what they are computed from, in the order of its first use.
+        outputs: those of them that others use.
+        pattern: what is the same for regions that one compiled function serves.
+    """
+
+    nodes: Sequence[fx.Node]
+    inputs: Sequence[fx.Node]
+    outputs: Sequence[int]
+    pattern: Any
+
+
+class _Step(NamedTuple):
+    function: Function
+    inputs: Sequence[fx.Node]
+    outputs: Sequence[fx.Node]
+    used_up: Sequence[fx.Node]
+
+
+class Program:
+    """A graph, computed region by region; what depends on weights alone is computed once.
+
+    Args:
+        graph: has results and decisions as its outputs.
+        compiler: makes a function of each kind of region.
+    """
+
+    def __init__(self, graph: fx.GraphModule, compiler: Compiler) -> None:
+        self._inputs = graph.graph.find_nodes(op="placeholder")
+        self._outputs = outputs_of(graph)
+        known = _constants(graph)
+        regions = list(_regions([one for one in graph.graph.nodes
+                                 if one.op == "call_function" and one not in known]))  # fmt: skip
+        used = {*self._outputs, *(node for one in regions for node in one.inputs)}
+        self._constants = {node: value for node, value in known.items() if node in used}
+        alike: dict[Any, list[Region]] = {}
+        for region in regions:
+            alike.setdefault(region.pattern, []).append(region)
+        functions = {}
+        for pattern, copies in alike.items():
+            outputs = sorted({place for one in copies for place in one.outputs})
+            part, like = _graph_of(copies[0], outputs)
+            functions[pattern] = compiler(part, like), outputs
+        last = {node: region for region in regions for node in region.inputs}
+        kept = {*self._outputs, *self._constants}
+        self._steps = []
+        for region in regions:
+            function, places = functions[region.pattern]
+            made = [region.nodes[place] for place in places]
+            done = [one for one in region.inputs if last[one] is region and one not in kept]
+            done += [one for one in made if one not in last and one not in kept]
+            self._steps.append(_Step(function, region.inputs, made, done))
+
+    def __call__(self, *tensors: Tensor) -> list[Tensor]:
+        """The outputs of the graph for tensors like those that it was recorded with."""
+        values: dict[fx.Node, Tensor] = {**self._constants}
+        values.update(zip(self._inputs, tensors, strict=True))
+        for function, inputs, outputs, used_up in self._steps:
+            found = function(*(values[node] for node in inputs))
+            values.update(zip(outputs, found, strict=True))
+            for node in used_up:
+                del values[node]
+        return [values[node] for node in self._outputs]
+
+
+def _constants(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
+    """The values of all that does not depend on the inputs, such as a weight or its size."""
+    found: dict[fx.Node, Any] = {**weights_of(graph)}
+    with torch.no_grad():
+        for node in graph.graph.nodes:
+            if node.op == "call_function" and found.keys() >= {*node.all_input_nodes}:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
+                found[node] = node.target(*args, **kwargs)
+    return found
+
+
+def _regions(nodes: Sequence[fx.Node]) -> Iterator[Region]:
+    """Operations in parts, cut where something begins that is repeated."""
+    places = {node: place for place, node in enumerate(nodes)}
+    numbers: dict[Any, int] = {}
+    kinds = np.array([numbers.setdefault(_kind(node), len(numbers)) for node in nodes])
+    alive = np.zeros(len(nodes) + 1, dtype=int)  # how much is in use, before each operation
+    for node, place in places.items():
+        users = [places.get(one, len(nodes)) for one in node.users]
+        alive[place + 1 : max(users, default=place) + 1] += 1
+    cuts = {0, len(nodes)}
+    for cut in _repetitions(kinds, alive, 0, len(nodes)):
+        while cut < len(nodes) and nodes[cut].target is getitem:
+            cut += 1  # what an operation returns several of stays together
+        cuts.add(cut)
+    for start, end in pairwise(sorted(cuts)):
+        yield _region(nodes, places, start, end)
+
+
+def _repetitions(kinds: Any, alive: Any, start: int, end: int) -> list[int]:
+    """Where to cut between two places, so that as many operations as can be are repeated ones."""
+    of_these, best = kinds[start:end], (FEWEST_NODES - 1, 0, 0, 0, 0)
+    for period in range(1, len(of_these) // 2 + 1):
+        same = np.concatenate([[False], of_these[:-period] == of_these[period:], [False]])
+        begins, ends = np.flatnonzero(np.diff(same.astype(np.int8))).reshape(-1, 2).T
+        if len(begins):
+            longest = int((ends - begins).argmax())
+            length = int(ends[longest] - begins[longest])
+            copies = length // period + 1
+            if (copies - 1) * period > best[0]:
+                best = (copies - 1) * period, period, copies, int(begins[longest]), length
+    saved, period, copies, first, length = best
+    if not period:
+        return []
+    ways = range(start + first, start + first + length - saved + 1)
+    first = min(ways, key=lambda way: sum(alive[way : way + saved + period + 1 : period]))
+    cuts = [first + copy * period for copy in range(copies + 1)]
+    return [
+        *_repetitions(kinds, alive, start, first),
+        *cuts,
+        *_repetitions(kinds, alive, cuts[-1], end),
+    ]
+
+
+def _kind(node: fx.Node) -> Any:
+    """What an operation is, whatever it is computed from."""
+    settings = fx.node.map_arg((node.args, node.kwargs), lambda _: None)
+    return str(node.target), repr(settings), _shape(node)
+
+
+def _shape(node: fx.Node) -> Any:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return tuple(
+        (tuple(one.shape), tuple(one.stride()), one.dtype, one.device)
+        if isinstance(one, Tensor)
+        else one
+        for one in values
+    )
+
+
+def _region(nodes: Sequence[fx.Node], places: dict[fx.Node, int], start: int, end: int) -> Region:
+    inputs: dict[fx.Node, int] = {}
+
+    def name(node: fx.Node) -> Any:
+        place = places.get(node, -1)
+        return ("own", place - start) if place >= start else inputs.setdefault(node, len(inputs))
+
+    inside = nodes[start:end]
+    calls = tuple(
+        (str(node.target), repr(fx.node.map_arg((node.args, node.kwargs), name))) for node in inside
+    )
+    outputs = [
+        place
+        for place, node in enumerate(inside)
+        if any(places.get(user, end) >= end for user in node.users)
+    ]
+    return Region(inside, list(inputs), outputs, (calls, tuple(map(_shape, inputs))))
+
+
+def _graph_of(region: Region, outputs: Sequence[int]) -> tuple[fx.GraphModule, list[Tensor]]:
+    """A region as a graph of its own, and tensors like its inputs."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    like = []
+    for number, node in enumerate(region.inputs):
+        value = node.meta["val"]
+        copies[node] = graph.placeholder(f"input_{number}")
+        copies[node].meta["val"] = value
+        like.append(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype,
+                                        device=value.device))  # fmt: skip
+    for node in region.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(tuple(copies[region.nodes[place]] for place in outputs))
+    return fx.GraphModule({}, graph), like
+
+
+def by_inductor(graph: fx.GraphModule, like: Sequence[Tensor]) -> Function:
+    """A graph as machine code, for inputs like some tensors."""
+    from torch._inductor import compile as compiled
+
+    with torch.no_grad():
+        found: Function = compiled(graph, list(like))
+    return found
+
+
+def as_it_is(graph: fx.GraphModule, like: Sequence[Tensor]) -> Function:
+    """A graph whose operations are called one by one."""
+    return graph

@@ -1,0 +1,408 @@
+"""Explanations as programs: the same maps as the method's, or a warning and the method's."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from captum.attr import NoiseTunnel
+from torch import Tensor, nn
+from torch.overrides import _get_current_function_mode_stack
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    SwinConfig,
+    SwinForImageClassification,
+)
+
+from captum_transformer_lrp import (
+    AttentionFlow,
+    AttentionRollout,
+    ExplanationError,
+    TransformerAttribution,
+    TransformerLRP,
+)
+from captum_transformer_lrp.attr.compiled import CompiledAttribution
+from captum_transformer_lrp.engine.programs.regions import Program, as_it_is
+from captum_transformer_lrp.rules.decisions import decisions
+from tests.attr.methods import METHODS
+
+
+def vit(depth: int = 2) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=24, depth=depth, num_classes=5
+    )
+    return model.double().eval()
+
+
+def images(*size: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*(size or (2, 3, 32, 32)), generator=generator, dtype=torch.float64)
+
+
+def equal(found: Any, expected: Any) -> bool:
+    return torch.allclose(found, expected, rtol=1e-10, atol=1e-13)
+
+
+@pytest.fixture(scope="module")
+def method() -> TransformerAttribution:
+    return TransformerAttribution(vit())
+
+
+@pytest.fixture(scope="module")
+def explain(method: TransformerAttribution) -> CompiledAttribution:
+    return method.compile(images(), backend="eager")
+
+
+QUICK = ("transformer_attribution", "rollout", "attnlrp", "norm_rollout")
+
+
+def quickly(names: Iterable[str], quick: Collection[str]) -> list[Any]:
+    """Names, of which all but a few are slow ones."""
+    return [pytest.param(one, marks=[] if one in quick else [pytest.mark.slow]) for one in names]
+
+
+@pytest.mark.parametrize("name", quickly([one for one in METHODS if one != "flow"], QUICK))
+def test_a_compiled_method_explains_other_inputs_as_the_method_does(name: str) -> None:
+    method = METHODS[name](vit())
+    explain = method.compile(images(), backend="eager")
+    other = images(seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = explain(other, [3, 1])
+    assert equal(found, method.attribute(other, [3, 1]))
+
+
+@pytest.mark.parametrize("target", [None, 3, -1, [4, 0], torch.tensor([2, 1]), torch.tensor(2)])
+def test_targets_are_inputs_of_the_program(
+    method: TransformerAttribution, explain: CompiledAttribution, target: Any
+) -> None:
+    assert equal(explain(images(seed=1), target), method.attribute(images(seed=1), target))
+
+
+@pytest.mark.parametrize("target", [5, -6, [1, 2, 3], "cat", 1.5])
+def test_a_target_that_there_is_not_is_the_method_s_error(
+    method: TransformerAttribution, explain: CompiledAttribution, target: Any
+) -> None:
+    with pytest.raises(ValueError, match="target") as expected:
+        method.attribute(images(), target)
+    with pytest.raises(ValueError, match="target") as found:
+        explain(images(), target)
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_function_is_explained_by_the_method() -> None:
+    method = TransformerLRP(vit(), preset="attnlrp")
+    explain = method.compile(images(), backend="eager")
+
+    def difference(logits: Tensor) -> Tensor:
+        return logits[:, 1] - logits[:, 0]
+
+    assert equal(explain(images(), difference), method.attribute(images(), difference))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"granularity": "token"},
+        pytest.param({"granularity": "matrix"}, marks=pytest.mark.slow),
+        pytest.param({"keep_identity": True}, marks=pytest.mark.slow),
+        pytest.param({"start_layer": 1}, marks=pytest.mark.slow),
+        pytest.param({"row_normalize": True}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_options_are_those_of_attribute(options: dict[str, Any]) -> None:
+    method = TransformerAttribution(vit())
+    explain = method.compile(images(), backend="eager", **options)
+    assert equal(explain(images(seed=1), 1), method.attribute(images(seed=1), 1, **options))
+
+
+def test_a_batch_of_another_size_is_recorded_when_it_comes(
+    method: TransformerAttribution, explain: CompiledAttribution
+) -> None:
+    other = images(3, 3, 32, 32, seed=1)
+    assert equal(explain(other, 1), method.attribute(other, 1))
+
+
+def bert() -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    config = BertConfig(vocab_size=20, hidden_size=16, num_labels=3, **sizes)
+    return BertForSequenceClassification(config).double().eval()
+
+
+def test_texts_may_have_other_masks() -> None:
+    method = TransformerAttribution(bert())
+    ids = torch.tensor([[2, 5, 6, 7], [2, 9, 8, 7]])
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    explain = method.compile(ids, {"attention_mask": mask}, backend="eager")
+    other, of_other = ids.flip(1), {"attention_mask": mask.flip(0)}
+    assert equal(explain(other, 1, of_other), method.attribute(other, 1, of_other))
+
+
+@pytest.mark.slow
+def test_a_token_of_a_language_model_is_a_target() -> None:
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=2, n_head=2)
+    method = TransformerLRP(GPT2LMHeadModel(config).double().eval(), preset="attnlrp")
+    ids = torch.randint(0, 20, (2, 6))
+    explain = method.compile(ids, backend="eager")
+    for target in [(5, 3), [(2, 0), (-1, -1)]]:
+        assert equal(explain(ids.flip(1), target), method.attribute(ids.flip(1), target))
+
+
+class Branching(nn.Module):
+    """A model that reads values in Python."""
+
+    def __init__(self, read: Callable[[Tensor], bool]) -> None:
+        super().__init__()
+        self.model = vit()
+        self.read = read
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.model(pixels * 2 if self.read(pixels) else pixels)
+        return logits
+
+
+READS: dict[str, Callable[[Tensor], bool]] = {
+    "bool": lambda x: bool(x.mean() > 0),
+    "item": lambda x: (x > 0).sum().item() > x.numel() / 2,
+    "tolist": lambda x: sum(x.sign().flatten().tolist()) > 0,
+    "numpy": lambda x: bool((x.detach().sign().numpy() > 0).mean() > 0.5),
+    "equal": lambda x: not torch.equal(x.mean().sign(), -torch.ones_like(x.mean())),
+    "nonzero": lambda x: len((x > 0).nonzero()) > x.numel() / 2,
+    "masked": lambda x: len(x[x > 0]) > x.numel() / 2,
+    "unique": lambda x: (x.mean() > 0).to(torch.int64).unique().tolist() == [1],
+}
+
+
+@pytest.mark.parametrize("name", quickly(READS, ("bool", "tolist", "masked")))
+def test_an_input_that_takes_another_branch_is_explained_by_the_method(name: str) -> None:
+    """Without the check, the graph of the first branch would explain it."""
+    method = TransformerAttribution(Branching(READS[name]))
+    bright, dark = images() + 1, images() - 1
+    explain = method.compile(bright, backend="eager")
+    with pytest.warns(UserWarning, match=r"test_compiled.py, line \d+ decides otherwise"):
+        found = explain(dark, 1)
+    assert equal(found, method.attribute(dark, 1))
+    assert not equal(found, method.attribute(bright, 1))
+
+
+def test_another_input_of_the_same_branch_needs_no_warning() -> None:
+    method = TransformerAttribution(Branching(READS["bool"]))
+    explain = method.compile(images() + 1, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = explain(images(seed=1) + 1, 1)
+    assert equal(found, method.attribute(images(seed=1) + 1, 1))
+
+
+def test_what_is_no_number_is_refused_as_by_the_method(explain: CompiledAttribution) -> None:
+    with pytest.warns(UserWarning, match="decides"), pytest.raises(ValueError, match="NaN"):
+        explain(images() * torch.nan, 1)
+
+
+def test_a_model_that_cannot_be_explained_cannot_be_compiled() -> None:
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)).double()
+    with pytest.raises(ExplanationError, match="attention"):
+        TransformerAttribution(plain).compile(images(), backend="eager")
+
+
+def trained(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.head.weight.mul_(-1)
+
+
+def loaded(model: nn.Module) -> None:
+    model.load_state_dict({name: one * 1.1 for name, one in model.state_dict().items()})
+
+
+def replaced(model: nn.Module) -> None:
+    model.head.weight = nn.Parameter(model.head.weight.detach() * 1.5 + 0.1)
+
+
+def another_head(model: nn.Module) -> None:
+    torch.manual_seed(1)
+    model.reset_classifier(4)
+    model.double()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(trained, marks=pytest.mark.slow),
+        loaded,
+        replaced,
+        pytest.param(another_head, marks=pytest.mark.slow),
+    ],
+)
+def test_changed_weights_are_seen(change: Callable[[nn.Module], None]) -> None:
+    model = vit()
+    method = TransformerAttribution(model)
+    explain = method.compile(images(), backend="eager")
+    before = explain(images(), 1)
+    change(model)
+    assert equal(explain(images(), 1), method.attribute(images(), 1))
+    assert not equal(explain(images(), 1), before)
+
+
+def test_noise_tunnel_takes_it(
+    method: TransformerAttribution, explain: CompiledAttribution
+) -> None:
+    found = []
+    for one in (explain, method):
+        torch.manual_seed(0)
+        found.append(NoiseTunnel(one).attribute(images(), target=1, nt_samples=2, stdevs=0.1))
+    assert equal(*found)
+
+
+def test_nothing_is_left_on_the_model_or_in_the_thread() -> None:
+    model = vit()
+    before = [(id(one), one._version) for one in model.parameters()]
+    explain = TransformerAttribution(model).compile(images(), backend="eager")
+    explain(images(), 1)
+    assert [(id(one), one._version) for one in model.parameters()] == before
+    assert all(one.requires_grad and one.grad is None for one in model.parameters())
+    assert decisions() is None
+    assert not _get_current_function_mode_stack()
+
+
+def test_inputs_may_be_laid_out_in_any_way_and_want_a_gradient(
+    method: TransformerAttribution, explain: CompiledAttribution
+) -> None:
+    turned = images(seed=1).transpose(2, 3).requires_grad_()
+    found = explain(turned, 1)
+    assert equal(found, method.attribute(turned, 1))
+    assert not found.requires_grad
+
+
+@pytest.mark.parametrize("depth", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_blocks_that_repeat_are_compiled_once(depth: int) -> None:
+    """Twice the depth needs as many compilations."""
+    method = TransformerAttribution(vit(depth))
+    recorded, _ = method.compile(images(), backend="eager").recorded(images())
+    parts: list[int] = []
+
+    def compiler(graph: Any, like: Any) -> Any:
+        parts.append(len(graph.graph.nodes))
+        return as_it_is(graph, like)
+
+    program = Program(recorded.trace.graph, compiler)
+    tensors = [images(seed=1), torch.tensor([1, 2])]
+    for found, expected in zip(program(*tensors), recorded.trace.graph(*tensors), strict=True):
+        assert torch.equal(found, expected)
+    assert len(parts) <= 12
+
+
+@pytest.mark.slow
+def test_windows_are_compiled_too() -> None:
+    torch.manual_seed(0)
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=8, depths=[2, 2], num_heads=[2, 2],
+                        window_size=4, num_labels=5)  # fmt: skip
+    method = TransformerAttribution(SwinForImageClassification(config).double().eval())
+    explain = method.compile(images(), backend="eager")
+    assert equal(explain(images(seed=1), 1), method.attribute(images(seed=1), 1))
+
+
+def test_flow_is_solved_by_no_operation_of_pytorch() -> None:
+    with pytest.raises(ExplanationError, match="not made by PyTorch's operations alone"):
+        AttentionFlow(vit()).compile(images(), backend="eager")
+
+
+def test_bad_arguments_are_named(method: TransformerAttribution) -> None:
+    with pytest.raises(ValueError, match=r"backend must be one of .*, found 'fast'"):
+        method.compile(images(), backend="fast")
+    with pytest.raises(TypeError, match="granularty"):
+        method.compile(images(), backend="eager", granularty="token")
+
+
+LOADED = """
+import sys, torch
+program = torch.export.load(sys.argv[1]).module()
+pixels, target = torch.load(sys.argv[2])
+with torch.no_grad():
+    torch.save((program(pixels, target), program(pixels * torch.nan, target)), sys.argv[2])
+print(sorted(name for name in ("captum", "timm", "transformers") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        AttentionRollout,
+        pytest.param(TransformerAttribution, marks=pytest.mark.slow),
+        pytest.param(TransformerLRP, marks=pytest.mark.slow),
+    ],
+)
+def test_an_exported_program_needs_pytorch_alone(method: Any, tmp_path: Path) -> None:
+    attribution = method(vit())
+    program, values = tmp_path / "explainer.pt2", tmp_path / "values.pt"
+    attribution.compile(images(), backend="eager").export(program)
+    torch.save((images(seed=1), torch.tensor([4, -1])), values)
+    ran = subprocess.run([sys.executable, "-c", LOADED, program, values], capture_output=True,
+                         text=True, check=True, cwd=tmp_path)  # fmt: skip
+    assert ran.stdout.strip() == "[]"
+    found, of_nothing = torch.load(values)
+    expected = [attribution.attribute(images(seed=1), target) for target in (4, None)]
+    assert equal(found, torch.stack([expected[0][0], expected[1][1]]))
+    assert bool(of_nothing.isnan().all())
+
+
+def test_an_exported_program_says_nan_where_python_would_take_another_branch(
+    tmp_path: Path,
+) -> None:
+    method = TransformerAttribution(Branching(READS["bool"]))
+    method.compile(images() + 1, backend="eager").export(tmp_path / "explainer.pt2")
+    program = torch.export.load(tmp_path / "explainer.pt2").module()
+    target = torch.tensor([1, 1])
+    bright = program(images(seed=1) + 1, target)
+    assert equal(bright, method.attribute(images(seed=1) + 1, 1))
+    assert bool(program(images() - 1, target).isnan().all())
+
+
+def test_onnx_computes_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="ONNX needs onnxscript")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime runs the file")
+    method = TransformerAttribution(vit().float())
+    pixels = images().float()
+    method.compile(pixels, backend="eager").export(tmp_path / "explainer.onnx")
+    session = runtime.InferenceSession(tmp_path / "explainer.onnx")
+    other = images(seed=1).float()
+    (found,) = session.run(None, {"input_0": other.numpy(), "target": torch.tensor([1, 2]).numpy()})
+    expected = method.attribute(other, [1, 2])
+    assert torch.allclose(torch.tensor(found), expected, atol=1e-5 * expected.abs().max().item())
+
+
+def test_bad_file_names_are_named(
+    explain: CompiledAttribution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"must end in one of .*found .*explainer.pth"):
+        explain.export(tmp_path / "explainer.pth")
+    monkeypatch.setattr("captum_transformer_lrp.engine.programs.export.find_spec", lambda _: None)
+    with pytest.raises(ImportError, match="pip install onnxscript"):
+        explain.export(tmp_path / "explainer.onnx")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "method", [TransformerAttribution, partial(TransformerLRP, preset="attnlrp")]
+)
+def test_inductor_computes_the_same(method: Any) -> None:
+    model = vit(4).float()
+    attribution = method(model)
+    explain = attribution.compile(images().float())
+    other = images(seed=1).float()
+    found, expected = explain(other, [1, 2]), attribution.attribute(other, [1, 2])
+    assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
