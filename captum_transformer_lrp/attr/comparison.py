@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -261,10 +261,10 @@ def _explained(
     options: Mapping[str, Any],
 ) -> list[Tensor]:
     """One method's map of every target."""
-    attribution, arguments, options = _constructed(method, prepared, options)
+    attribution, arguments, others = _constructed(method, prepared, options)
     if isinstance(attribution, RecordedAttribution):
         many = attribution.attribute_targets(
-            arguments.inputs, targets, arguments.additional, **options
+            arguments.inputs, targets, arguments.additional, **others
         )
         return [_reduced(one, arguments.inputs) for one in many]
     accepted = inspect.signature(attribution.attribute).parameters
@@ -276,18 +276,17 @@ def _explained(
     fusion = torch.mean if isinstance(attribution, PerturbationAttribution) else torch.sum
     found = []
     for target in targets:
+        explaining = attribution
         if callable(target):
-            answering = _answering(prepared, target)
-            attribution, arguments, _ = _constructed(method, answering, options)
-            target = None
+            explaining, target = _constructed(method, prepared, options, target)[0], None
         inputs = arguments.inputs
         if inputs.is_floating_point():
             inputs = inputs.detach().clone().requires_grad_()
-        attributions = attribution.attribute(
+        attributions = explaining.attribute(
             inputs,
             target=target,
             additional_forward_args=arguments.additional or None,
-            **{**defaults, **options},
+            **{**defaults, **others},
         )
         found.append(_reduced(attributions, arguments.inputs, fusion=fusion))
     return found
@@ -304,23 +303,16 @@ class _Answer(nn.Module):
         return self.function(self.model(*args))
 
 
-def _answering(prepared: _Prepared, target: Callable[[Tensor], Tensor]) -> _Prepared:
-    """The same of a model that returns what a target, a function, makes of its output."""
-
-    def answering(of: _Arguments) -> _Arguments:
-        return replace(of, model=_Answer(of.model, target))
-
-    return replace(
-        prepared, captums=lambda: answering(prepared.captums()), layers=answering(prepared.layers)
-    )
-
-
 def _constructed(
     method: Attribution | Callable[[Any], Attribution],
     prepared: _Prepared,
     options: Mapping[str, Any],
+    target: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Attribution, _Arguments, dict[str, Any]]:
-    """The attribution object, its arguments, and the options that are left for ``attribute``."""
+    """The attribution object, its arguments, and the options that are left for ``attribute``.
+
+    A target that is a function is what the object explains of the model's output.
+    """
     if isinstance(method, Attribution):
         return method, _arguments(method, prepared, is_bound=True), dict(options)
     first, *others = inspect.signature(method).parameters
@@ -330,7 +322,8 @@ def _constructed(
     if not isinstance(attribution, Attribution):
         raise TypeError(f"it makes {type(attribution).__name__}, not a captum.attr.Attribution")
     arguments = _arguments(attribution, prepared, is_bound=False)
-    return method(arguments.model, **own), arguments, rest
+    model = arguments.model if target is None else _Answer(arguments.model, target)
+    return method(model, **own), arguments, rest
 
 
 def _arguments(attribution: Attribution, prepared: _Prepared, *, is_bound: bool) -> _Arguments:
