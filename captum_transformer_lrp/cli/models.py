@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,6 +26,7 @@ _BUNDLED = {
 _MOST_CHECKED = 50
 
 
+@clear_errors()
 def models(
     pattern: Annotated[
         str | None,
@@ -59,45 +60,44 @@ def models(
 
     - `captum-transformer-lrp models vit_tiny_patch16_224 --check`
     """
-    with clear_errors():
-        if pattern is None:
-            if check:
-                raise UsageError('--check needs to know what to check: give names, "deit_tiny*"')
-            _print_installed(as_json)
-            return
-        import timm
+    if pattern is None:
+        if check:
+            raise UsageError('--check needs to know what to check: give names, "deit_tiny*"')
+        _print_installed(as_json)
+        return
+    import timm
 
-        names = timm.list_models(pattern)
-        if not names:
-            raise UsageError(
-                f'timm knows no architecture called {pattern!r}: try a pattern such as "vit_*"'
-            )
-        if not check:
-            if as_json:
-                typer.echo(json.dumps({"architectures": names}, indent=2))
-            else:
-                typer.echo("\n".join(names))
-            return
-        if len(names) > _MOST_CHECKED:
-            raise UsageError(
-                f"{pattern!r} fits {len(names)} architectures, expected at most {_MOST_CHECKED}"
-            )
-        checked: dict[str, Verification | str] = {}
-        with progress_bar("checking", len(names)) as advance:
-            for name in names:
-                checked[name] = _verified(name)
-                advance()
+    names = timm.list_models(pattern)
+    if not names:
+        raise UsageError(
+            f'timm knows no architecture called {pattern!r}: try a pattern such as "vit_*"'
+        )
+    if not check:
         if as_json:
-            rows = [_as_data(name, found) for name, found in checked.items()]
-            typer.echo(json.dumps({"checked": rows}, indent=2))
+            typer.echo(json.dumps({"architectures": names}, indent=2))
         else:
-            said = [
-                f"{name}: refused: {found}" if isinstance(found, str) else f"{name}: {found}"
-                for name, found in checked.items()
-            ]
-            typer.echo("\n\n".join(said))
-        if any(isinstance(found, str) or not found.passed for found in checked.values()):
-            raise typer.Exit(FAILED)
+            typer.echo("\n".join(names))
+        return
+    if len(names) > _MOST_CHECKED:
+        raise UsageError(
+            f"{pattern!r} fits {len(names)} architectures, expected at most {_MOST_CHECKED}"
+        )
+    checked: dict[str, Verification | str] = {}
+    with progress_bar("checking", len(names)) as advance:
+        for name in names:
+            checked[name] = _verified(name)
+            advance()
+    if as_json:
+        rows = [_as_data(name, found) for name, found in checked.items()]
+        typer.echo(json.dumps({"checked": rows}, indent=2))
+    else:
+        said = [
+            f"{name}: refused: {found}" if isinstance(found, str) else f"{name}: {found}"
+            for name, found in checked.items()
+        ]
+        typer.echo("\n\n".join(said))
+    if any(isinstance(found, str) or not found.passed for found in checked.values()):
+        raise typer.Exit(FAILED)
 
 
 def _verified(name: str) -> Verification | str:
@@ -134,7 +134,7 @@ def _print_installed(as_json: bool) -> None:
     import timm
     import torch
 
-    libraries = {name: _version(name) for name in _LIBRARIES}
+    libraries = {name: version(name) for name in _LIBRARIES}
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     found = {
         "libraries": libraries,
@@ -149,7 +149,7 @@ def _print_installed(as_json: bool) -> None:
     console = Console()
     installed = Table("library", "version", title="Installed", title_justify="left")
     for name, installed_version in libraries.items():
-        installed.add_row(name, installed_version or "not installed")
+        installed.add_row(name, installed_version)
     console.print(installed)
     names = Table("--model", "what it is", title="Models", title_justify="left")
     for name, what in _BUNDLED.items():
@@ -160,10 +160,3 @@ def _print_installed(as_json: bool) -> None:
     console.print(names)
     console.print(f"Devices: {', '.join(devices)}")
     console.print(f"Methods: {', '.join(METHODS)}")
-
-
-def _version(library: str) -> str | None:
-    try:
-        return version(library)
-    except PackageNotFoundError:
-        return None

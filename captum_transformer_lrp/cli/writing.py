@@ -15,7 +15,7 @@ from rich.text import Text
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.options import MapFormat
-from captum_transformer_lrp.cli.provenance import ready, save
+from captum_transformer_lrp.cli.outputs import ready, save
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, WRITTEN_TEXT_METHOD
 from captum_transformer_lrp.photos import read_photo
 from captum_transformer_lrp.printing import printable
