@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -236,13 +236,8 @@ def record_folder(benchmark: Benchmark[Any], output: str | Path, seed: int = 0) 
 
 def versions() -> dict[str, str]:
     """The versions of what computes."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    packages = {package: version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -16,11 +16,11 @@ from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, Scor
 from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
 from captum_transformer_lrp.benchmarks.maps import Map
 from captum_transformer_lrp.benchmarks.methods import Method
-from captum_transformer_lrp.benchmarks.metrics import METRICS, metrics_by_name
+from captum_transformer_lrp.benchmarks.metrics import METRICS, Metric, metrics_by_name
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.runner import as_function
 
-TEXT_METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
+TEXT_METRICS: Final[Mapping[str, Metric]] = {
     "deletion": partial(faithfulness.deletion, removal="mask"),
     "insertion": partial(faithfulness.insertion, removal="mask"),
     "saco": partial(faithfulness.salience_faithfulness, removal="mask"),
@@ -60,7 +60,7 @@ class TextMetrics(TextMetricOptions, TextBenchmark):
 
     name = "text-metrics"
     mask: int = field(init=False, repr=False)
-    by_name: Mapping[str, Callable[[Map], dict[str, float]]] = field(init=False, repr=False)
+    by_name: Mapping[str, Metric] = field(init=False, repr=False)
 
     def prepare(self) -> None:
         """Find the documents and the metrics, and see whether tokens can be masked."""
@@ -79,12 +79,16 @@ class TextMetrics(TextMetricOptions, TextBenchmark):
             places = [[encoded.read[one] for one in row.nonzero()] for row in gone.flatten(1)]
             return torch.cat([without_tokens(encoded, one, self.mask)[0] for one in places])
 
+        def logits(batch: Tensor) -> Tensor:
+            same = {name: one.expand(len(batch), -1) for name, one in encoded.keywords.items()}
+            return self.logits(batch, **same)
+
         found = TokenMap(
             torch.from_numpy(scores[list(encoded.read)])[None],
             encoded.input_ids,
             target,
             self.classifier,
-            lambda batch: self.logits(batch, encoded.keywords),
+            logits,
             masked,
             method,
             lambda target, model: self.scores(example, method, [target], model)[0],
