@@ -47,7 +47,7 @@ def explain_text_command(
     target: options.Targets = None,
     top_k: options.TopK = None,
     method: options.TextMethod = None,
-    granularity: options.Granularity = options.Unit.WORD,
+    granularity: options.Granularity = "word",
     output: Annotated[
         Path | None,
         typer.Option(
@@ -87,7 +87,7 @@ def explain_text_command(
         check_text(text)
     if text is not None and has_suffix(Path(text.strip()), TEXT_SUFFIXES):
         warn(f"note: {text} is explained as a text; --file {text} reads a file")
-    unit: dict[str, Any] = {"granularity": granularity.value, "special_tokens": special_tokens}
+    unit: dict[str, Any] = {"granularity": granularity, "special_tokens": special_tokens}
     asked = writing.Writing(
         generate, continuation, contrast, hops, images or (), target or (),
         [method] if method else (), unit,

@@ -41,10 +41,10 @@ def ready(loaded: Loaded, device: torch.device | None, checkpoint: Path | None =
 def maps_beside(output: Path, wanted: MapFormat | None) -> list[Path]:
     """The file of an output's numbers, if they are wanted.
 
-    >>> maps_beside(Path("cat.png"), MapFormat.NPZ)
+    >>> maps_beside(Path("cat.png"), "npz")
     [PosixPath('cat.npz')]
     """
-    return [] if wanted is None else [output.with_suffix(f".{wanted.value}")]
+    return [] if wanted is None else [output.with_suffix(f".{wanted}")]
 
 
 def save(found: Result, output: Path, maps: MapFormat | None, lang: str = "en") -> None:
