@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -24,9 +24,6 @@ from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
 from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
 from captum_transformer_lrp.result import PAGE_SUFFIXES, as_footer, write_whole
 from captum_transformer_lrp.results.classes import method_names, provenance
-
-if TYPE_CHECKING:
-    from captum_transformer_lrp.visualization import Section
 
 _LONGEST_TITLE = 60
 HOW_TO_READ = (
@@ -122,7 +119,7 @@ def report(
     from captum_transformer_lrp.models import load_image_model, load_text_model
     from captum_transformer_lrp.results.image import explain_image
     from captum_transformer_lrp.results.text import explain_text
-    from captum_transformer_lrp.visualization import report_html
+    from captum_transformer_lrp.visualization import Section, Table, report_html
 
     of_images: Any = None
     of_texts: Any = None
@@ -154,7 +151,8 @@ def report(
 
     sections, failed = each_of(everything, section, "explaining")
     if failed:
-        sections.append(_failures(failed))
+        rows = [[each["input"], each["error"]] for each in failed]
+        sections.append(Section("Not explained", tables=[Table("", ["input", "why"], rows)]))
     page = report_html(
         sections, title=title, introduction=HOW_TO_READ, lang=lang, footer=as_footer(*footers)
     )
@@ -172,10 +170,3 @@ def report(
 def _shortened(text: str) -> str:
     words = " ".join(text.split())
     return words if len(words) <= _LONGEST_TITLE else words[: _LONGEST_TITLE - 1] + "…"
-
-
-def _failures(failed: list[dict[str, Any]]) -> Section:
-    from captum_transformer_lrp.visualization import Section, Table
-
-    rows = [[each["input"], each["error"]] for each in failed]
-    return Section("Not explained", tables=[Table("", ["input", "why"], rows)])
