@@ -67,12 +67,9 @@ class Wanted:
 
 
 class Reader:
-    """The model as a function from token ids, and from pixels if it sees, to logits.
+    """A causal language model as a function from token ids, and from pixels if it sees, to logits.
 
-    Args:
-        model: a causal language model.
-        seen: the images in the prompt.
-        first: the first position whose logits are wanted.
+    Wanted are those of the position `first` and of later ones.
     """
 
     def __init__(self, model: Any, seen: Seen | None = None, first: int = 0) -> None:

@@ -74,13 +74,7 @@ def occlusion(
 
     A place is replaced by the mean over all places that anything arrives at.  Token ids are
     replaced by the mean of the embeddings that are looked up for them.  Images are cut into
-    10 × 10 cells.
-
-    Args:
-        run: the plain model, from inputs to logits.
-        inputs: what is explained.
-        maps: a map of each, shaped as it is.
-        target: the target, as in Captum.
+    10 × 10 cells.  ``run`` is the plain model; maps are shaped as the inputs.
     """
     if any(one.shape != value.shape for value, one in zip(inputs, maps, strict=True)):
         return Check.skipped(NAME, CLAIM, "maps are not of the shape of the inputs")

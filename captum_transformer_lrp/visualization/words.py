@@ -46,14 +46,7 @@ class Word:
 
 @dataclass(frozen=True)
 class PiecesOfWord:
-    """Which pieces a reader takes for one.
-
-    Args:
-        text: as it was written, or a special token's name.
-        pieces: the positions of its pieces.
-        before: what stands between the previous one and this one.
-        special: whether this is a token that the tokenizer added.
-    """
+    """Which pieces a reader takes for one: a :class:`Word` with the positions of its pieces."""
 
     text: str
     pieces: tuple[int, ...]
