@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -30,24 +30,6 @@ TEXT_METRICS: Final[Mapping[str, Metric]] = {
     },
 }
 """All metrics of texts.  Noise on ids has no meaning, so nothing smooths or asks for robustness."""
-
-
-@dataclass(frozen=True)
-class TokenMap(Map):
-    """A map of the tokens of a text that are read, (1, T).
-
-    Args:
-        scored: from a class and a model to the attributions of the tokens of the corpus.
-        read: which of them are read.
-    """
-
-    scored: Callable[[int, nn.Module], Scores]
-    read: Sequence[int]
-
-    def again(self, target: int | None = None, model: nn.Module | None = None) -> Tensor:
-        """The map of another class or of another model."""
-        scores = self.scored(self.target if target is None else target, model or self.model)
-        return torch.from_numpy(scores[list(self.read)])[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +65,14 @@ class TextMetrics(TextMetricOptions, TextBenchmark):
             same = {name: one.expand(len(batch), -1) for name, one in encoded.keywords.items()}
             return self.logits(batch, **same)
 
-        found = TokenMap(
-            torch.from_numpy(scores[list(encoded.read)])[None],
-            encoded.input_ids,
-            target,
-            self.classifier,
-            logits,
-            masked,
-            method,
-            lambda target, model: self.scores(example, method, [target], model)[0],
-            encoded.read,
-        )
+        def as_map(scores: Scores) -> Tensor:
+            return torch.from_numpy(scores[list(encoded.read)])[None]
+
+        def mapped(target: int, model: nn.Module) -> Tensor:
+            return as_map(self.scores(example, method, [target], model)[0])
+
+        known = as_map(scores), encoded.input_ids, target, self.classifier
+        found = Map(*known, logits, masked, method, mapped)
         return {name: measure(found) for name, measure in self.by_name.items()}
 
     def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
