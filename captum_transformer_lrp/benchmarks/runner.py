@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -235,8 +235,13 @@ def record_folder(benchmark: Benchmark[Any], output: str | Path, seed: int = 0) 
 
 def versions() -> dict[str, str]:
     """The versions of what computes."""
-    packages = {package: version(package) for package in _PACKAGES}
-    return {"python": platform.python_version(), **packages}
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # this one, in a checkout that is not installed
+            found[package] = "unknown"
+    return found
 
 
 def weights_digest(model: nn.Module) -> str:

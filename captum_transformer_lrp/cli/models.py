@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -134,7 +134,7 @@ def _print_installed(as_json: bool) -> None:
     import timm
     import torch
 
-    libraries = {name: version(name) for name in _LIBRARIES}
+    libraries = {name: _version(name) for name in _LIBRARIES}
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     found = {
         "libraries": libraries,
@@ -149,7 +149,7 @@ def _print_installed(as_json: bool) -> None:
     console = Console()
     installed = Table("library", "version", title="Installed", title_justify="left")
     for name, installed_version in libraries.items():
-        installed.add_row(name, installed_version)
+        installed.add_row(name, installed_version or "not installed")
     console.print(installed)
     names = Table("--model", "what it is", title="Models", title_justify="left")
     for name, what in _BUNDLED.items():
@@ -160,3 +160,10 @@ def _print_installed(as_json: bool) -> None:
     console.print(names)
     console.print(f"Devices: {', '.join(devices)}")
     console.print(f"Methods: {', '.join(METHODS)}")
+
+
+def _version(library: str) -> str | None:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return None
