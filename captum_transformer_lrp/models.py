@@ -128,7 +128,12 @@ def load_image_model(
         expected a timm name (the nearest: deit_tiny_patch16_224, ...
     """
     if name == BUNDLED_IMAGE_MODEL:
-        return _bundled_image_model(checkpoint)
+        from captum_transformer_lrp import examples
+
+        bundled = examples.scene_classifier()
+        if checkpoint is not None:
+            load_weights(bundled, read_checkpoint(checkpoint), checkpoint)
+        return _of_timm(name, bundled)
     _refuse_others(name, "image", BUNDLED_IMAGE_MODEL)
     path = Path(name)
     with _loading("image", name):
@@ -234,7 +239,22 @@ def _loading(kind: str, name: str) -> Iterator[None]:
     except ModelLoadError:
         raise
     except Exception as error:
-        raise _cannot_load(kind, name, error) from error
+        if "custom code" in str(error):
+            advice = (
+                "read it, and if you trust it, give --trust-remote-code (trust_remote_code=True)"
+            )
+        elif Path(name).is_dir():
+            advice = "save the whole model there with save_pretrained"
+        elif kind == "image":
+            advice = (
+                "check the name and the network, give the weights' file with --checkpoint, or try "
+                f"{BUNDLED_IMAGE_MODEL}, which needs neither"
+            )
+        else:
+            advice = "check the name and the network, or give a folder that save_pretrained wrote"
+        raise ModelLoadError(
+            f"cannot load the {kind} model {name!r} ({_first_line(error)}): {advice}"
+        ) from error
 
 
 def _refuse_others(name: str, kind: str, expected: str) -> None:
@@ -382,15 +402,6 @@ def _refuse_misfits(
         )
 
 
-def _bundled_image_model(checkpoint: str | Path | None) -> ImageModel:
-    from captum_transformer_lrp import examples
-
-    model = examples.scene_classifier()
-    if checkpoint is not None:
-        load_weights(model, read_checkpoint(checkpoint), checkpoint)
-    return _of_timm(BUNDLED_IMAGE_MODEL, model)
-
-
 def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> ImageModel:
     import timm
 
@@ -398,7 +409,10 @@ def _load_timm(timm_name: str, checkpoint: str | Path | None, name: str) -> Imag
     source, state = checkpoint, None
     if checkpoint is not None:
         state = read_checkpoint(checkpoint)
-        head = _head(timm_name, state)
+        # The number of classes is what the checkpoint was trained for.
+        config = timm.get_pretrained_cfg(timm_name, allow_unregistered=True)
+        weight = state.get(f"{getattr(config, 'classifier', None)}.weight")
+        head = {} if weight is None else {"num_classes": len(weight)}
     elif timm_name.startswith("local-dir:"):
         # Not by timm itself, which draws a new head where the numbers of classes disagree.
         source, state = name, _folder_state(Path(name))
@@ -421,18 +435,6 @@ def _of_timm(name: str, model: Any) -> ImageModel:
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
     )
-
-
-def _head(timm_name: str, state: Mapping[str, Tensor] | None) -> dict[str, int]:
-    """The number of classes that a checkpoint was trained for, as an argument of `create_model`."""
-    import timm
-
-    config = timm.get_pretrained_cfg(timm_name, allow_unregistered=True)
-    classifier = getattr(config, "classifier", None)
-    if state is None or not isinstance(classifier, str):
-        return {}
-    weight = state.get(f"{classifier}.weight")
-    return {} if weight is None else {"num_classes": len(weight)}
 
 
 def timm_class_names(model: nn.Module) -> tuple[str, ...]:
@@ -503,13 +505,8 @@ def _load_hugging_face(
         model, misfits = type(blueprint).from_pretrained(
             None, config=config, state_dict=state, **options
         )
-    _refuse_misfits(
-        model,
-        source,
-        sorted(misfits["missing_keys"]),
-        sorted(misfits["unexpected_keys"]),
-        sorted(misfits["mismatched_keys"]),
-    )
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys")
+    _refuse_misfits(model, source, *(sorted(misfits[kind]) for kind in kinds))
     return model
 
 
@@ -618,21 +615,6 @@ def _json_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ModelLoadError(f"{file} holds a {type(found).__name__}, expected an object")
     return found
-
-
-def _cannot_load(kind: str, name: str, error: Exception) -> ModelLoadError:
-    if "custom code" in str(error):
-        advice = "read it, and if you trust it, give --trust-remote-code (trust_remote_code=True)"
-    elif Path(name).is_dir():
-        advice = "save the whole model there with save_pretrained"
-    elif kind == "image":
-        advice = (
-            "check the name and the network, give the weights' file with --checkpoint, or try "
-            f"{BUNDLED_IMAGE_MODEL}, which needs neither"
-        )
-    else:
-        advice = "check the name and the network, or give a folder that save_pretrained wrote"
-    return ModelLoadError(f"cannot load the {kind} model {name!r} ({_first_line(error)}): {advice}")
 
 
 def _first_line(error: Exception) -> str:

@@ -50,12 +50,7 @@ def instead_of_a_file(path: Path) -> str | None:
 
 @contextmanager
 def opened(path: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
-    """An image file; whatever goes wrong with it is a ValueError that names it.
-
-    Args:
-        path: the file.
-        max_pixels: the most pixels that are read.
-    """
+    """An image file; whatever goes wrong with it is a ValueError that names it."""
     found = instead_of_a_file(path)
     if found:
         raise ValueError(f"cannot read {path} as an image: it is {found}")

@@ -61,8 +61,7 @@ class Result(ABC):
 
     def to_json(self) -> str:
         """Its numbers and what they are of, as JSON; infinity, which JSON lacks, is null."""
-        written = json.dumps(self.as_dict())
-        return json.dumps(json.loads(written, parse_constant=lambda _: None))
+        return json.dumps(without_nan(self.as_dict()))
 
     def to_html(self, *, lang: str = "en") -> str:
         """A page that needs no other file; everything from outside is escaped.
@@ -119,6 +118,11 @@ class Result(ABC):
         from captum_transformer_lrp.visualization.page import render
 
         return render("fragment.html.jinja", section=self.section())
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: they are null."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def as_footer(*found: Mapping[str, Any]) -> dict[str, str]:

@@ -177,7 +177,7 @@ class RolloutAttribution(RecordedAttribution):
         return views.row_view(recording, view, lambda _: row)
 
 
-class SingleAttentionAttribution(RecordedAttribution):
+class SingleAttentionAttribution(RecordedAttribution[Literal["token", "matrix"]]):
     """A method whose map is one attention's: the row that the model reads its answer from.
 
     Args:
@@ -199,84 +199,6 @@ class SingleAttentionAttribution(RecordedAttribution):
     ) -> None:
         super().__init__(forward_func, epsilon=epsilon, **settings)
         self.layer = layer
-
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["input"] = "input",
-        **options: Unpack[AttributeOptions],
-    ) -> Inputs: ...
-    @overload
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: Literal["token", "matrix"],
-        **options: Unpack[AttributeOptions],
-    ) -> Tensor: ...
-    @captum_method
-    def attribute(
-        self,
-        inputs: Inputs,
-        target: Any = None,
-        additional_forward_args: Any = None,
-        *,
-        granularity: views.Granularity = "input",
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-    ) -> Inputs | Tensor:
-        """Explain one target for each example of a batch.
-
-        Args:
-            inputs: float images (N, C, H, W), token ids (N, S), float embeddings (N, S, D), or a
-                tuple of such.
-            target: the output to explain, in any form that Captum takes; None explains each
-                example's predicted class.
-            additional_forward_args: as in Captum, or a dictionary of keyword arguments.
-            granularity: ``"input"`` for maps shaped as the inputs, ``"token"`` for (N, S),
-                ``"matrix"`` for the mean over heads, (N, S, S).
-            internal_batch_size: at most so many examples are computed at a time, which bounds the
-                memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
-                dimension is that of the batch are cut with it.
-            show_progress: whether to show a progress bar that counts those parts of the batch.
-
-        Returns:
-            Non-negative attributions; a tuple if ``inputs`` is one and ``granularity`` is
-            ``"input"``.
-
-        Raises:
-            ValueError: for a target or an option that does not fit.
-            ExplanationError: for a model that cannot be explained as it is; the message says what
-                to do.
-        """
-        view = views.View(inputs, granularity, internal_batch_size, show_progress)
-        return self._of_targets([target], additional_forward_args, view)[0]
-
-    def attribute_targets(
-        self,
-        inputs: Inputs,
-        targets: Sequence[Any],
-        additional_forward_args: Any = None,
-        *,
-        granularity: views.Granularity = "input",
-        internal_batch_size: int | None = None,
-        show_progress: bool = False,
-    ) -> list[Inputs | Tensor]:
-        """Explain several targets of the same inputs from one forward pass.
-
-        Takes the arguments of :meth:`attribute`, with a list of targets.
-
-        Returns:
-            For each target what :meth:`attribute` returns.
-        """
-        view = views.View(inputs, granularity, internal_batch_size, show_progress)
-        return self._of_targets(targets, additional_forward_args, view)
 
     def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
         if view.granularity != "input":

@@ -6,7 +6,7 @@ import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, ClassVar, Literal, TypedDict, TypeVar, overload
+from typing import Any, ClassVar, Generic, Literal, TypedDict, overload
 
 import torch
 from captum._utils.progress import progress
@@ -14,7 +14,7 @@ from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
 from captum.log import log_usage
 from torch import Tensor
-from typing_extensions import Unpack
+from typing_extensions import TypeVar, Unpack
 
 from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
@@ -44,6 +44,8 @@ from captum_transformer_lrp.rules.rule_set import UserRules
 Method = TypeVar("Method", bound=Callable[..., Any])
 # As Captum's: a tensor is explained by a tensor, a tuple by a tuple.
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
+# What a method has beside maps shaped as the inputs.
+Fine = TypeVar("Fine", bound=Literal["token", "matrix"], default=Literal["token"])
 
 
 def captum_method(attribute: Method) -> Method:
@@ -94,7 +96,7 @@ class AttributeOptions(TypedDict, total=False):
     show_progress: bool
 
 
-class RecordedAttribution(Attribution):
+class RecordedAttribution(Attribution, Generic[Fine]):
     """An attribution method that works on one recorded forward pass of an unmodified model.
 
     Args:
@@ -238,7 +240,7 @@ class RecordedAttribution(Attribution):
         target: Any = None,
         additional_forward_args: Any = None,
         *,
-        granularity: Literal["token"],
+        granularity: Fine,
         **options: Unpack[AttributeOptions],
     ) -> Tensor: ...
     @captum_method
@@ -248,7 +250,7 @@ class RecordedAttribution(Attribution):
         target: Any = None,
         additional_forward_args: Any = None,
         *,
-        granularity: views.TokenGranularity = "input",
+        granularity: views.Granularity = "input",
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> Inputs | Tensor:
@@ -261,7 +263,8 @@ class RecordedAttribution(Attribution):
                 example's predicted class.
             additional_forward_args: as in Captum, or a dictionary of keyword arguments.
             granularity: ``"input"`` for maps shaped as the inputs, bilinearly upsampled for
-                images, or ``"token"`` for (N, S), special tokens included.
+                images, or ``"token"`` for (N, S), special tokens included.  Of methods that take
+                one attention's map there is ``"matrix"``, too: its mean over heads, (N, S, S).
             internal_batch_size: at most so many examples are computed at a time, which bounds the
                 memory; None for all at once.  Tensors among ``additional_forward_args`` whose first
                 dimension is that of the batch are cut with it.
@@ -285,7 +288,7 @@ class RecordedAttribution(Attribution):
         targets: Sequence[Any],
         additional_forward_args: Any = None,
         *,
-        granularity: views.TokenGranularity = "input",
+        granularity: Literal["input"] | Fine = "input",
         internal_batch_size: int | None = None,
         show_progress: bool = False,
     ) -> list[Inputs | Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -153,7 +153,7 @@ def compare(
     state = ThreadState()
     with state, state:
         with ThreadState(inputs.device), unchanged(model, inputs, additional_forward_args):
-            prepared = _prepared(model, inputs, additional_forward_args)
+            prepared = _Prepared(model, inputs, additional_forward_args)
         chosen = [
             predicted(prepared.logits) if t is None else plain(t) for t in named_targets.values()
         ]
@@ -186,51 +186,49 @@ class _Arguments:
     defaults: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
 class _Prepared:
-    """The arguments of each kind of method (ours, Captum's, its layers'), and the logits.
+    """A model with inputs, its logits, and the arguments of each kind of method."""
 
-    Those of Captum's are made when they are asked for: not every model looks its token ids up in a
-    way that can be followed.
-    """
+    def __init__(self, model: Callable[..., Any], inputs: Tensor, additional: Any) -> None:
+        args, named = split_arguments(additional)
+        self.model, self.inputs, self.additional = model, inputs, additional
+        self.names, self.values = tuple(named), (*args, *named.values())
+        self.from_inputs, self.lookup = FromInputs(model, self.names), EmbeddingLookup(inputs)
+        run = lambda one: self.from_inputs(one, *self.values)  # noqa: E731
+        with naming_a_missing_batch(run, [inputs]), torch.no_grad(), self.lookup:
+            self.logits = run(inputs)
 
-    ours: _Arguments
-    captums: Callable[[], _Arguments]
-    layers: _Arguments
-    logits: Tensor
+    def arguments(self, attribution: Attribution, *, is_bound: bool) -> _Arguments:
+        """Those for an attribution object; some do not suit one that is bound to a model."""
+        if isinstance(attribution, RecordedAttribution):
+            return _Arguments(self.model, self.inputs, self.additional, {})
+        if is_bound and isinstance(self.additional, Mapping):
+            raise ValueError(
+                "an object of Captum's takes no keyword arguments of the model: give its class, or "
+                "additional_forward_args as a tuple"
+            )
+        if isinstance(attribution, LayerAttribution):
+            return _Arguments(self.from_inputs, self.inputs, self.values, {})
+        if self.inputs.is_floating_point():
+            defaults = _defaults(self.inputs, torch.zeros_like(self.inputs))
+            return _Arguments(self.from_inputs, self.inputs, self.values, defaults)
+        if is_bound:
+            raise ValueError(
+                "an object of Captum's is bound to a model that takes token ids, which have no "
+                f"gradient: give the class {type(attribution).__name__}, or a function that makes "
+                "one for a model that takes embeddings"
+            )
+        embeddings = self.lookup.found()
+        # The baseline is the embedding of [PAD] at every place, or zeros.
+        pad = getattr(getattr(self.model, "config", None), "pad_token_id", None)
+        padding = torch.zeros_like(embeddings)
+        if isinstance(pad, int) and pad >= 0:
+            padding = self.lookup.weight()[pad].expand_as(embeddings).clone()
+        embedded, defaults = FromEmbeddings(self.model, self.names), _defaults(embeddings, padding)
+        return _Arguments(embedded, embeddings, (self.inputs, *self.values), defaults)
 
 
-def _prepared(model: Callable[..., Any], inputs: Tensor, additional: Any) -> _Prepared:
-    args, named = split_arguments(additional)
-    names, values = tuple(named), (*args, *named.values())
-    from_inputs = FromInputs(model, names)
-    lookup = EmbeddingLookup(inputs)
-    run = lambda one: from_inputs(one, *values)  # noqa: E731
-    with naming_a_missing_batch(run, [inputs]), torch.no_grad(), lookup:
-        logits = run(inputs)
-    ours = _Arguments(model, inputs, additional, {})
-    layers = _Arguments(from_inputs, inputs, values, {})
-
-    def captums() -> _Arguments:
-        if inputs.is_floating_point():
-            return _Arguments(from_inputs, inputs, values, _defaults(inputs, None))
-        embeddings = lookup.found()
-        padding = _padding(model, lookup, embeddings)
-        embedded, defaults = FromEmbeddings(model, names), _defaults(embeddings, padding)
-        return _Arguments(embedded, embeddings, (inputs, *values), defaults)
-
-    return _Prepared(ours, captums, layers, logits)
-
-
-def _padding(model: Any, lookup: EmbeddingLookup, embeddings: Tensor) -> Tensor:
-    """The embedding of [PAD] at every place, or zeros."""
-    pad = getattr(getattr(model, "config", None), "pad_token_id", None)
-    if not isinstance(pad, int) or pad < 0:
-        return torch.zeros_like(embeddings)
-    return lookup.weight()[pad].expand_as(embeddings).clone()
-
-
-def _defaults(inputs: Tensor, baselines: Tensor | None) -> dict[str, Any]:
+def _defaults(inputs: Tensor, baselines: Tensor) -> dict[str, Any]:
     """What Captum's methods need, by the name of the parameter."""
     count = inputs.shape[0]
     if inputs.dim() == 4:
@@ -245,7 +243,7 @@ def _defaults(inputs: Tensor, baselines: Tensor | None) -> dict[str, Any]:
         mask = torch.arange(length, device=inputs.device)[None, :, None].expand(1, -1, features)
         window = (1, features)
     return {
-        "baselines": torch.zeros_like(inputs) if baselines is None else baselines,
+        "baselines": baselines,
         "feature_mask": mask.contiguous(),
         "sliding_window_shapes": window,
         "strides": window,
@@ -261,10 +259,10 @@ def _explained(
     options: Mapping[str, Any],
 ) -> list[Tensor]:
     """One method's map of every target."""
-    attribution, arguments, options = _constructed(method, prepared, options)
+    attribution, arguments, others = _constructed(method, prepared, options)
     if isinstance(attribution, RecordedAttribution):
         many = attribution.attribute_targets(
-            arguments.inputs, targets, arguments.additional, **options
+            arguments.inputs, targets, arguments.additional, **others
         )
         return [_reduced(one, arguments.inputs) for one in many]
     accepted = inspect.signature(attribution.attribute).parameters
@@ -276,18 +274,17 @@ def _explained(
     fusion = torch.mean if isinstance(attribution, PerturbationAttribution) else torch.sum
     found = []
     for target in targets:
+        explaining = attribution
         if callable(target):
-            answering = _answering(prepared, target)
-            attribution, arguments, _ = _constructed(method, answering, options)
-            target = None
+            explaining, target = _constructed(method, prepared, options, target)[0], None
         inputs = arguments.inputs
         if inputs.is_floating_point():
             inputs = inputs.detach().clone().requires_grad_()
-        attributions = attribution.attribute(
+        attributions = explaining.attribute(
             inputs,
             target=target,
             additional_forward_args=arguments.additional or None,
-            **{**defaults, **options},
+            **{**defaults, **others},
         )
         found.append(_reduced(attributions, arguments.inputs, fusion=fusion))
     return found
@@ -304,53 +301,27 @@ class _Answer(nn.Module):
         return self.function(self.model(*args))
 
 
-def _answering(prepared: _Prepared, target: Callable[[Tensor], Tensor]) -> _Prepared:
-    """The same of a model that returns what a target, a function, makes of its output."""
-
-    def answering(of: _Arguments) -> _Arguments:
-        return replace(of, model=_Answer(of.model, target))
-
-    return replace(
-        prepared, captums=lambda: answering(prepared.captums()), layers=answering(prepared.layers)
-    )
-
-
 def _constructed(
     method: Attribution | Callable[[Any], Attribution],
     prepared: _Prepared,
     options: Mapping[str, Any],
+    target: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Attribution, _Arguments, dict[str, Any]]:
-    """The attribution object, its arguments, and the options that are left for ``attribute``."""
+    """The attribution object, its arguments, and the options that are left for ``attribute``.
+
+    A target that is a function is what the object explains of the model's output.
+    """
     if isinstance(method, Attribution):
-        return method, _arguments(method, prepared, is_bound=True), dict(options)
+        return method, prepared.arguments(method, is_bound=True), dict(options)
     first, *others = inspect.signature(method).parameters
     own = {name: value for name, value in options.items() if name in others and name != first}
     rest = {name: value for name, value in options.items() if name not in own}
-    attribution = method(prepared.ours.model)
+    attribution = method(prepared.model)
     if not isinstance(attribution, Attribution):
         raise TypeError(f"it makes {type(attribution).__name__}, not a captum.attr.Attribution")
-    arguments = _arguments(attribution, prepared, is_bound=False)
-    return method(arguments.model, **own), arguments, rest
-
-
-def _arguments(attribution: Attribution, prepared: _Prepared, *, is_bound: bool) -> _Arguments:
-    """The arguments for an attribution object; some do not suit one that is bound to a model."""
-    if isinstance(attribution, RecordedAttribution):
-        return prepared.ours
-    if is_bound and isinstance(prepared.ours.additional, Mapping):
-        raise ValueError(
-            "an object of Captum's takes no keyword arguments of the model: give its class, or "
-            "additional_forward_args as a tuple"
-        )
-    if isinstance(attribution, LayerAttribution):
-        return prepared.layers
-    if is_bound and not prepared.ours.inputs.is_floating_point():
-        raise ValueError(
-            "an object of Captum's is bound to a model that takes token ids, which have no "
-            f"gradient: give the class {type(attribution).__name__}, or a function that makes one "
-            "for a model that takes embeddings"
-        )
-    return prepared.captums()
+    arguments = prepared.arguments(attribution, is_bound=False)
+    model = arguments.model if target is None else _Answer(arguments.model, target)
+    return method(model, **own), arguments, rest
 
 
 def _reduced(

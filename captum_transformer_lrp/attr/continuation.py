@@ -101,10 +101,10 @@ def explain_continuation(
     # position that it has without padding.
     order = torch.argsort((~mask).int(), dim=1, stable=True)
     ordered, seen = ids.gather(1, order), mask.gather(1, order)
-    arguments = {
-        name: value.gather(1, order) if _of_tokens(value, ids) else value
-        for name, value in (additional_forward_args or {}).items()
-    }
+    arguments = dict(additional_forward_args or {})
+    for name, value in arguments.items():
+        if isinstance(value, Tensor) and value.shape == ids.shape:
+            arguments[name] = value.gather(1, order)
     if not bool(mask.all()):
         arguments["attention_mask"] = seen.long()
     lengths = prompt_mask.sum(1)
@@ -220,10 +220,6 @@ _NOT_CAUSAL = (
     "continuation would be explained by itself; build it as a decoder, such as with "
     "is_decoder=True, or explain one masked position by attribute(ids, target=(position, token))"
 )
-
-
-def _of_tokens(value: Any, ids: Tensor) -> bool:
-    return isinstance(value, Tensor) and value.shape == ids.shape
 
 
 def _mask(mask: Tensor | None, ids: Tensor, name: str) -> Tensor:

@@ -29,7 +29,6 @@ from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.methods import Method
 from captum_transformer_lrp.benchmarks.model_benchmark import ModelBenchmark
 from captum_transformer_lrp.benchmarks.records import Record
-from captum_transformer_lrp.models import TextModel
 
 Scores: TypeAlias = NDArray[np.float64]
 
@@ -48,10 +47,6 @@ class ReadDocument:
         """The index of the class that the classifier predicts."""
         return int(self.logits.argmax())
 
-    def explained(self, which: str) -> int:
-        """The class to explain, ``"target"`` or ``"predicted"``."""
-        return self.target if which == "target" else self.predicted
-
 
 @dataclass(frozen=True, eq=False)
 class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
@@ -67,9 +62,12 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         """Find the documents, and which classes they have."""
         given = isinstance(self.data, EraserDocuments)
         documents = self.data if given else EraserDocuments(self.data, self.split)
+        config = getattr(self.classifier, "config", None)
+        positions = getattr(config, "max_position_embeddings", None)
+        limits = (self.max_length, self.model.tokenizer.model_max_length, positions)
         self.put(
             data=documents,
-            max_length=min(self.max_length, _longest(self.model)),
+            max_length=min(one for one in limits if isinstance(one, int) and one > 0),
             classes=corpus_classes(documents.labels(), self.model.class_names, self.labels),
         )
 
@@ -88,8 +86,7 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
 
     def identifiers(self) -> Sequence[str]:
         """The annotations' names."""
-        names: list[str] = self.data.identifiers()
-        return names
+        return list(self.data.identifiers())
 
     def contents(self, index: int) -> str:
         """Of the document with its annotation; of what is wrong with one that is damaged."""
@@ -116,7 +113,7 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         if not encoded.read:
             raise AnnotationError(f"{document.name}: the tokenizer makes no piece of its text")
         encoded = encoded.to(torch.device(self.device))
-        logits = self.logits(encoded.input_ids, encoded.keywords)[0].float().cpu()
+        logits = self.logits(encoded.input_ids, **encoded.keywords)[0].float().cpu()
         return ReadDocument(document, encoded, logits, self.classes[document.label])
 
     def check(self, document: AnnotatedDocument) -> None:
@@ -133,10 +130,8 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
 
     def evaluate(self, example: ReadDocument, method: str) -> dict[str, Any]:
         """For each explained class what :meth:`of_class` finds."""
-        classes, chosen = (
-            [example.explained(which) for which in self.explain],
-            self.by_label[method],
-        )
+        chosen = self.by_label[method]
+        classes = [int(getattr(example, which)) for which in self.explain]
         scores = dict(zip(classes, self.scores(example, chosen, classes), strict=True))
         found = {one: self.of_class(example, chosen, one, scores[one]) for one in scores}
         return {which: found[one] for which, one in zip(self.explain, classes, strict=True)}
@@ -151,18 +146,9 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         self, example: ReadDocument, method: Method, targets: Sequence[int], model: Any = None
     ) -> list[Scores]:
         """The attributions of the corpus' tokens, of the classifier or of another model."""
-        encoded = example.encoded
-        ids, keywords = encoded.input_ids, dict(encoded.keywords)
-        maps = method.maps(model or self.classifier, ids, targets, keywords)
+        encoded, model = example.encoded, model or self.classifier
+        maps = method.maps(model, encoded.input_ids, targets, dict(encoded.keywords))
         return [token_scores(encoded, one, self.fusion) for one in maps]
-
-    def logits(self, input_ids: Tensor, keywords: Mapping[str, Tensor]) -> Tensor:
-        """The classifier's logits (N, C) of texts (N, S) that have the same keywords (1, S)."""
-        same = {name: one.expand(len(input_ids), -1) for name, one in keywords.items()}
-        with torch.no_grad():
-            output: Any = self.classifier(input_ids, **same)
-        logits: Tensor = output.logits
-        return logits
 
     def of_model(self, record: Record) -> dict[str, float]:
         """The accuracy."""
@@ -219,10 +205,3 @@ def corpus_classes(
     if len(set(classes.values())) < len(classes):
         raise BenchmarkError(f"two classes of the corpus are one of the classifier: {classes}")
     return dict(sorted(classes.items()))
-
-
-def _longest(classifier: TextModel) -> int:
-    """The most pieces that the classifier takes."""
-    limit: int = classifier.tokenizer.model_max_length
-    positions = getattr(getattr(classifier.model, "config", None), "max_position_embeddings", None)
-    return min(limit, positions) if isinstance(positions, int) and positions > 0 else limit

@@ -65,13 +65,10 @@ def infidelity(found: Map, removal: str = "mean", samples: int = 50) -> dict[str
 
     relevance = found.relevance[None, None]
     kept = torch.ones_like(relevance)
-    return {
-        "": float(
-            captum.metrics.infidelity(
-                logit, taken, kept, relevance, n_perturb_samples=samples, normalize=True
-            )
-        )
-    }
+    score = captum.metrics.infidelity(
+        logit, taken, kept, relevance, n_perturb_samples=samples, normalize=True
+    )
+    return {"": float(score)}
 
 
 def squares(count: int, size: Sequence[int], generator: torch.Generator) -> Tensor:

@@ -238,9 +238,7 @@ class Generation(RemovalOptions, ModelBenchmark[Answered]):
 
     def _scores(self, ids: Tensor) -> Tensor:
         """The logarithms of the probabilities of the next tokens, (1, S, V), float64."""
-        with torch.no_grad():
-            logits: Tensor = self.classifier(input_ids=ids, use_cache=False).logits
-        return logits.double().log_softmax(-1)
+        return self.logits(ids, use_cache=False).double().log_softmax(-1)
 
     def _log_probability(self, example: Answered, removed: Sequence[int]) -> float:
         """Of what was written, without some of the context's tokens."""

@@ -53,16 +53,9 @@ def grid_pointing(
     First the model classifies every photo by itself.  Those whose true class it gives a probability
     of at least ``confidence`` are put into grids at random, each into one in each round.
 
-    Args:
-        model: as in :class:`ModelBenchmark`.
-        data: photos, as in :func:`labelled_images`.
-        methods: names.
-        output: as those that follow, of :func:`~captum_transformer_lrp.benchmarks.run`.
-        labels: a file of labels, if the names of files and folders do not tell the classes.
-        seed: of the grids, too.
-        show_progress: as there.
-        so_far: as there.
-        options: those of :class:`GridPointing`.
+    Takes photos and ``labels`` as :func:`labelled_images`, the arguments of
+    :func:`~captum_transformer_lrp.benchmarks.run`, whose seed is that of the grids, too, and the
+    options of :class:`GridPointing`.
 
     Raises:
         BenchmarkError: also if too few photos of different classes are confident for a grid.

@@ -114,14 +114,6 @@ class ImageBenchmark(ModelBenchmark[Example]):
         """All of a photo as the model sees it, (1, 3, H, W)."""
         return whole_image(photo, self.model, self.size)[None].to(self.device)
 
-    def logits(self, batch: Tensor) -> Tensor:
-        """The model's logits (N, C) of a batch, without gradients."""
-        with torch.no_grad():
-            output = self.classifier(batch)
-        logits = getattr(output, "logits", output)
-        found: Tensor = logits if isinstance(logits, Tensor) else logits[0]
-        return found
-
 
 @dataclass(frozen=True, eq=False)
 class PhotoBenchmark(PhotoOptions, ImageBenchmark[Example]):

@@ -28,6 +28,7 @@ class Map:
         logits: those of a batch of pixels, (N, C).
         without: what takes pixels away.
         method: the method.
+        mapped: from a class and a model to the map of a text.
         made: what :meth:`once` has made, of this photo by whichever method.
     """
 
@@ -38,20 +39,19 @@ class Map:
     logits: Callable[[Tensor], Tensor]
     without: Without
     method: Method
+    mapped: Callable[[int, nn.Module], Tensor] | None = None
     made: dict[str, tuple[Any, Any]] = field(default_factory=dict, kw_only=True, repr=False)
 
     def probability(self, batch: Tensor) -> Tensor:
         """Of the explained class, float64 (N,), on the CPU."""
         return self.logits(batch).double().softmax(-1)[:, self.target].cpu()
 
-    def again(
-        self,
-        target: int | None = None,
-        model: nn.Module | None = None,
-    ) -> Tensor:
+    def again(self, target: int | None = None, model: nn.Module | None = None) -> Tensor:
         """The map of another class, or of another model."""
-        chosen = self.target if target is None else target
-        return self.method.maps(model or self.model, self.pixels, [chosen])[0]
+        chosen, model = self.target if target is None else target, model or self.model
+        if self.mapped is not None:
+            return self.mapped(chosen, model)
+        return self.method.maps(model, self.pixels, [chosen])[0]
 
     def of_copies(self, pixels: Tensor, model: nn.Module | None = None) -> Tensor:
         """The maps (N, H, W) of other pixels (N, 3, H, W), or of another model's."""

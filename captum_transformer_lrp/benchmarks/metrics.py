@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -23,7 +23,9 @@ from captum_transformer_lrp.benchmarks.quantus import quantus_score
 from captum_transformer_lrp.benchmarks.removal import without
 from captum_transformer_lrp.benchmarks.runner import as_function
 
-METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
+Metric: TypeAlias = Callable[[Map], dict[str, float]]
+
+METRICS: Final[Mapping[str, Metric]] = {
     **{
         f"{metric.__name__}:{removal}": partial(metric, removal=removal)
         for metric in (faithfulness.deletion, faithfulness.insertion)
@@ -45,9 +47,7 @@ METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
 """All metrics of photos of our own."""
 
 
-def metric_by_name(
-    name: str, known: Mapping[str, Callable[[Map], dict[str, float]]] = METRICS
-) -> Callable[[Map], dict[str, float]]:
+def metric_by_name(name: str, known: Mapping[str, Metric] = METRICS) -> Metric:
     """A metric from what a user types.
 
     That is one of :data:`METRICS` with any number of options after colons, such as
@@ -66,17 +66,15 @@ def metric_by_name(
         raise BenchmarkError(f"there is no metric {kind!r}; there are {', '.join(known)}{more}")
     given = dict(option_of(part, name) for part in parts if "=" in part)
     options = list(inspect.signature(known[kind]).parameters)[1:]
-    for option in given:
-        if option not in options:
-            raise BenchmarkError(
-                f"{kind} has no option {option!r}; it has {', '.join(options) or 'none'}"
-            )
+    if wrong := next((one for one in given if one not in options), None):
+        has = ", ".join(options) or "none"
+        raise BenchmarkError(f"{kind} has no option {wrong!r}; it has {has}")
     return partial(known[kind], **given)
 
 
 def metrics_by_name(
-    names: Sequence[str], known: Mapping[str, Callable[[Map], dict[str, float]]] = METRICS
-) -> dict[str, Callable[[Map], dict[str, float]]]:
+    names: Sequence[str], known: Mapping[str, Metric] = METRICS
+) -> dict[str, Metric]:
     """Metrics by their names, several of which may be in one text, with commas between them."""
     apart = [part.strip() for one in names for part in one.split(",")]
     return {one: metric_by_name(one, known) for one in apart}
@@ -107,7 +105,7 @@ class MapMetrics(MetricOptions, PhotoBenchmark[Map]):
     """
 
     name = "metrics"
-    by_name: Mapping[str, Callable[[Map], dict[str, float]]] = field(init=False, repr=False)
+    by_name: Mapping[str, Metric] = field(init=False, repr=False)
 
     def prepare(self) -> None:
         """Find the photos and the metrics."""
@@ -120,15 +118,9 @@ class MapMetrics(MetricOptions, PhotoBenchmark[Map]):
         entry = self.data[index]
         pixels = self.seen(read_rgb(entry.file))
         predicted = int(self.logits(pixels)[0].argmax())
-        return Map(
-            torch.empty(0),
-            pixels,
-            entry.label if self.explain == "target" else predicted,
-            self.classifier,
-            self.logits,
-            without(pixels, self.model),
-            next(iter(self.by_label.values())),
-        )
+        target = entry.label if self.explain == "target" else predicted
+        method, take = next(iter(self.by_label.values())), without(pixels, self.model)
+        return Map(torch.empty(0), pixels, target, self.classifier, self.logits, take, method)
 
     def describe(self, example: Map) -> dict[str, Any]:
         """The explained class."""
@@ -138,7 +130,7 @@ class MapMetrics(MetricOptions, PhotoBenchmark[Map]):
         """Each metric, by condition."""
         chosen = self.by_label[method]
         (relevance,) = chosen.maps(self.classifier, example.pixels, [example.target])
-        found = Map(**{**vars(example), "relevance": relevance, "method": chosen})
+        found = replace(example, relevance=relevance, method=chosen)
         return {name: measure(found) for name, measure in self.by_name.items()}
 
 

@@ -7,17 +7,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
-from captum_transformer_lrp.benchmark_options import (
-    PAPER,
-    Options,
-    options_of,
-    wrong_option,
-)
+from captum_transformer_lrp.benchmark_options import PAPER, Options, options_of, wrong_option
 from captum_transformer_lrp.benchmarks.distributed import own_device
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
 from captum_transformer_lrp.benchmarks.methods import Method, methods_by_name
 from captum_transformer_lrp.benchmarks.runner import Benchmark, Example, weights_digest
+from captum_transformer_lrp.engine.recording import find_logits
 
 Item = TypeVar("Item")
 
@@ -65,6 +62,11 @@ class ModelBenchmark(Options, Benchmark[Example]):
         """The module."""
         return self.model.model
 
+    def logits(self, batch: Tensor, **keywords: Any) -> Tensor:
+        """The model's logits of a batch, without gradients."""
+        with torch.no_grad():
+            return find_logits(self.classifier(batch, **keywords))
+
     def settings(self) -> dict[str, Any]:
         """Everything that the records depend on: the model, and the options."""
         return {
@@ -87,6 +89,4 @@ def evenly_spaced(items: Sequence[Item], limit: int | None) -> list[Item]:
     """
     if limit is None or limit >= len(items):
         return list(items)
-    if limit < 1:
-        raise BenchmarkError(f"found a limit of {limit} examples, expected at least 1")
     return [items[number * len(items) // limit] for number in range(limit)]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -24,7 +24,7 @@ class Photo:
 
     pixels: Tensor
     without: Without
-    label: int
+    target: int
     predicted: int
 
 
@@ -89,65 +89,58 @@ class Perturbation(PerturbationOptions, PhotoBenchmark[Photo]):
 
     def describe(self, example: Photo) -> dict[str, Any]:
         """The true and the predicted class."""
-        return {"label": example.label, "predicted": example.predicted}
+        return {"label": example.target, "predicted": example.predicted}
 
     def evaluate(self, example: Photo, method: str) -> dict[str, Any]:
         """By explained class and test, whether the model is right at each step: 0 or 1."""
-        classes = {"predicted": example.predicted, "target": example.label}
+        classes, chosen = vars(example), self.by_label[method]
         targets = [classes[explained] for explained in self.explain]
-        maps = self.by_label[method].maps(self.classifier, example.pixels, targets)
-        known: dict[int, dict[str, list[int]]] = {}
-        for target, one in zip(targets, maps, strict=True):
-            key = 0 if self.by_label[method].class_agnostic else target
-            if key not in known:
-                known[key] = {test: self._right(example, one, test) for test in _TESTS}
-            known[target] = known[key]
-        return {name: known[target] for name, target in zip(self.explain, targets, strict=True)}
+        maps = chosen.maps(self.classifier, example.pixels, targets)
+        keys = [0] * len(targets) if chosen.class_agnostic else targets
+        found = {
+            key: {test: self._right(example, one, test) for test in _TESTS}
+            for key, one in dict(zip(keys, maps, strict=True)).items()
+        }
+        return {name: found[key] for name, key in zip(self.explain, keys, strict=True)}
 
     def _right(self, example: Photo, relevance: Tensor, test: str) -> list[int]:
         """Whether the model is right about one photo at each step; all steps are one batch."""
         gone = removed_first(relevance, test, STEPS, self.cells)
         batch = example.without(self.removal, gone)
-        return [int(one) for one in self.logits(batch).argmax(-1) == example.label]
+        return [int(one) for one in self.logits(batch).argmax(-1) == example.target]
 
     unit = "%"
 
     def of_model(self, record: Record) -> dict[str, float]:
         """The accuracy on whole photos."""
-        return {"top-1 accuracy": 100.0 * _right(record)}
+        return {"top-1 accuracy": 100.0 * (record.values["label"] == record.values["predicted"])}
 
     def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
         """AUCs, and the area between them."""
-        return {name: _areas(one, _right(record)) for name, one in record.methods.items()}
+        areas: dict[str, dict[tuple[str, str], float]] = {name: {} for name in record.methods}
+        for (name, accuracy), which in product(self.points(record).items(), self.explain):
+            for test in _TESTS:
+                title = f"{test}, {which} class"
+                curve = [accuracy[title, str(step)] for step in (0, *STEPS)]
+                areas[name][f"{test} AUC", which] = area(curve[1:])
+                areas[name][f"{test} AUC from 0 %", which] = area(curve)
+            positive, negative = (areas[name][f"{test} AUC", which] for test in _TESTS)
+            areas[name]["area between", which] = negative - positive
+        return areas
 
     def points(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:
         """The accuracy at each step."""
-        return {name: _points(one, _right(record)) for name, one in record.methods.items()}
+        whole = self.of_model(record)["top-1 accuracy"]
+        return {
+            name: {
+                (f"{test}, {which} class", str(step)): accuracy
+                for which, test in product(self.explain, _TESTS)
+                for step, accuracy in zip(
+                    (0, *STEPS), [whole, *(100.0 * bit for bit in found[which][test])], strict=True
+                )
+            }
+            for name, found in record.methods.items()
+        }
 
 
 perturbation = as_function(Perturbation)
-
-
-def _right(record: Record) -> int:
-    return int(record.values["label"] == record.values["predicted"])
-
-
-def _areas(found: Mapping[str, Any], right: int) -> dict[tuple[str, str], float]:
-    areas: dict[tuple[str, str], float] = {}
-    for explained, tests in found.items():
-        for test, steps in tests.items():
-            accuracy = [100.0 * bit for bit in steps]
-            areas[f"{test} AUC", explained] = area(accuracy)
-            areas[f"{test} AUC from 0 %", explained] = area([100.0 * right, *accuracy])
-        between = areas["negative AUC", explained] - areas["positive AUC", explained]
-        areas["area between", explained] = between
-    return areas
-
-
-def _points(found: Mapping[str, Any], right: int) -> dict[tuple[str, str], float]:
-    return {
-        (f"{test}, {explained} class", str(step)): 100.0 * bit
-        for explained, tests in found.items()
-        for test, steps in tests.items()
-        for step, bit in zip((0, *STEPS), (right, *steps), strict=True)
-    }

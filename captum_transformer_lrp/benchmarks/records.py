@@ -145,17 +145,13 @@ class RecordFolder:
                 "output folder, or remove that one"
             )
 
-    def done(self) -> bytearray:
-        """For each example, 1 if there is a record of it."""
-        found = bytearray(len(self._identifiers))
-        for record in self.records():
-            found[record.index] = 1
-        return found
+    def done(self) -> set[int]:
+        """The examples that there is a record of."""
+        return {record.index for record in self.records()}
 
     def records(self) -> Iterator[Record]:
         """All sound records, one at a time, in no particular order."""
-        used = frozenset(self.selected)
-        seen = bytearray(len(self._identifiers))
+        used, seen = frozenset(self.selected), set[int]()
         for file in self._files():
             for _, found in self._lines(file, seen, lambda index: None):
                 if isinstance(found, Record) and found.index in used:
@@ -168,7 +164,7 @@ class RecordFolder:
         example, and records of contents that have changed since.  Each is named by a warning.
         ``contents`` gives the SHA-256 of an example's contents, by its index.
         """
-        seen = bytearray(len(self._identifiers))
+        seen: set[int] = set()
         for file in self._files():
             bad = set()
             for number, found in self._lines(file, seen, contents):
@@ -178,9 +174,7 @@ class RecordFolder:
             if bad:
                 temporary = file.with_suffix(".new")
                 with file.open("rb") as old, temporary.open("wb") as new:
-                    new.writelines(
-                        line for number, line in enumerate(old, start=1) if number not in bad
-                    )
+                    new.writelines(line for n, line in enumerate(old, start=1) if n not in bad)
                 os.replace(temporary, file)
 
     def shard(self, rank: int, world: int) -> IO[str]:
@@ -192,7 +186,7 @@ class RecordFolder:
         return sorted(self.folder.glob("records-*.jsonl"))
 
     def _lines(
-        self, file: Path, seen: bytearray, contents: Callable[[int], str | None]
+        self, file: Path, seen: set[int], contents: Callable[[int], str | None]
     ) -> Iterator[tuple[int, Record | str]]:
         """Each line's number with its record, or what is wrong with the line."""
         with file.open("rb") as lines:  # as bytes: what is no UTF-8 is a damaged line
@@ -200,12 +194,12 @@ class RecordFolder:
                 found = self._parsed(line)
                 if isinstance(found, Record):
                     now = contents(found.index)
-                    if seen[found.index]:
+                    if found.index in seen:
                         found = f"a second record of {found.identifier!r}"
                     elif now is not None and now != found.sha256:
                         found = f"the contents of {found.identifier!r} have changed"
                     else:
-                        seen[found.index] = 1
+                        seen.add(found.index)
                 yield number, found
 
     def _parsed(self, line: bytes) -> Record | str:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from captum_transformer_lrp.printing import printable
+from captum_transformer_lrp.result import without_nan
 
 MODEL = "model"
 """The method of figures that are the model's own, such as its accuracy."""
@@ -196,8 +197,8 @@ class Result:
             "pending": self.pending,
             "skipped": [{"id": name, "reason": reason} for name, reason in self.skipped],
             "settings": dict(self.settings),
-            "figures": _without_nan([asdict(one) for one in self.figures]),
-            "curves": _without_nan([asdict(one) for one in self.summary.curves]),
+            "figures": without_nan([asdict(one) for one in self.figures]),
+            "curves": without_nan([asdict(one) for one in self.summary.curves]),
         }
 
     def save(self, folder: Path) -> list[Path]:
@@ -229,7 +230,7 @@ class Result:
         stream = StringIO(newline="")
         writer = csv.DictWriter(stream, [*Figure.__dataclass_fields__, *about])
         writer.writeheader()
-        writer.writerows(_without_nan(asdict(one)) | about for one in self.figures)
+        writer.writerows(without_nan(asdict(one)) | about for one in self.figures)
         return stream.getvalue()
 
     def _counted(self) -> str:
@@ -276,11 +277,6 @@ def _number(figure: Figure, *, unit: bool = True) -> str:
     if not math.isnan(figure.standard_error):
         text += f" ± {figure.standard_error:.{digits}f}"
     return f"{text} {figure.unit}" if unit and figure.unit else text
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: an unknown standard error is null."""
-    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def curves_figure(curves: Sequence[Curve]) -> Any:

@@ -171,7 +171,7 @@ def run(
             folder.check()
             done = folder.done()
             processes.wait()  # nobody writes before everybody has read
-            pending = [index for index in folder.selected if not done[index]]
+            pending = [index for index in folder.selected if index not in done]
             # Photos are sorted by class, and documents may be by length.  In another order every
             # process has the like to do, and the remaining time is right from the beginning.
             random.Random(seed).shuffle(pending)
@@ -183,10 +183,9 @@ def run(
             if save and processes.rank == 0:
                 result.save(folder.folder)
         except KeyboardInterrupt:
-            done = folder.done()
-            count = sum(done[index] for index in folder.selected)
+            done, count = folder.done(), len(folder.selected)
             raise KeyboardInterrupt(
-                f"{count} of {len(folder.selected)} done, repeat the command to go on"
+                f"{len(done)} of {count} done, repeat the command to go on"
             ) from None
         finally:
             lock.release()
@@ -240,7 +239,7 @@ def versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # this one, in a checkout that is not installed
             found[package] = "unknown"
     return found
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -25,16 +25,6 @@ VOID = 255
 """What a mask has where nobody said whether it is object or background."""
 
 IntegerArray: TypeAlias = npt.NDArray[np.uint8]
-
-
-class SegmentedImage(NamedTuple):
-    """A photo with the mask of its object: RGB, and uint8 (H, W).
-
-    In the mask 1 is object, 0 background, and :data:`VOID` is not scored.
-    """
-
-    photo: Image.Image
-    mask: IntegerArray
 
 
 @dataclass(frozen=True)
@@ -55,8 +45,11 @@ class SegmentationData:
     read: Callable[[int], tuple[Image.Image, npt.NDArray[Any]]]
     classes: Sequence[tuple[int, ...]] | None = None
 
-    def __getitem__(self, index: int) -> SegmentedImage:
-        """Read one; raises an UnreadableExampleError for a damaged one."""
+    def __getitem__(self, index: int) -> tuple[Image.Image, IntegerArray]:
+        """A photo, RGB, with the mask of its object, uint8 (H, W); or an UnreadableExampleError.
+
+        In the mask 1 is object, 0 background, and :data:`VOID` is not scored.
+        """
         photo, values = self.read(index)
         if values.shape != (photo.height, photo.width):
             size = (photo.height, photo.width)
@@ -66,16 +59,16 @@ class SegmentationData:
         mask = np.where(values == VOID, VOID, values != 0).astype(np.uint8)
         if not (mask == 1).any():
             raise UnreadableExampleError("its mask has no object")
-        return SegmentedImage(photo, mask)
+        return photo, mask
 
     def sha256(self, index: int) -> str:
         """Of an example's pixels, mask and classes; of the reason for one that is damaged."""
         try:
-            one = self[index]
+            photo, mask = self[index]
         except UnreadableExampleError as error:
             return hashlib.sha256(str(error).encode()).hexdigest()
         classes = None if self.classes is None else self.classes[index]
-        parts = (one.photo.size, one.photo.tobytes(), one.mask.tobytes(), classes)
+        parts = (photo.size, photo.tobytes(), mask.tobytes(), classes)
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

@@ -94,29 +94,27 @@ class MethodMeans:
         self._methods = tuple(methods)
         self._reference = reference if reference in self._methods else [*self._methods, ""][0]
         self._unit = unit
-        self._means: dict[tuple[str, str, str], ExactMean] = {}
-        self._differences: dict[tuple[str, str, str], ExactMean] = {}
+        # By method, metric and condition the mean, and that of the differences.
+        self._means: dict[tuple[str, str, str], tuple[ExactMean, ExactMean]] = {}
 
     def add(self, values: Mapping[str, Mapping[tuple[str, str], float]]) -> None:
         """Take one example's values: for each method, by (metric, condition)."""
         compared = values.get(self._reference, {})
         for method, of_method in values.items():
-            for (metric, condition), value in of_method.items():
-                key = (method, metric, condition)
-                self._means.setdefault(key, ExactMean()).add(value)
-                if method != self._reference and (metric, condition) in compared:
-                    difference = value - compared[metric, condition]
-                    self._differences.setdefault(key, ExactMean()).add(difference)
+            for key, value in of_method.items():
+                pair = self._means.setdefault((method, *key), (ExactMean(), ExactMean()))
+                pair[0].add(value)
+                if method != self._reference and key in compared:
+                    pair[1].add(value - compared[key])
 
     def figures(self) -> list[Figure]:
         """One figure for each method, metric and condition, methods in their order."""
         found = []
         for key in sorted(self._means, key=lambda key: self._methods.index(key[0])):
-            figure = self._means[key].figure(*key, self._unit)
-            if (difference := self._differences.get(key)) is not None:
-                error = difference.standard_error
-                figure = replace(
-                    figure, difference=difference.value, difference_standard_error=error
-                )
+            mean, other = self._means[key]
+            figure = mean.figure(*key, self._unit)
+            if other.count:
+                error = other.standard_error
+                figure = replace(figure, difference=other.value, difference_standard_error=error)
             found.append(figure)
         return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -16,11 +16,11 @@ from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, Scor
 from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
 from captum_transformer_lrp.benchmarks.maps import Map
 from captum_transformer_lrp.benchmarks.methods import Method
-from captum_transformer_lrp.benchmarks.metrics import METRICS, metrics_by_name
+from captum_transformer_lrp.benchmarks.metrics import METRICS, Metric, metrics_by_name
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.runner import as_function
 
-TEXT_METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
+TEXT_METRICS: Final[Mapping[str, Metric]] = {
     "deletion": partial(faithfulness.deletion, removal="mask"),
     "insertion": partial(faithfulness.insertion, removal="mask"),
     "saco": partial(faithfulness.salience_faithfulness, removal="mask"),
@@ -30,24 +30,6 @@ TEXT_METRICS: Final[Mapping[str, Callable[[Map], dict[str, float]]]] = {
     },
 }
 """All metrics of texts.  Noise on ids has no meaning, so nothing smooths or asks for robustness."""
-
-
-@dataclass(frozen=True)
-class TokenMap(Map):
-    """A map of the tokens of a text that are read, (1, T).
-
-    Args:
-        scored: from a class and a model to the attributions of the tokens of the corpus.
-        read: which of them are read.
-    """
-
-    scored: Callable[[int, nn.Module], Scores]
-    read: Sequence[int]
-
-    def again(self, target: int | None = None, model: nn.Module | None = None) -> Tensor:
-        """The map of another class or of another model."""
-        scores = self.scored(self.target if target is None else target, model or self.model)
-        return torch.from_numpy(scores[list(self.read)])[None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +42,7 @@ class TextMetrics(TextMetricOptions, TextBenchmark):
 
     name = "text-metrics"
     mask: int = field(init=False, repr=False)
-    by_name: Mapping[str, Callable[[Map], dict[str, float]]] = field(init=False, repr=False)
+    by_name: Mapping[str, Metric] = field(init=False, repr=False)
 
     def prepare(self) -> None:
         """Find the documents and the metrics, and see whether tokens can be masked."""
@@ -79,17 +61,18 @@ class TextMetrics(TextMetricOptions, TextBenchmark):
             places = [[encoded.read[one] for one in row.nonzero()] for row in gone.flatten(1)]
             return torch.cat([without_tokens(encoded, one, self.mask)[0] for one in places])
 
-        found = TokenMap(
-            torch.from_numpy(scores[list(encoded.read)])[None],
-            encoded.input_ids,
-            target,
-            self.classifier,
-            lambda batch: self.logits(batch, encoded.keywords),
-            masked,
-            method,
-            lambda target, model: self.scores(example, method, [target], model)[0],
-            encoded.read,
-        )
+        def logits(batch: Tensor) -> Tensor:
+            same = {name: one.expand(len(batch), -1) for name, one in encoded.keywords.items()}
+            return self.logits(batch, **same)
+
+        def as_map(scores: Scores) -> Tensor:
+            return torch.from_numpy(scores[list(encoded.read)])[None]
+
+        def mapped(target: int, model: nn.Module) -> Tensor:
+            return as_map(self.scores(example, method, [target], model)[0])
+
+        known = as_map(scores), encoded.input_ids, target, self.classifier
+        found = Map(*known, logits, masked, method, mapped)
         return {name: measure(found) for name, measure in self.by_name.items()}
 
     def values(self, record: Record) -> dict[str, dict[tuple[str, str], float]]:

@@ -105,22 +105,19 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
                 for name in ("probabilities", "probabilities_of_nothing")
             )
             # Without a rationale nothing is taken away, and nothing is left to suffice.
+            values = figures.setdefault(method, {})
             for metric, of_empty in zip(_METRICS, (0.0, full - nothing), strict=True):
                 at_bins = found[which][metric]
-                figures.setdefault(method, {}).update(
-                    at_steps(at_bins, steps, which, metric, "AOPC")
-                )
+                values |= at_steps(at_bins, steps, which, metric, "AOPC")
                 with_empty = (math.fsum(at_bins) + of_empty) / (len(at_bins) + 1)
-                figures[method][metric, f"{which}, AOPC with k=0"] = with_empty
+                values[metric, f"{which}, AOPC with k=0"] = with_empty
         return figures
 
     def _probabilities(self, example: ReadDocument, removed: Sequence[int]) -> list[float]:
         """The classes' probabilities without some of the tokens."""
         ids, keywords = without_tokens(example.encoded, removed, self.mask)
-        found: list[float] = (
-            self.logits(ids, keywords)[0].float().cpu().double().softmax(-1).tolist()
-        )
-        return found
+        logits = self.logits(ids, **keywords)[0].float().cpu()
+        return [float(one) for one in logits.double().softmax(-1)]
 
 
 text_perturbation = as_function(TextPerturbationBenchmark)

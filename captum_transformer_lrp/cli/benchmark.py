@@ -98,11 +98,12 @@ def of_option(one: Field[Any], kind: Any) -> inspect.Parameter:
 def value_of(one: Field[Any], kind: Any, given: Any) -> Any:
     """What a command was given as the benchmark takes it."""
     if one.metadata.get("joined"):
-        found = numbers(given, "--" + one.name.replace("_", "-"))
+        flag = "--" + one.name.replace("_", "-")
+        found = numbers(given, flag)
         if int not in get_args(kind):
             return found
         if not all(number.is_integer() for number in found):
-            raise UsageError(f"--{one.name.replace('_', '-')} {given!r}: expected whole numbers")
+            raise UsageError(f"{flag} {given!r}: expected whole numbers")
         return [int(number) for number in found]
     if one.metadata.get("flag") == "--label":
         return label_names(given)
@@ -117,7 +118,9 @@ def of_benchmark(name: str, command: Command) -> None:
 
     def run(model: str, data: Path, **given: Any) -> None:
         options = {one.name: value_of(one, kind, given[one.name]) for one, kind in own}
-        folder = output_folder(given["output"], name)
+        folder = given["output"] or Path(f"benchmark-{name}")
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--output {folder} is a file, expected a folder")
         check_data(data, command)
         from captum_transformer_lrp import models
 
@@ -223,14 +226,6 @@ def label_names(labels: Sequence[str] | None) -> dict[str, str]:
             raise UsageError(f"--label {one!r}: expected CORPUS=CLASSIFIER, such as NEG=LABEL_0")
         names[of_corpus] = of_model
     return names
-
-
-def output_folder(output: Path | None, name: str) -> Path:
-    """The folder to write, checked before the work is done."""
-    folder = output or Path(f"benchmark-{name}")
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--output {folder} is a file, expected a folder")
-    return folder
 
 
 def check_data(data: Path, command: Command) -> None:

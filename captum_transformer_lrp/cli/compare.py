@@ -13,10 +13,9 @@ from captum_transformer_lrp.cli import options
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import clear_errors
 from captum_transformer_lrp.cli.files import Photo, check_given
-from captum_transformer_lrp.cli.outputs import check_output, planned
+from captum_transformer_lrp.cli.outputs import check_output, planned, ready, save
 from captum_transformer_lrp.cli.predictions import as_json as to_json
 from captum_transformer_lrp.cli.predictions import tell
-from captum_transformer_lrp.cli.provenance import ready, save
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
 from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
 from captum_transformer_lrp.printing import check_text
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from captum_transformer_lrp.results.image import ImageResult
 
 
+@clear_errors()
 def compare_image(
     photo: Annotated[Path, typer.Argument(help="The image file.")],
     model: options.ImageModelName = options.DEFAULT_IMAGE_MODEL,
@@ -51,32 +51,32 @@ def compare_image(
     - `captum-transformer-lrp compare image photo.png --model bundled/scenes
       --method transformer_attribution --method integrated_gradients`
     """
-    with clear_errors():
-        check_given(photo, "image")
-        planned(output, FIGURE_SUFFIXES, (), [photo, checkpoint], maps)
-        methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
-        picture = read_photo(photo, frame=frame, max_pixels=max_pixels)
+    check_given(photo, "image")
+    planned(output, FIGURE_SUFFIXES, (), [photo, checkpoint], maps)
+    methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
+    picture = read_photo(photo, frame=frame, max_pixels=max_pixels)
 
-        from captum_transformer_lrp.models import load_image_model
-        from captum_transformer_lrp.results.image import explain_image
+    from captum_transformer_lrp.models import load_image_model
+    from captum_transformer_lrp.results.image import explain_image
 
-        loaded = load_image_model(model, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
-        loaded = ready(loaded, where, checkpoint)
-        with progress_bar("methods", len(methods)) as advance:
-            found = explain_image(
-                loaded,
-                picture,
-                target=target,
-                method=methods,
-                **options.how_many(top_k, 2),
-                on_progress=advance,
-            )
-        found = replace(found, subject=str(Photo(photo, frame)), source=photo)
-        save(found, output, maps)
-        more = {"correlation_with_first_class": _correlations(found)} if as_json else {}
-        tell(found, {"image": found.subject, **to_json(found, output), **more}, output, as_json)
+    loaded = load_image_model(model, checkpoint=checkpoint, trust_remote_code=trust_remote_code)
+    loaded = ready(loaded, where, checkpoint)
+    with progress_bar("methods", len(methods)) as advance:
+        found = explain_image(
+            loaded,
+            picture,
+            target=target,
+            method=methods,
+            **options.how_many(top_k, 2),
+            on_progress=advance,
+        )
+    found = replace(found, subject=str(Photo(photo, frame)), source=photo)
+    save(found, output, maps)
+    more = {"correlation_with_first_class": _correlations(found)} if as_json else {}
+    tell(found, {"image": found.subject, **to_json(found, output), **more}, output, as_json)
 
 
+@clear_errors()
 def compare_text(
     text: Annotated[str, typer.Argument(help="The sentence or document.")],
     model: options.TextModelName = BUNDLED_TEXT_MODEL,
@@ -100,28 +100,27 @@ def compare_text(
     - `captum-transformer-lrp compare text "not bad" --method transformer_attribution
       --method integrated_gradients --json`
     """
-    with clear_errors():
-        check_output(output, PAGE_SUFFIXES)
-        check_text(text)
-        methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
+    check_output(output, PAGE_SUFFIXES)
+    check_text(text)
+    methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
 
-        from captum_transformer_lrp.models import load_text_model
-        from captum_transformer_lrp.results.text import explain_text
+    from captum_transformer_lrp.models import load_text_model
+    from captum_transformer_lrp.results.text import explain_text
 
-        loaded = ready(load_text_model(model, trust_remote_code=trust_remote_code), where)
-        with progress_bar("methods", len(methods)) as advance:
-            found = explain_text(
-                loaded, None, text, target=target, method=methods, **options.how_many(top_k, 2),
-                special_tokens=special_tokens, on_progress=advance,
-            )  # fmt: skip
-        save(found, output, maps, lang)
-        result = {"text": found.subject, **to_json(found, output)}
-        for place, each in enumerate(result["explained"]):
-            each["words"] = {
-                method: [[word.text, word.attribution] for word in explanations[place].words]
-                for method, explanations in found.explanations.items()
-            }
-        tell(found, result, output, as_json)
+    loaded = ready(load_text_model(model, trust_remote_code=trust_remote_code), where)
+    with progress_bar("methods", len(methods)) as advance:
+        found = explain_text(
+            loaded, None, text, target=target, method=methods, **options.how_many(top_k, 2),
+            special_tokens=special_tokens, on_progress=advance,
+        )  # fmt: skip
+    save(found, output, maps, lang)
+    result = {"text": found.subject, **to_json(found, output)}
+    for place, each in enumerate(result["explained"]):
+        each["words"] = {
+            method: [[word.text, word.attribution] for word in explanations[place].words]
+            for method, explanations in found.explanations.items()
+        }
+    tell(found, result, output, as_json)
 
 
 def _correlations(found: ImageResult) -> dict[str, dict[str, float | None]]:

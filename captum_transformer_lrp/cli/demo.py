@@ -18,8 +18,7 @@ from PIL import Image
 
 from captum_transformer_lrp.cli.batch import progress_bar
 from captum_transformer_lrp.cli.errors import UsageError, clear_errors
-from captum_transformer_lrp.cli.outputs import check_output_folder
-from captum_transformer_lrp.cli.provenance import ready
+from captum_transformer_lrp.cli.outputs import check_output_folder, ready
 from captum_transformer_lrp.cli.report import HOW_TO_READ
 from captum_transformer_lrp.names import (
     BUNDLED_IMAGE_MODEL,
@@ -62,6 +61,7 @@ SENTENCE_TEXT = (
 )
 
 
+@clear_errors()
 def demo(
     output: Annotated[Path, typer.Option(help="The folder to write.")] = Path("demo-output"),
     checkpoint: Annotated[
@@ -75,59 +75,56 @@ def demo(
 
     - `captum-transformer-lrp demo --output demo-output`
     """
-    with clear_errors():
-        check_output_folder(output)
+    check_output_folder(output)
 
-        from captum_transformer_lrp import examples
-        from captum_transformer_lrp.models import load_image_model, load_text_model
-        from captum_transformer_lrp.results.image import explain_image
-        from captum_transformer_lrp.results.text import explain_text
-        from captum_transformer_lrp.visualization import report_html
+    from captum_transformer_lrp import examples
+    from captum_transformer_lrp.models import load_image_model, load_text_model
+    from captum_transformer_lrp.results.image import explain_image
+    from captum_transformer_lrp.results.text import explain_text
+    from captum_transformer_lrp.visualization import report_html
 
-        images = ready(load_image_model(BUNDLED_IMAGE_MODEL), None)
-        texts = ready(load_text_model(BUNDLED_TEXT_MODEL), None)
-        scenes = {scene.name: scene for scene in examples.scenes()}
-        _write_scenes(list(scenes.values()), output / "scenes")
-        main_scene = scenes.pop(SCENE)
-        methods = (*OURS, *CAPTUMS)
-        with progress_bar("explaining", 2 * len(methods) + len(scenes)) as advance:
+    images = ready(load_image_model(BUNDLED_IMAGE_MODEL), None)
+    texts = ready(load_text_model(BUNDLED_TEXT_MODEL), None)
+    scenes = {scene.name: scene for scene in examples.scenes()}
+    _write_scenes(list(scenes.values()), output / "scenes")
+    main_scene = scenes.pop(SCENE)
+    methods = (*OURS, *CAPTUMS)
+    with progress_bar("explaining", 2 * len(methods) + len(scenes)) as advance:
 
-            def explained(scene: Scene, *methods: str) -> ImageResult:
-                return explain_image(
-                    images, scene.image, target=scene.labels, method=methods, on_progress=advance
-                )
-
-            found = explained(main_scene, *methods)
-            sentence = explain_text(
-                texts, None, SENTENCE, top_k=2, method=methods, on_progress=advance
+        def explained(scene: Scene, *methods: str) -> ImageResult:
+            return explain_image(
+                images, scene.image, target=scene.labels, method=methods, on_progress=advance
             )
-            sections = [
-                found.section("One picture, two classes, every method", EVERY_METHOD),
-                _beside_integrated_gradients(main_scene, found),
-                sentence.section("One sentence, two sentiments", SENTENCE_TEXT),
-                *(explained(one, DEFAULT_METHOD).section(one.name) for one in scenes.values()),
-            ]
-        if checkpoint is not None:
-            sections.append(_cat(checkpoint))
-        for section in sections:
-            name = "-".join(re.findall(r"\w+", section.title.lower()))
-            for picture in section.pictures:
-                write_figure(output / f"{name}.png", picture.figure)
-        footer = as_footer(
-            provenance(images, methods, main_scene.labels), provenance(texts, methods, top_k=2)
-        )
-        page = report_html(
-            sections, title="What the models look at", introduction=INTRODUCTION, footer=footer
-        )
-        report = output / "report.html"
-        write_whole(report, page)
-        typer.echo(f"wrote {report}: open it in a browser")
-        typer.echo(f"the pictures are in {output / 'scenes'}; try one yourself:")
-        scene = shlex.quote(str(output / "scenes" / "cat-dog.png"))
-        typer.echo(
-            f"  {_this_program()} explain image {scene} --model {BUNDLED_IMAGE_MODEL} "
-            "--target cat --target dog"
-        )
+
+        found = explained(main_scene, *methods)
+        sentence = explain_text(texts, None, SENTENCE, top_k=2, method=methods, on_progress=advance)
+        sections = [
+            found.section("One picture, two classes, every method", EVERY_METHOD),
+            _beside_integrated_gradients(main_scene, found),
+            sentence.section("One sentence, two sentiments", SENTENCE_TEXT),
+            *(explained(one, DEFAULT_METHOD).section(one.name) for one in scenes.values()),
+        ]
+    if checkpoint is not None:
+        sections.append(_cat(checkpoint))
+    for section in sections:
+        name = "-".join(re.findall(r"\w+", section.title.lower()))
+        for picture in section.pictures:
+            write_figure(output / f"{name}.png", picture.figure)
+    footer = as_footer(
+        provenance(images, methods, main_scene.labels), provenance(texts, methods, top_k=2)
+    )
+    page = report_html(
+        sections, title="What the models look at", introduction=INTRODUCTION, footer=footer
+    )
+    report = output / "report.html"
+    write_whole(report, page)
+    typer.echo(f"wrote {report}: open it in a browser")
+    typer.echo(f"the pictures are in {output / 'scenes'}; try one yourself:")
+    scene = shlex.quote(str(output / "scenes" / "cat-dog.png"))
+    typer.echo(
+        f"  {_this_program()} explain image {scene} --model {BUNDLED_IMAGE_MODEL} "
+        "--target cat --target dog"
+    )
 
 
 def _this_program() -> str:

@@ -16,12 +16,7 @@ TEXT_SUFFIXES = ("txt",)
 
 @dataclass(frozen=True)
 class Photo:
-    """A picture in a file.
-
-    Args:
-        path: the file.
-        frame: which picture of it, where one was asked for.
-    """
+    """A picture in a file; the frame is which of them, where one was asked for."""
 
     path: Path
     frame: int | None = None
@@ -90,12 +85,9 @@ def check_given(path: Path, what: str) -> None:
 def photos_in(
     files: Sequence[Path], frames: Sequence[int] | None, *, max_pixels: int = MAX_PIXELS
 ) -> list[Photo]:
-    """The pictures in some files.
+    """These frames of some image files; without a number all of them, for None the first.
 
-    Args:
-        files: image files; reading those that are damaged fails later, by name.
-        frames: which pictures of each file; empty for all, None for the first.
-        max_pixels: the most pixels that are read.
+    Reading files that are damaged fails later, by name.
     """
     if frames is None:
         return [Photo(file) for file in files]

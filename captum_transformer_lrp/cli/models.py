@@ -26,6 +26,7 @@ _BUNDLED = {
 _MOST_CHECKED = 50
 
 
+@clear_errors()
 def models(
     pattern: Annotated[
         str | None,
@@ -59,45 +60,44 @@ def models(
 
     - `captum-transformer-lrp models vit_tiny_patch16_224 --check`
     """
-    with clear_errors():
-        if pattern is None:
-            if check:
-                raise UsageError('--check needs to know what to check: give names, "deit_tiny*"')
-            _print_installed(as_json)
-            return
-        import timm
+    if pattern is None:
+        if check:
+            raise UsageError('--check needs to know what to check: give names, "deit_tiny*"')
+        _print_installed(as_json)
+        return
+    import timm
 
-        names = timm.list_models(pattern)
-        if not names:
-            raise UsageError(
-                f'timm knows no architecture called {pattern!r}: try a pattern such as "vit_*"'
-            )
-        if not check:
-            if as_json:
-                typer.echo(json.dumps({"architectures": names}, indent=2))
-            else:
-                typer.echo("\n".join(names))
-            return
-        if len(names) > _MOST_CHECKED:
-            raise UsageError(
-                f"{pattern!r} fits {len(names)} architectures, expected at most {_MOST_CHECKED}"
-            )
-        checked: dict[str, Verification | str] = {}
-        with progress_bar("checking", len(names)) as advance:
-            for name in names:
-                checked[name] = _verified(name)
-                advance()
+    names = timm.list_models(pattern)
+    if not names:
+        raise UsageError(
+            f'timm knows no architecture called {pattern!r}: try a pattern such as "vit_*"'
+        )
+    if not check:
         if as_json:
-            rows = [_as_data(name, found) for name, found in checked.items()]
-            typer.echo(json.dumps({"checked": rows}, indent=2))
+            typer.echo(json.dumps({"architectures": names}, indent=2))
         else:
-            said = [
-                f"{name}: refused: {found}" if isinstance(found, str) else f"{name}: {found}"
-                for name, found in checked.items()
-            ]
-            typer.echo("\n\n".join(said))
-        if any(isinstance(found, str) or not found.passed for found in checked.values()):
-            raise typer.Exit(FAILED)
+            typer.echo("\n".join(names))
+        return
+    if len(names) > _MOST_CHECKED:
+        raise UsageError(
+            f"{pattern!r} fits {len(names)} architectures, expected at most {_MOST_CHECKED}"
+        )
+    checked: dict[str, Verification | str] = {}
+    with progress_bar("checking", len(names)) as advance:
+        for name in names:
+            checked[name] = _verified(name)
+            advance()
+    if as_json:
+        rows = [_as_data(name, found) for name, found in checked.items()]
+        typer.echo(json.dumps({"checked": rows}, indent=2))
+    else:
+        said = [
+            f"{name}: refused: {found}" if isinstance(found, str) else f"{name}: {found}"
+            for name, found in checked.items()
+        ]
+        typer.echo("\n\n".join(said))
+    if any(isinstance(found, str) or not found.passed for found in checked.values()):
+        raise typer.Exit(FAILED)
 
 
 def _verified(name: str) -> Verification | str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import typer
 
@@ -177,16 +176,9 @@ SpecialTokens: TypeAlias = Annotated[
 ]
 
 
-class Unit(str, Enum):
-    """What of a text is shown as one."""
-
-    PIECE = "piece"
-    WORD = "word"
-    SENTENCE = "sentence"
-
-
 Granularity: TypeAlias = Annotated[
-    Unit, typer.Option(help="What is shown as one: a piece of the tokenizer, a word, a sentence.")
+    Literal["piece", "word", "sentence"],
+    typer.Option(help="What is shown as one: a piece of the tokenizer, a word, a sentence."),
 ]
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print one JSON object instead of tables.")
@@ -202,13 +194,7 @@ def how_many(top_k: int | None, few: int) -> dict[str, Any]:
     return {"top_k": few, "least": 0.01} if top_k is None else {"top_k": top_k}
 
 
-class MapFormat(str, Enum):
-    """How the numbers of maps are written."""
-
-    NPZ = "npz"
-    JSON = "json"
-
-
+MapFormat: TypeAlias = Literal["npz", "json"]
 Maps: TypeAlias = Annotated[
     MapFormat | None,
     typer.Option(

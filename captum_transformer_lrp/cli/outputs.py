@@ -1,18 +1,56 @@
-"""The files that commands write: checked before the work, and never an input."""
+"""The files that commands write: checked before the work, and never an input; and their models."""
 
 from __future__ import annotations
 
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, TypeVar
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.files import has_suffix
 from captum_transformer_lrp.cli.options import MapFormat
-from captum_transformer_lrp.cli.provenance import maps_beside
-from captum_transformer_lrp.result import identities
+from captum_transformer_lrp.result import Result, identities
+
+if TYPE_CHECKING:
+    import torch
+
+    from captum_transformer_lrp.models import ImageModel, LanguageModel, TextModel
+
+Loaded = TypeVar("Loaded", "ImageModel", "LanguageModel", "TextModel")
+
+
+def ready(loaded: Loaded, device: torch.device | None, checkpoint: Path | None = None) -> Loaded:
+    """The model on its device, with what results are to say of its weights.
+
+    `weights_sha256` is of the loaded model's names and numbers, however they were stored.
+    """
+    from captum_transformer_lrp.benchmarks.runner import weights_digest
+
+    about = {
+        "checkpoint": None if checkpoint is None else str(checkpoint),
+        "weights_sha256": weights_digest(loaded.model),
+    }
+    loaded.model.to(device)
+    return replace(loaded, about=about)
+
+
+def maps_beside(output: Path, wanted: MapFormat | None) -> list[Path]:
+    """The file of an output's numbers, if they are wanted.
+
+    >>> maps_beside(Path("cat.png"), "npz")
+    [PosixPath('cat.npz')]
+    """
+    return [] if wanted is None else [output.with_suffix(f".{wanted}")]
+
+
+def save(found: Result, output: Path, maps: MapFormat | None, lang: str = "en") -> None:
+    """Write a result, and its numbers beside it if they are wanted."""
+    for file in [output, *maps_beside(output, maps)]:
+        found.save(file, lang=lang)
 
 
 def check_output(path: Path, suffixes: Sequence[str], inputs: Iterable[Path | None] = ()) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,15 +19,11 @@ from captum_transformer_lrp.cli.files import (
     photos_in,
     read_text,
 )
-from captum_transformer_lrp.cli.outputs import check_output
-from captum_transformer_lrp.cli.provenance import ready
+from captum_transformer_lrp.cli.outputs import check_output, ready
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, DEFAULT_COMPARISON
 from captum_transformer_lrp.photos import MAX_PIXELS, read_photo
 from captum_transformer_lrp.result import PAGE_SUFFIXES, as_footer, write_whole
 from captum_transformer_lrp.results.classes import method_names, provenance
-
-if TYPE_CHECKING:
-    from captum_transformer_lrp.visualization import Section
 
 _LONGEST_TITLE = 60
 HOW_TO_READ = (
@@ -39,6 +35,7 @@ HOW_TO_READ = (
 )
 
 
+@clear_errors()
 def report(
     inputs: Annotated[
         list[Path] | None,
@@ -98,85 +95,78 @@ def report(
     - `captum-transformer-lrp report --text "The capital of France is" --text-model NAME
       --generate 8`
     """
-    with clear_errors():
-        files = gather(inputs or (), (*IMAGE_SUFFIXES, *TEXT_SUFFIXES), "image or text")
-        texts = list(text or ())
-        if not files and not texts:
-            raise UsageError("found nothing to explain: give files, folders or --text")
-        check_output(output, PAGE_SUFFIXES, [*files, *(images or ()), checkpoint])
-        of_words: dict[str, Any] = {"special_tokens": special_tokens}
-        written = writing.Writing(
-            generate, continuation, contrast, hops, images or (), target or (), method or (),
-            of_words,
-        )  # fmt: skip
-        if written.is_asked:
-            written.check(text_model)
-        methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
-        asked: dict[str, Any] = {"method": methods, "target": target, **options.how_many(top_k, 2)}
-        everything: list[Photo | Path | str] = []
-        for file in files:
-            text_file = has_suffix(file, TEXT_SUFFIXES)
-            found = photos_in([file], options.to_frames(frame), max_pixels=max_pixels)
-            everything += [file] if text_file else found
-        everything += texts
+    files = gather(inputs or (), (*IMAGE_SUFFIXES, *TEXT_SUFFIXES), "image or text")
+    texts = list(text or ())
+    if not files and not texts:
+        raise UsageError("found nothing to explain: give files, folders or --text")
+    check_output(output, PAGE_SUFFIXES, [*files, *(images or ()), checkpoint])
+    of_words: dict[str, Any] = {"special_tokens": special_tokens}
+    written = writing.Writing(
+        generate, continuation, contrast, hops, images or (), target or (), method or (),
+        of_words,
+    )  # fmt: skip
+    if written.is_asked:
+        written.check(text_model)
+    methods, where = method_names(method or DEFAULT_COMPARISON), options.to_device(device)
+    asked: dict[str, Any] = {"method": methods, "target": target, **options.how_many(top_k, 2)}
+    everything: list[Photo | Path | str] = []
+    for file in files:
+        text_file = has_suffix(file, TEXT_SUFFIXES)
+        found = photos_in([file], options.to_frames(frame), max_pixels=max_pixels)
+        everything += [file] if text_file else found
+    everything += texts
 
-        from captum_transformer_lrp.models import load_image_model, load_text_model
-        from captum_transformer_lrp.results.image import explain_image
-        from captum_transformer_lrp.results.text import explain_text
-        from captum_transformer_lrp.visualization import report_html
+    from captum_transformer_lrp.models import load_image_model, load_text_model
+    from captum_transformer_lrp.results.image import explain_image
+    from captum_transformer_lrp.results.text import explain_text
+    from captum_transformer_lrp.visualization import Section, Table, report_html
 
-        of_images: Any = None
-        of_texts: Any = None
-        footers = []
-        if any(isinstance(one, Photo) for one in everything):
-            of_images = load_image_model(
-                image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
-            )
-            of_images = ready(of_images, where, checkpoint)
-            footers.append(provenance(of_images, **asked))
-        if not all(isinstance(one, Photo) for one in everything):
-            if written.is_asked:
-                of_texts = written.load(text_model, where, trust_remote_code=trust_remote_code)
-                footers.append(provenance(of_texts, written.method))
-            else:
-                of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
-                of_texts = ready(of_texts, where)
-                footers.append(provenance(of_texts, **asked, **of_words))
-
-        def section(one: Photo | Path | str) -> Section:
-            if isinstance(one, Photo):
-                photo = read_photo(one.path, frame=one.frame, max_pixels=max_pixels)
-                return explain_image(of_images, photo, **asked).section(one.name)
-            text = read_text(one) if isinstance(one, Path) else one
-            title = one.name if isinstance(one, Path) else _shortened(one)
-            if written.is_asked:
-                return written.explained(of_texts, text).section(title)
-            return explain_text(of_texts, None, text, **asked, **of_words).section(title)
-
-        sections, failed = each_of(everything, section, "explaining")
-        if failed:
-            sections.append(_failures(failed))
-        page = report_html(
-            sections, title=title, introduction=HOW_TO_READ, lang=lang, footer=as_footer(*footers)
+    of_images: Any = None
+    of_texts: Any = None
+    footers = []
+    if any(isinstance(one, Photo) for one in everything):
+        of_images = load_image_model(
+            image_model, checkpoint=checkpoint, trust_remote_code=trust_remote_code
         )
-        write_whole(output, page)
-        result = {
-            "methods": methods,
-            "sections": [section.title for section in sections],
-            "failed": failed,
-            "output": str(output),
-        }
-        worked = sections[: len(sections) - bool(failed)]
-        finish(worked, failed, output, result if as_json else None)
+        of_images = ready(of_images, where, checkpoint)
+        footers.append(provenance(of_images, **asked))
+    if not all(isinstance(one, Photo) for one in everything):
+        if written.is_asked:
+            of_texts = written.load(text_model, where, trust_remote_code=trust_remote_code)
+            footers.append(provenance(of_texts, written.method))
+        else:
+            of_texts = load_text_model(text_model, trust_remote_code=trust_remote_code)
+            of_texts = ready(of_texts, where)
+            footers.append(provenance(of_texts, **asked, **of_words))
+
+    def section(one: Photo | Path | str) -> Section:
+        if isinstance(one, Photo):
+            photo = read_photo(one.path, frame=one.frame, max_pixels=max_pixels)
+            return explain_image(of_images, photo, **asked).section(one.name)
+        text = read_text(one) if isinstance(one, Path) else one
+        title = one.name if isinstance(one, Path) else _shortened(one)
+        if written.is_asked:
+            return written.explained(of_texts, text).section(title)
+        return explain_text(of_texts, None, text, **asked, **of_words).section(title)
+
+    sections, failed = each_of(everything, section, "explaining")
+    if failed:
+        rows = [[each["input"], each["error"]] for each in failed]
+        sections.append(Section("Not explained", tables=[Table("", ["input", "why"], rows)]))
+    page = report_html(
+        sections, title=title, introduction=HOW_TO_READ, lang=lang, footer=as_footer(*footers)
+    )
+    write_whole(output, page)
+    result = {
+        "methods": methods,
+        "sections": [section.title for section in sections],
+        "failed": failed,
+        "output": str(output),
+    }
+    worked = sections[: len(sections) - bool(failed)]
+    finish(worked, failed, output, result if as_json else None)
 
 
 def _shortened(text: str) -> str:
     words = " ".join(text.split())
     return words if len(words) <= _LONGEST_TITLE else words[: _LONGEST_TITLE - 1] + "…"
-
-
-def _failures(failed: list[dict[str, Any]]) -> Section:
-    from captum_transformer_lrp.visualization import Section, Table
-
-    rows = [[each["input"], each["error"]] for each in failed]
-    return Section("Not explained", tables=[Table("", ["input", "why"], rows)])

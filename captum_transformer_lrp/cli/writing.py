@@ -15,7 +15,7 @@ from rich.text import Text
 
 from captum_transformer_lrp.cli.errors import UsageError
 from captum_transformer_lrp.cli.options import MapFormat
-from captum_transformer_lrp.cli.provenance import ready, save
+from captum_transformer_lrp.cli.outputs import ready, save
 from captum_transformer_lrp.names import BUNDLED_TEXT_MODEL, WRITTEN_TEXT_METHOD
 from captum_transformer_lrp.photos import read_photo
 from captum_transformer_lrp.printing import printable
@@ -57,17 +57,9 @@ Seen: TypeAlias = Annotated[
 
 @dataclass(frozen=True)
 class Writing:
-    """What is asked of a language model.
+    """What is asked of a language model: the options above, at most one target and one method.
 
-    Args:
-        generate: how many tokens it writes.
-        continuation: what was written instead.
-        contrast: what the target is compared with.
-        hops: a number, or "all".
-        images: files of pictures that the model sees before each text.
-        targets: at most one.
-        methods: at most one.
-        options: further arguments of `explain_generation`.
+    `options` are further arguments of `explain_generation`.
     """
 
     generate: int | None

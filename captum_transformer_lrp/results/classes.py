@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.names import DEFAULT_METHOD
+from captum_transformer_lrp.result import Result
 from captum_transformer_lrp.results.targets import resolve_target
 
 if TYPE_CHECKING:
@@ -241,13 +242,12 @@ def provenance(
     }  # fmt: skip
 
 
-class OfClasses:
-    """Which of a result's maps is meant: by method and class."""
+class OfClasses(Result):
+    """A result with a map for each method and class."""
 
     maps: Mapping[str, Mapping[str, Any]]
     predictions: Sequence[Prediction]
     explained: Sequence[Prediction]
-    about: Mapping[str, Any]
     subject: str
 
     def chosen(self, target: int | str | None, method: str | None) -> tuple[str, int]:
@@ -270,8 +270,8 @@ class OfClasses:
             place = list(self.explained).index(wanted)
         return method or methods[0], place
 
-    def maps_by_index(self) -> dict[str, Any]:
-        """Every map under `METHOD/CLASS INDEX`."""
+    def to_numpy(self) -> dict[str, Any]:
+        """Every map, (H, W) of an image, under `METHOD/CLASS INDEX`."""
         return {
             f"{method}/{each.index}": one.copy()
             for method, of_class in self.maps.items()
@@ -285,10 +285,9 @@ class OfClasses:
 
     def as_dict(self) -> dict[str, Any]:
         """Predictions, explained classes, maps, and what computed them."""
-        arrays: dict[str, Any] = self.to_numpy()  # type: ignore[attr-defined]
         return {
             "provenance": self.provenance(),
             "predictions": [each.as_json() for each in self.predictions[:5]],
             "explained": [each.as_json() for each in self.explained],
-            "maps": {name: array.tolist() for name, array in arrays.items()},
+            "maps": {name: array.tolist() for name, array in self.to_numpy().items()},
         }

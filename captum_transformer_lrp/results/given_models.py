@@ -114,11 +114,9 @@ def as_language_model(model: Any, tokenizer: Any) -> LanguageModel:
 
 @contextmanager
 def only_read(model: Any, length: int = 0) -> Iterator[None]:
-    """A block in which a model is called: it and PyTorch's random numbers are left as they were.
+    """A block in which a model is called with so many tokens.
 
-    Args:
-        model: any.
-        length: how many tokens it is given.
+    It and PyTorch's random numbers are left as they were.
     """
     import torch
 

@@ -15,7 +15,6 @@ from PIL import Image
 from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.names import DEFAULT_METHOD
 from captum_transformer_lrp.photos import MAX_PIXELS, Box, read_photo, seen_part
-from captum_transformer_lrp.result import Result
 from captum_transformer_lrp.results.classes import (
     OfClasses,
     Prediction,
@@ -52,7 +51,7 @@ class Region:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class ImageResult(OfClasses, Result):
+class ImageResult(OfClasses):
     """A photo with its relevance maps.
 
     Args:
@@ -127,10 +126,6 @@ class ImageResult(OfClasses, Result):
             for x0, x1 in pairwise(columns)
         ]
         return sorted(regions, key=lambda one: -one.attribution)[:k]
-
-    def to_numpy(self) -> dict[str, npt.NDArray[Any]]:
-        """Every map (H, W) under `METHOD/CLASS INDEX`."""
-        return self.maps_by_index()
 
     def shown(self) -> tuple[Image.Image, Box, str]:
         """The photo as figures show it (dark where the model did not see it), box and title."""

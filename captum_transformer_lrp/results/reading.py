@@ -36,13 +36,13 @@ def prompt_ids(
 
     Where there are images, the processor makes pixels of them.
     """
-    if messages is not None and prompt:
-        raise ArgumentError("found both a prompt and messages=: give one of them")
-    if messages is None and isinstance(prompt, str) and not prompt.strip():
-        raise ArgumentError("found an empty prompt, expected at least one word, or messages=")
     if messages is None:
+        if isinstance(prompt, str) and not prompt.strip():
+            raise ArgumentError("found an empty prompt, expected at least one word, or messages=")
         check_text(prompt)
-    if messages is not None:
+    elif prompt:
+        raise ArgumentError("found both a prompt and messages=: give one of them")
+    else:
         templates = loaded.tokenizer if images is None else processor
         prompt = templates.apply_chat_template(
             list(messages), add_generation_prompt=True, tokenize=False

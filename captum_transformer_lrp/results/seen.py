@@ -65,22 +65,20 @@ class Seen:
             start = end
         return found
 
-    def visible(self) -> list[Tensor]:
-        """What the model sees, (H, W, C), 0 to 1: the normalisation undone."""
+    def shown(self, values: Tensor) -> tuple[list[Picture], list[Picture]]:
+        """What the model sees, and for each picture (rows, H, W) of values (rows, *pixels).
+
+        The model sees (H, W, C), 0 to 1: the normalisation is undone.
+        """
         frames = self.processor.temporal_patch_size if _GRID in self.keywords else 1
         mean = torch.tensor(getattr(self.processor, "image_mean", None) or [0.0])
         std = torch.tensor(getattr(self.processor, "image_std", None) or [1.0])
-        return [
-            ((one.float().cpu() / frames).movedim(0, -1) * std + mean).clamp(0, 1)
+        visible = [
+            ((one.float().cpu() / frames).movedim(0, -1) * std + mean).clamp(0, 1).numpy()
             for one in self.pictures(self.pixels)
         ]
-
-    def shown(self, values: Tensor) -> tuple[list[Picture], list[Picture]]:
-        """What the model sees, and for each picture (rows, H, W) of values (rows, *pixels)."""
         rows = [[one.sum(0).numpy() for one in self.pictures(row)] for row in values]
-        return [one.numpy() for one in self.visible()], [
-            np.stack(one) for one in zip(*rows, strict=True)
-        ]
+        return visible, [np.stack(one) for one in zip(*rows, strict=True)]
 
 
 def look(processor: Any, model: Any, text: str, images: Any) -> tuple[list[int], Seen]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from captum_transformer_lrp.errors import ArgumentError
@@ -36,8 +36,6 @@ class Spelled:
         self, first: int, last: int, granularity: Granularity, special_tokens: bool
     ) -> list[PiecesOfWord]:
         """The words of the tokens from `first` to before `last`; no word goes beyond them."""
-        from dataclasses import replace
-
         from captum_transformer_lrp.visualization.words import group_pieces
 
         offsets = self.offsets[first:last]

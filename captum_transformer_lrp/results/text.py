@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from captum_transformer_lrp.names import DEFAULT_METHOD
 from captum_transformer_lrp.printing import check_text
-from captum_transformer_lrp.result import Result, as_footer
+from captum_transformer_lrp.result import as_footer
 from captum_transformer_lrp.results.classes import (
     OfClasses,
     Prediction,
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class TextResult(OfClasses, Result):
+class TextResult(OfClasses):
     """A text with the relevance of its words.
 
     Args:
@@ -59,10 +59,8 @@ class TextResult(OfClasses, Result):
     source: Path | None = None
 
     def __repr__(self) -> str:
-        return (
-            f"TextResult({len(self.words)} words; {listed(self.explained)}; "
-            f"by {', '.join(self.maps)})"
-        )
+        classes, methods = listed(self.explained), ", ".join(self.maps)
+        return f"TextResult({len(self.words)} words; {classes}; by {methods})"
 
     @property
     def explanations(self) -> dict[str, list[TextExplanation]]:
@@ -104,8 +102,6 @@ class TextResult(OfClasses, Result):
 
     def figure(self) -> Figure:
         """The text as coloured words, once for each class."""
-        from dataclasses import replace
-
         from captum_transformer_lrp.visualization import text_figure
 
         shown = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -19,11 +19,12 @@ from captum_transformer_lrp.attr.continuation import Hops, through_written
 from captum_transformer_lrp.errors import ArgumentError
 from captum_transformer_lrp.results.given_models import only_read
 from captum_transformer_lrp.results.seen import Seen
-from captum_transformer_lrp.results.spelling import Spelled, check_token_id, spellings
+from captum_transformer_lrp.results.spelling import Spelled, check_token_id, spell, spellings
 
 if TYPE_CHECKING:
     from captum_transformer_lrp.visualization.words import PiecesOfWord
 
+Maps: TypeAlias = npt.NDArray[np.float32]
 Score: TypeAlias = Literal["logit", "log_probability"]
 Target: TypeAlias = str | int | tuple[int, int] | None
 
@@ -54,27 +55,21 @@ class Wanted:
     def score(self, logits: Tensor, first: int, of: Score) -> Tensor:
         """Its score (N,) from the logits (N, positions, vocabulary) of `first` and later ones."""
         values = logits.log_softmax(-1) if of == "log_probability" else logits
-        found = torch.stack([values[:, place - 1 - first, one] for place, one in self.tokens])
-        score = found.sum(0)
-        if self.instead_of is not None:
-            score = score - values[:, self.tokens[0][0] - 1 - first, self.instead_of]
-        return score
+        of_terms = [sign * values[:, at - first, one] for (at, one), sign in self.terms().items()]
+        return torch.stack(of_terms).sum(0)
 
-    def terms(self) -> list[tuple[tuple[int, int], float]]:
+    def terms(self) -> dict[tuple[int, int], float]:
         """The logits that its score adds up, as positions and ids, with their signs."""
-        found = [((place - 1, one), 1.0) for place, one in self.tokens]
+        found = {(place - 1, one): 1.0 for place, one in self.tokens}
         if self.instead_of is not None:
-            found.append(((self.tokens[0][0] - 1, self.instead_of), -1.0))
+            found[self.tokens[0][0] - 1, self.instead_of] = -1.0
         return found
 
 
 class Reader:
-    """The model as a function from token ids, and from pixels if it sees, to logits.
+    """A causal language model as a function from token ids, and from pixels if it sees, to logits.
 
-    Args:
-        model: a causal language model.
-        seen: the images in the prompt.
-        first: the first position whose logits are wanted.
+    Wanted are those of the position `first` and of later ones.
     """
 
     def __init__(self, model: Any, seen: Seen | None = None, first: int = 0) -> None:
@@ -108,10 +103,6 @@ class Reader:
             )
         return logits[:, self.first :] if self.first else logits
 
-    def since(self, first: int) -> Reader:
-        """The same from another position."""
-        return Reader(self.model, self.seen, first)
-
     def given(self, ids: Sequence[int]) -> Tensor:
         """Token ids (1, S) where the model is."""
         return torch.tensor([ids], device=next(self.model.parameters()).device)
@@ -122,11 +113,7 @@ class Reader:
             return self(self.given(ids))[0].float().cpu()
 
     def check_repeats(self, ids: Sequence[int]) -> None:
-        """Raise for a model that answers otherwise each time, which only one in training mode does.
-
-        Raises:
-            ArgumentError: says so.
-        """
+        """Raise for a model in training mode that answers otherwise each time."""
         if not self.model.training:
             return
         with only_read(self.model, len(ids)):
@@ -166,18 +153,16 @@ def explained(
     first = min(place for one in wanted for place, _ in one.tokens) - 1
     ours = of_this_library(method)
     if ours and of == "logit":
-        terms = list(dict.fromkeys(term for one in wanted for term, _ in one.terms()))
+        signs_of = [one.terms() for one in wanted]
+        terms = list(dict.fromkeys(term for one in signs_of for term in one))
         targets: list[Any] = [(position - first, one) for position, one in terms]
-        signs = torch.zeros(len(wanted), len(terms))
-        for row, one in enumerate(wanted):
-            for term, sign in one.terms():
-                signs[row, terms.index(term)] += sign
+        signs = torch.tensor([[of.get(term, 0.0) for term in terms] for of in signs_of])
     else:
         targets = [partial(one.score, first=first, of=of) for one in wanted]
         signs = torch.eye(len(wanted))
     ids = reader.given(wanted[0].ids)
     pixels = None
-    since = reader.since(first)
+    since = Reader(reader.model, reader.seen, first)
     since.leaves_out &= ours  # perturbation compares logits, which then differ by rounding
     if reader.seen is None:
         named = {str(number): target for number, target in enumerate(targets)}
@@ -192,9 +177,6 @@ def explained(
         of_pixels = torch.stack([one[0] for _, one in pairs]).float().cpu()
         pixels = torch.tensordot(signs, of_pixels, dims=1)
     return (signs @ torch.stack(maps).float().cpu()).numpy(), pixels
-
-
-Maps: TypeAlias = npt.NDArray[np.float32]
 
 
 def passed_on(
@@ -235,8 +217,7 @@ def probabilities(reader: Reader, wanted: Sequence[Wanted]) -> npt.NDArray[Any]:
             "it, expected a causal language model (of BERT's kind: config.is_decoder = True)"
         )
     logs = logits.log_softmax(-1)
-    return np.exp([float(sum(logs[place - 1, one] for place, one in each.tokens))
-                   for each in wanted])  # fmt: skip
+    return np.exp([float(sum(logs[at - 1, one] for at, one in each.tokens)) for each in wanted])
 
 
 def every_token(spelled: Spelled, ids: Sequence[int], start: int) -> list[Wanted]:
@@ -256,11 +237,10 @@ def shown_rows(
     if not every:
         return [PiecesOfWord(one.text, (row,), one.before) for row, one in enumerate(wanted)]
     return [
-        PiecesOfWord(word.text, tuple(place - start for place in word.pieces), word.before,
-                     word.special)
+        replace(word, pieces=tuple(place - start for place in word.pieces))
         for word in words
         if word.pieces[0] >= start
-    ]  # fmt: skip
+    ]
 
 
 def by_name(
@@ -279,8 +259,13 @@ def by_name(
     """
     target, instead_of = _plain(target, "target"), _plain(instead_of, "instead_of")
     if isinstance(target, tuple):
-        check_token_id(tokenizer, target[1])
-        tokens = _at_position(target, len(ids))
+        (position, token), length = target, len(ids)
+        check_token_id(tokenizer, token)
+        if not -length <= position < length:
+            raise ArgumentError(
+                f"found target={target}, expected a position from 0 to {length - 1} and a token id"
+            )
+        tokens = [(position % length + 1, token)]
     elif start < len(ids):
         tokens = _found_in_text(target, ids, spelled, start)
     else:
@@ -311,26 +296,16 @@ def _plain(target: Any, name: str) -> Any:
     )
 
 
-def _at_position(target: tuple[int, int], length: int) -> list[tuple[int, int]]:
-    position, token = target
-    if not -length <= position < length:
-        raise ArgumentError(
-            f"found target={target}, expected a position from 0 to {length - 1} and a token id"
-        )
-    return [(position % length + 1, token)]
-
-
 def _found_in_text(
     target: str | int, ids: Sequence[int], spelled: Spelled, start: int
 ) -> list[tuple[int, int]]:
     """The first place where a target was written."""
-    places = [n for n in range(start, len(ids)) if ids[n] == target]
     begin = spelled.offsets[start][0]
     if isinstance(target, str):
         at = spelled.text.find(target, begin)
         places = [] if at < 0 or not target else spelled.between(at, at + len(target))
-    elif places:
-        places = places[:1]
+    else:
+        places = [n for n in range(start, len(ids)) if ids[n] == target][:1]
     if not places:
         raise ArgumentError(
             f"found no {target!r} in what was written, {spelled.text[begin:]!r}: to explain it as "
@@ -369,7 +344,5 @@ def _parting(
 
 
 def _named(tokenizer: Any, ids: Sequence[int]) -> Sequence[str]:
-    from captum_transformer_lrp.results.spelling import spell
-
     # Behind another token, so that the first keeps its space.
     return spell(tokenizer, [*ids[:1], *ids]).names[1:]

@@ -74,13 +74,7 @@ def occlusion(
 
     A place is replaced by the mean over all places that anything arrives at.  Token ids are
     replaced by the mean of the embeddings that are looked up for them.  Images are cut into
-    10 × 10 cells.
-
-    Args:
-        run: the plain model, from inputs to logits.
-        inputs: what is explained.
-        maps: a map of each, shaped as it is.
-        target: the target, as in Captum.
+    10 × 10 cells.  ``run`` is the plain model; maps are shaped as the inputs.
     """
     if any(one.shape != value.shape for value, one in zip(inputs, maps, strict=True)):
         return Check.skipped(NAME, CLAIM, "maps are not of the shape of the inputs")
@@ -120,7 +114,9 @@ def occlusion(
         whole = run(inputs)
         # One logit is a score, and a function's value has no probability.
         is_class = target is not None and not callable(target) and whole.shape[-1] > 1
-        sure = is_class and float(answer(whole.softmax(-1)).mean()) >= _is_sure(whole)
+        # A model with an opinion gives its target a probability halfway from chance to 1.
+        opinion = 0.5 + 0.5 / whole.shape[-1]
+        sure = is_class and float(answer(whole.softmax(-1)).mean()) >= opinion
     return _judged(answer(whole), without_top, without_bottom, random, sure)
 
 
@@ -144,11 +140,6 @@ def _judged(
         return Check(NAME, CLAIM, found, expected, "failed", reason)
     reason += "; random weights, few examples and unlikely targets decide nothing"
     return Check(NAME, CLAIM, found, expected, "undecided", reason)
-
-
-def _is_sure(output: Tensor) -> float:
-    """The probability that a model with an opinion gives its target: halfway from chance to 1."""
-    return 0.5 + 0.5 / output.shape[-1]
 
 
 def _embeddings_of(

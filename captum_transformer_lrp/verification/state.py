@@ -12,12 +12,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def state_of(model: object, inputs: Iterable[Tensor]) -> dict[str, Any]:
-    """Everything that an explanation might change, by name.
-
-    Args:
-        model: a module; of anything else there is nothing to see.
-        inputs: what it is called with.
-    """
+    """Everything that an explanation might change, by name: of a module, and of inputs."""
     found: dict[str, Any] = {f"input {n}": _of_tensor(one) for n, one in enumerate(inputs)}
     found["the random number generator"] = torch.get_rng_state().numpy().tobytes()
     for path, module in model.named_modules() if isinstance(model, nn.Module) else ():

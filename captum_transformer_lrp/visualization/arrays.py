@@ -47,18 +47,15 @@ def to_map(attribution: ArrayLike) -> FloatArray:
     if array.ndim == 4 and len(array) == 1:
         array = array[0]
     if array.ndim == 3:
-        last = isinstance(attribution, np.ndarray) and _channels_are_last(array.shape)
-        array = array.sum(axis=-1 if last else 0)
+        first, _, last = (size in (1, 3) for size in array.shape)
+        channels_last = isinstance(attribution, np.ndarray) and last and not first
+        array = array.sum(axis=-1 if channels_last else 0)
     if array.ndim != 2 or not array.size:
         raise ValueError(
             f"found an attribution of shape {np.shape(attribution)}, expected the one of a single "
             "image, (H, W), (C, H, W) or (1, C, H, W): pick one example of the batch"
         )
     return array
-
-
-def _channels_are_last(shape: tuple[int, ...]) -> bool:
-    return shape[-1] in (1, 3) and shape[0] not in (1, 3)
 
 
 def to_rgb(image: ImageLike) -> FloatArray:

@@ -25,7 +25,11 @@ def section_of(explanation: Any, title: str = "") -> Section:
     examples = range(min(_MOST_EXAMPLES, len(explanation.total)))
     names = [f"example {index}" for index in examples]
     pictures = [
-        Picture("" if len(inputs) == 1 else f"input {place}", _drawn(one, names), _alt(one))
+        Picture(
+            "" if len(inputs) == 1 else f"input {place}",
+            _drawn(one, names),
+            f"Attributions of shape {np.shape(one)}; bright is relevant.",
+        )
         for place, one in enumerate(inputs)
     ]
     inside = to_array(explanation.total)
@@ -52,7 +56,3 @@ def _drawn(attributions: Tensor, names: list[str]) -> Figure:
     tokens = rows.sum(-1)[:, :_MOST_TOKENS]
     labels = [str(place) for place in range(tokens.shape[1])]
     return token_matrix(tokens, labels, names, x_label="token", y_label="")
-
-
-def _alt(attributions: Tensor) -> str:
-    return f"Attributions of shape {np.shape(attributions)}; bright is relevant."

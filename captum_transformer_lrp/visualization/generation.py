@@ -6,7 +6,6 @@ import base64
 import hashlib
 import io
 from collections.abc import Mapping
-from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
@@ -79,13 +78,6 @@ def _photos(story: Any) -> list[Picture]:
     ]  # fmt: skip
 
 
-def _overlays(written: Any) -> str:
-    """The addresses of a written word's maps, one for each picture, to be laid over it."""
-    return " ".join(
-        _as_png(Scale.of([one], PERCENTILE).overlay_colors(one)) for one in written.pixels
-    )
-
-
 def _as_png(colours: Any) -> str:
     """An array (H, W, 3 or 4), 0 to 1, as an address that holds the picture itself."""
     file = io.BytesIO()
@@ -117,16 +109,18 @@ def page_of(story: Any, *, lang: str = "en", footer: Mapping[str, str] | None = 
     if len(story.explained) == 1:
         about = footer or {}
         return report_html([section_of(story)], title="Why this word?", lang=lang, footer=about)
-    script = _script()
+    folder = files("captum_transformer_lrp.visualization") / "templates"
+    script = (folder / "generation.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     rows = {one.pieces: number for number, one in enumerate(story.explained)}
     values = story.matrix
     written, words = story.written, []
     for word in story.words:
         row = rows.get(tuple(place - story.start for place in word.pieces))
-        shown = values[row] if row is not None else []
-        over = "" if row is None else _overlays(written[row])
-        words.append((word, " ".join(f"{value:.3g}" for value in shown), over))
+        shown, pixels = ([], []) if row is None else (values[row], written[row].pixels)
+        # A written word's maps are laid over the pictures.
+        over = [_as_png(Scale.of([one], PERCENTILE).overlay_colors(one)) for one in pixels]
+        words.append((word, " ".join(f"{value:.3g}" for value in shown), " ".join(over)))
     return render(
         "generation.html.jinja",
         title="Where the words come from",
@@ -142,9 +136,3 @@ def page_of(story: Any, *, lang: str = "en", footer: Mapping[str, str] | None = 
 
 def _as_texts(story: Any) -> list[TextExplanation]:
     return [TextExplanation(one.text, one.words, one.probability) for one in story.written]
-
-
-@lru_cache(maxsize=1)
-def _script() -> str:
-    folder = files("captum_transformer_lrp.visualization") / "templates"
-    return (folder / "generation.js").read_text(encoding="utf-8")

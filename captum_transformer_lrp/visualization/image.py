@@ -72,7 +72,7 @@ def blend(
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"found opacity={opacity}, expected a number between 0 and 1")
-    scale = scale or _scale([relevance])
+    scale = scale or Scale.of([relevance], PERCENTILE)
     grey = (photo @ np.asarray(_LUMINANCE))[..., None]
     colors = scale.overlay_colors(relevance)
     most = opacity
@@ -170,10 +170,9 @@ def overlay_image(
         ['identity', '']
     """
     relevance = to_map(attribution)
-    scale = _scale([relevance])
-    panel = blend(image, relevance, opacity=opacity, scale=scale)
-    rows = [[(panel, [title] if title else [], _note(relevance))]]
-    return _draw(rows, [], {0: scale}, shared=True)
+    scale = Scale.of([relevance], PERCENTILE)
+    panel = _panel(image, relevance, opacity, scale, *([title] if title else []))
+    return _draw([[panel]], [], {0: scale}, shared=True)
 
 
 def class_grid(
@@ -232,8 +231,8 @@ def class_grid(
     else:
         panels.append((to_rgb(image), [image_title], ""))
     for relevance, scale, name, chance in zip(maps, scales, names, chances, strict=True):
-        overlay = blend(image, relevance, opacity=opacity, scale=scale)
-        panels.append((overlay, [name, chance] if chance else [name], _note(relevance)))
+        lines = (name, chance) if chance else (name,)
+        panels.append(_panel(image, relevance, opacity, scale, *lines))
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     return _draw(rows, [], {0: scales[0]}, shared=shared_scale, panel_inches=panel_inches)
 
@@ -282,7 +281,7 @@ def method_class_grid(
         [
             (to_rgb(image), [image_title], ""),
             *(
-                (blend(image, relevance, opacity=opacity, scale=scale), [name], _note(relevance))
+                _panel(image, relevance, opacity, scale, name)
                 for relevance, scale, name in zip(row, of_row, classes, strict=True)
             ),
         ]
@@ -298,22 +297,21 @@ def method_class_grid(
 
 def _scales(maps: Sequence[FloatArray], shared: bool) -> list[Scale]:
     """One scale per map: all diverge from zero as soon as one map is signed."""
-    together = _scale(maps)
+    together = Scale.of(maps, PERCENTILE)
     if shared:
         return [together] * len(maps)
-    own = [_scale([relevance]) for relevance in maps]
+    own = [Scale.of([relevance], PERCENTILE) for relevance in maps]
     if together.signed:
         own = [Scale(-scale.high, scale.high, signed=True) for scale in own]
     return own
 
 
-def _scale(maps: Sequence[FloatArray]) -> Scale:
-    return Scale.of(maps, PERCENTILE)
-
-
-def _note(relevance: FloatArray) -> str:
-    """What a reader must be told who sees a photo without colours."""
-    return "" if relevance.any() else "zero everywhere"
+def _panel(
+    image: ImageLike, relevance: FloatArray, opacity: float, scale: Scale, *lines: str
+) -> _Panel:
+    """The photo under a map. Who sees a photo without colours must be told why."""
+    pixels = blend(image, relevance, opacity=opacity, scale=scale)
+    return pixels, list(lines), "" if relevance.any() else "zero everywhere"
 
 
 def _size(array: FloatArray) -> str:
@@ -336,10 +334,13 @@ def _draw(
     panel_width = max(panel_inches * min(1.0, pixels_wide / pixels_high), panel_inches / 3)
     panel_height = panel_width * pixels_high / pixels_wide
     left = _MARGIN + (_LABEL_INCHES if labels else 0)
-    titles = [[_title(lines, 72 * panel_width) for _, lines, _ in row] for row in rows]
+    titles = [
+        [[line for part in lines for line in wrap(part, 72 * panel_width, _TITLE_SIZE)]
+         for _, lines, _ in row]
+        for row in rows
+    ]  # fmt: skip
     title_heights = [
-        _LINE_INCHES * (max(title.count("\n") + 1 if title else 0 for title in row)) + _GAP
-        for row in titles
+        _LINE_INCHES * max(len(one) * any(one) for one in row) + _GAP for row in titles
     ]
     columns = max(len(row) for row in rows)
     width = left + columns * (panel_width + _GAP) + _COLOR_BAR_INCHES
@@ -368,7 +369,7 @@ def _draw(
             axes.set_yticks([])
             if note:
                 axes.text(0.5, 0.5, note, transform=axes.transAxes, **_NOTE_STYLE)
-            title = titles[index][column]
+            title = "\n".join(titles[index][column])
             axes.set_title(title, fontsize=_TITLE_SIZE, pad=4, parse_math=False)
             if labels and not column:
                 label = "\n".join(wrap(labels[index], 72 * panel_height, _TITLE_SIZE, max_lines=2))
@@ -378,11 +379,6 @@ def _draw(
         axes = axes_at(figure, x_bar, bottoms[index], 0.13, panel_height)
         _color_bar(figure, axes, scale, in_units=shared and scale.high > scale.low)
     return figure
-
-
-def _title(parts: Sequence[str], width: float) -> str:
-    """The parts one below the other, each wrapped."""
-    return "\n".join(line for part in parts for line in wrap(part, width, _TITLE_SIZE))
 
 
 def _color_bar(figure: Figure, axes: Axes, scale: Scale, *, in_units: bool) -> None:

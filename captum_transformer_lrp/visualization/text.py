@@ -133,12 +133,8 @@ def text_figure(explanations: Sequence[TextExplanation], *, width: float = 6.5) 
     """
     room = 72 * width - 2 * _MARGIN_POINTS
     blocks = [
-        (
-            wrap(explanation.title, room, _SIZE, weight="bold"),
-            _lines(explanation.words, room),
-            explanation.scale,
-        )
-        for explanation in explanations
+        (wrap(one.title, room, _SIZE, weight="bold"), _lines(one.words, room), one.scale)
+        for one in explanations
     ]
     rows = sum(len(titles) + len(lines) + 0.6 for titles, lines, _ in blocks)
     height = rows * _LINE_POINTS + 2 * _MARGIN_POINTS
@@ -155,10 +151,8 @@ def text_figure(explanations: Sequence[TextExplanation], *, width: float = 6.5) 
     def colour(x: float, y: float, text: str, color: str, *, touches: bool) -> None:
         # No `bbox` of the text: that of a comma would be drawn over the end of the word before it.
         before = 0.0 if touches else _PADDING_POINTS
-        wide, high = (
-            before + text_width(text, _SIZE) + _PADDING_POINTS,
-            1.2 * _SIZE + 2 * _PADDING_POINTS,
-        )
+        wide = before + text_width(text, _SIZE) + _PADDING_POINTS
+        high = 1.2 * _SIZE + 2 * _PADDING_POINTS
         left, top = _MARGIN_POINTS + x - before, _MARGIN_POINTS + y - _PADDING_POINTS
         corner = left / (72 * width), 1 - (top + high) / height
         box = Rectangle(corner, wide / (72 * width), high / height, facecolor=color, linewidth=0)

@@ -46,14 +46,7 @@ class Word:
 
 @dataclass(frozen=True)
 class PiecesOfWord:
-    """Which pieces a reader takes for one.
-
-    Args:
-        text: as it was written, or a special token's name.
-        pieces: the positions of its pieces.
-        before: what stands between the previous one and this one.
-        special: whether this is a token that the tokenizer added.
-    """
+    """Which pieces a reader takes for one: a :class:`Word` with the positions of its pieces."""
 
     text: str
     pieces: tuple[int, ...]
@@ -153,40 +146,8 @@ def group_pieces(
             f"found granularity={granularity!r}, expected one of {', '.join(get_args(Granularity))}"
         )
     texts = (text,) if isinstance(text, str) else tuple(text)
-    of_text = _sequences(len(texts), word_ids, sequence_ids)
-    spans = [
-        (start + len(whole) - len(whole.lstrip()), start + len(whole.rstrip()))
-        for (start, end), number in zip(offsets, of_text, strict=True)
-        for whole in [texts[number or 0][start:end]]
-    ]
-    groups: list[list[int]] = []
-    blanks: list[int] = []  # pieces of spaces alone go to the word behind them
-    for place, number in enumerate(of_text):
-        start, end = spans[place]
-        blank = number is not None and start >= end
-        if blank and "\n" not in texts[number or 0][slice(*offsets[place])]:
-            blanks.append(place)
-            continue
-        if blanks and (number is None or number != of_text[blanks[0]]):
-            groups, blanks = _ended(groups, blanks), []
-        together = groups and not blanks and _joined(groups[-1][-1], place, texts, of_text, spans,
-                                                     word_ids, granularity)  # fmt: skip
-        if together:
-            groups[-1].append(place)
-        else:
-            groups.append([*blanks, place])
-        blanks = []
-    groups = _ended(groups, blanks)
-    if granularity == "sentence":
-        groups = _sentences(groups, texts, of_text, spans)
-    return list(_named(groups, texts, pieces, of_text, spans, offsets, special_tokens))
-
-
-def _ended(groups: list[list[int]], blanks: list[int]) -> list[list[int]]:
-    """Spaces at the end of a text, with the word before them."""
-    if not blanks or not groups:
-        return [blanks] if blanks else groups
-    return [*groups[:-1], [*groups[-1], *blanks]]
+    found = _Pieces(texts, pieces, offsets, word_ids, sequence_ids)
+    return found.words(granularity, special_tokens)
 
 
 def _sequences(
@@ -209,92 +170,116 @@ def _sequences(
     return list(found)
 
 
-def _joined(
-    left: int,
-    right: int,
-    texts: Sequence[str],
-    of_text: Sequence[int | None],
-    spans: Sequence[tuple[int, int]],
-    word_ids: Sequence[int | None],
-    granularity: Granularity,
-) -> bool:
-    """Whether two neighbouring pieces are of one word, or of one character at least."""
-    number = of_text[right]
-    if number is None or of_text[left] != number:
-        return False
-    text, (start, end), (_, end_of_left) = texts[number], spans[right], spans[left]
-    if start >= end or end_of_left <= spans[left][0]:  # a line break
-        return False
-    first, last = text[start], text[end_of_left - 1]
-    if start < end_of_left:  # bytes of one character
-        return True
-    if start > end_of_left:
-        return False
-    if _CONTINUES.match(first) or unicodedata.category(first)[0] == "M" or last == _JOINER:
-        return True
-    if granularity == "piece" or _without_spaces(first) or _without_spaces(last):
-        return False
-    both = {unicodedata.category(one)[0] for one in (first, last)}
-    if both <= {"L", "M"}:
-        return True
-    same_kind = both <= {"L", "M", "N"} or not both & {"L", "M", "N"}
-    return same_kind and word_ids[left] == word_ids[right]
-
-
 def _without_spaces(letter: str) -> bool:
     return unicodedata.name(letter, "").startswith(_WITHOUT_SPACES)
 
 
-def _sentences(
-    groups: Sequence[list[int]],
-    texts: Sequence[str],
-    of_text: Sequence[int | None],
-    spans: Sequence[tuple[int, int]],
-) -> list[list[int]]:
-    """Words joined to the sentences that they stand in."""
-    ends = [[found.end() for found in _END_OF_SENTENCE.finditer(text)] for text in texts]
-    joined: list[list[int]] = []
-    before: object = None
-    for group in groups:
-        number, start = of_text[group[-1]], spans[group[-1]][0]
-        of = number is not None and (number, sum(end <= start for end in ends[number or 0]))
-        if of and of == before:
-            joined[-1] += group
-        else:
-            joined.append(list(group))
-        before = of
-    return joined
+class _Pieces:
+    """The pieces of one or two texts, and where the letters of each begin and end."""
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        pieces: Sequence[str],
+        offsets: Sequence[tuple[int, int]],
+        word_ids: Sequence[int | None],
+        sequence_ids: Sequence[int | None] | None,
+    ) -> None:
+        self.texts, self.pieces, self.offsets, self.word_ids = texts, pieces, offsets, word_ids
+        self.of_text = _sequences(len(texts), word_ids, sequence_ids)
+        self.spans = [
+            (start + len(whole) - len(whole.lstrip()), start + len(whole.rstrip()))
+            for (start, end), number in zip(offsets, self.of_text, strict=True)
+            for whole in [texts[number or 0][start:end]]
+        ]
+
+    def words(self, granularity: Granularity, special_tokens: bool) -> list[PiecesOfWord]:
+        groups: list[list[int]] = []
+        blanks: list[int] = []  # pieces of spaces alone go to the word behind them
+        for place, number in enumerate(self.of_text):
+            start, end = self.spans[place]
+            blank = number is not None and start >= end
+            if blank and "\n" not in self.texts[number or 0][slice(*self.offsets[place])]:
+                blanks.append(place)
+                continue
+            if blanks and (number is None or number != self.of_text[blanks[0]]):
+                groups, blanks = _ended(groups, blanks), []
+            if groups and not blanks and self._joined(groups[-1][-1], place, granularity):
+                groups[-1].append(place)
+            else:
+                groups.append([*blanks, place])
+            blanks = []
+        groups = _ended(groups, blanks)
+        if granularity == "sentence":
+            groups = self._sentences(groups)
+        return list(self._named(groups, special_tokens))
+
+    def _joined(self, left: int, right: int, granularity: Granularity) -> bool:
+        """Whether two neighbouring pieces are of one word, or of one character at least."""
+        number = self.of_text[right]
+        if number is None or self.of_text[left] != number:
+            return False
+        (start, end), (start_of_left, end_of_left) = self.spans[right], self.spans[left]
+        if start >= end or end_of_left <= start_of_left:  # a line break
+            return False
+        first, last = self.texts[number][start], self.texts[number][end_of_left - 1]
+        if start < end_of_left:  # bytes of one character
+            return True
+        if start > end_of_left:
+            return False
+        if _CONTINUES.match(first) or unicodedata.category(first)[0] == "M" or last == _JOINER:
+            return True
+        if granularity == "piece" or _without_spaces(first) or _without_spaces(last):
+            return False
+        both = {unicodedata.category(one)[0] for one in (first, last)}
+        if both <= {"L", "M"}:
+            return True
+        same_kind = both <= {"L", "M", "N"} or not both & {"L", "M", "N"}
+        return same_kind and self.word_ids[left] == self.word_ids[right]
+
+    def _sentences(self, groups: Sequence[list[int]]) -> list[list[int]]:
+        """Words joined to the sentences that they stand in."""
+        ends = [[found.end() for found in _END_OF_SENTENCE.finditer(text)] for text in self.texts]
+        joined: list[list[int]] = []
+        before: object = None
+        for group in groups:
+            number, start = self.of_text[group[-1]], self.spans[group[-1]][0]
+            of = number is not None and (number, sum(end <= start for end in ends[number or 0]))
+            if of and of == before:
+                joined[-1] += group
+            else:
+                joined.append(list(group))
+            before = of
+        return joined
+
+    def _named(self, groups: list[list[int]], special_tokens: bool) -> Iterator[PiecesOfWord]:
+        """Groups of pieces with their texts, and what stands between them."""
+        end_of_previous, text_of_previous, first = 0, 0, True
+        for group in groups:
+            number = self.of_text[group[-1]]
+            if number is None:
+                if special_tokens:
+                    before = "" if first else " "
+                    yield PiecesOfWord(self.pieces[group[0]], tuple(group), before, special=True)
+                    first = False
+                continue
+            spans = [self.spans[place] for place in group]
+            visible = [(start, end) for start, end in spans if start < end]
+            # Of a line break, or nothing but spaces, what the tokenizer says.
+            shown = visible or [self.offsets[place] for place in group]
+            start, end = shown[0][0], shown[-1][1]
+            if number != text_of_previous:
+                end_of_previous = 0
+            before = self.texts[number][end_of_previous:start]
+            if number != text_of_previous and not first:
+                before = "\n\n" + before
+            yield PiecesOfWord(self.texts[number][start:end], tuple(group), before)
+            end_of_previous, text_of_previous = max(end_of_previous, end), number
+            first = False
 
 
-def _named(
-    groups: Sequence[list[int]],
-    texts: Sequence[str],
-    pieces: Sequence[str],
-    of_text: Sequence[int | None],
-    spans: Sequence[tuple[int, int]],
-    offsets: Sequence[tuple[int, int]],
-    special_tokens: bool,
-) -> Iterator[PiecesOfWord]:
-    """Groups of pieces with their texts, and what stands between them."""
-    end_of_previous, text_of_previous, first = 0, 0, True
-    for group in groups:
-        number = of_text[group[-1]]
-        if number is None:
-            if special_tokens:
-                before = "" if first else " "
-                yield PiecesOfWord(pieces[group[0]], tuple(group), before, special=True)
-                first = False
-            continue
-        visible = [place for place in group if spans[place][0] < spans[place][1]]
-        if visible:
-            start, end = spans[visible[0]][0], spans[visible[-1]][1]
-        else:  # a line break, or nothing but spaces
-            start, end = offsets[group[0]][0], offsets[group[-1]][1]
-        if number != text_of_previous:
-            end_of_previous = 0
-        before = texts[number][end_of_previous:start]
-        if number != text_of_previous and not first:
-            before = "\n\n" + before
-        yield PiecesOfWord(texts[number][start:end], tuple(group), before)
-        end_of_previous, text_of_previous = max(end_of_previous, end), number
-        first = False
+def _ended(groups: list[list[int]], blanks: list[int]) -> list[list[int]]:
+    """Spaces at the end of a text, with the word before them."""
+    if not blanks or not groups:
+        return [blanks] if blanks else groups
+    return [*groups[:-1], [*groups[-1], *blanks]]

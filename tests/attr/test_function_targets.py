@@ -33,6 +33,19 @@ def test_a_function_that_picks_a_logit_is_that_logit(model: Any, name: str) -> N
     assert torch.allclose(found["index"], found["function"], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("multiply", [True, False])
+def test_a_method_of_captum_keeps_its_options_and_the_targets_behind_a_function(
+    model: Any, multiply: bool
+) -> None:
+    name = "integrated_gradients"
+    options = {name: {"multiply_by_inputs": multiply, "n_steps": 3}}
+    targets = {"function": lambda logits: logits[:, 1], "index": 1, "other": 0}
+    found = compare(model, IDS, targets, [name], options=options)[name]
+    alone = compare(model, IDS, {"other": 0}, [name], options=options)[name]
+    assert torch.allclose(found["index"], found["function"], rtol=1e-6, atol=1e-9)
+    assert torch.equal(found["other"], alone["other"])
+
+
 @pytest.mark.parametrize("preset", ["attnlrp", "cp_lrp", "lrp"])
 def test_relevance_of_a_difference_is_the_difference(model: Any, preset: str) -> None:
     """These rules share out any amount, so that the whole is linear in what it starts from."""

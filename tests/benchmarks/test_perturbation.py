@@ -52,7 +52,7 @@ def half_lit() -> Perturbation:
 
 def curve(benchmark: Perturbation, relevance: Tensor, test: str) -> list[int]:
     white = torch.full((1, 3, SIDE, SIDE), 2.0)
-    photo = Photo(white, without(white, benchmark.model), label=1, predicted=1)
+    photo = Photo(white, without(white, benchmark.model), target=1, predicted=1)
     return benchmark._right(photo, relevance, test)
 
 

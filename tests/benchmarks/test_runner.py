@@ -11,6 +11,7 @@ import socket
 import time
 import tracemalloc
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ import torch
 
 from captum_transformer_lrp.benchmarks import BenchmarkError, Result, run
 from captum_transformer_lrp.benchmarks.distributed import own_device
-from captum_transformer_lrp.benchmarks.runner import seeded
+from captum_transformer_lrp.benchmarks.runner import seeded, versions
 
 from .conftest import Dice
 
@@ -381,3 +382,11 @@ def test_processes_take_the_gpus_in_turn(
         monkeypatch.setenv("LOCAL_RANK", local_rank)
     assert own_device("cuda") == expected
     assert own_device("cuda:0") == "cuda:0"
+
+
+def test_a_checkout_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr("captum_transformer_lrp.benchmarks.runner.version", missing)
+    assert versions()["captum-transformer-lrp"] == "unknown"

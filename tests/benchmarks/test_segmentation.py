@@ -132,9 +132,9 @@ def test_imagenet_segmentation_is_read_upright(
     data = segmentation_data(tmp_path / "gtsegs_ijcv.mat")
     assert list(data.identifiers) == ["img[0]", "img[1]", "img[2]"]
     for index in range(3):
-        found = data[index]
-        assert np.array_equal(np.asarray(found.photo), photos[index])
-        assert np.array_equal(found.mask, masks[index])
+        photo, mask = data[index]
+        assert np.array_equal(np.asarray(photo), photos[index])
+        assert np.array_equal(mask, masks[index])
     assert data.classes is None
 
 
@@ -204,7 +204,7 @@ def test_vocs_border_is_not_scored(
     assert list(data.identifiers) == ["a"]
     expected = masks[0].copy()
     expected[0, :5] = 255
-    assert np.array_equal(data[0].mask, expected)
+    assert np.array_equal(data[0][1], expected)
 
 
 def test_data_that_are_something_else_are_refused(tmp_path: Path) -> None:

@@ -427,7 +427,7 @@ def test_logits_before_the_first_are_not_computed(kind: str, first: int) -> None
     model, ids = trained(kind), torch.arange(8)[None]
     rows: list[int] = []
     with model.lm_head.register_forward_hook(lambda _, args, __: rows.append(args[0].shape[1])):
-        found = Reader(model).since(first)(ids)
+        found = Reader(model, first=first)(ids)
         expected = Reader(model)(ids)[:, first:]
     assert rows == [8 - first, 8]
     assert torch.allclose(found, expected, rtol=0, atol=1e-5)
