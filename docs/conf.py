@@ -108,6 +108,7 @@ docs/sweep_timm
 docs/sweep_transformers
 docs/benchmarks
 docs/speed
+docs/compiled
 ```
 
 ```{toctree}

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from captum.attr._utils.attribution import Attribution
@@ -17,10 +17,13 @@ from torch.utils import _pytree as pytree
 from captum_transformer_lrp.attr.targets import checked_target
 from captum_transformer_lrp.engine.programs.export import ExportedExplanation, save
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by_inductor
-from captum_transformer_lrp.engine.programs.trace import Trace, traced, weights_of
+from captum_transformer_lrp.engine.programs.trace import Trace, traced
 from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.decisions import ROWS
+
+MOST_SHAPES: Final = 8
+"""So many shapes of inputs are kept; those that came first are forgotten."""
 
 Backend: TypeAlias = Literal["inductor", "eager"]
 
@@ -69,8 +72,9 @@ class CompiledAttribution(Attribution):
     leads to the same decision.  For inputs where it does not, the method itself explains them, and
     a warning says which line decides otherwise.
 
-    A call for inputs of another shape, or after the weights have changed, records again.  What
-    else was changed in the model since, such as a flag that Python reads, is not seen.
+    A call for inputs of another shape, or after the weights have changed, records again; eight
+    shapes are kept.  The sizes |W| of weights are kept, too, where the rules need them.  What else
+    was changed in the model since, such as a flag that Python reads, is not seen.
 
     Args:
         attribution: the method.
@@ -95,7 +99,7 @@ class CompiledAttribution(Attribution):
         self._chooses_rows = True
         self._recorded: dict[Any, _Recorded] = {}
         self._example = example
-        self.recorded(*example)
+        self._for_shapes(*example)
 
     def has_convergence_delta(self) -> bool:
         """False: a compiled explanation has its maps alone."""
@@ -116,7 +120,7 @@ class CompiledAttribution(Attribution):
         """
         if callable(target):
             return self._by_method(inputs, target, additional_forward_args)
-        recorded, tensors = self.recorded(inputs, additional_forward_args)
+        recorded, tensors = self._for_shapes(inputs, additional_forward_args)
         index = _flat_index(recorded.output, target).to(tensors[0].device)
         results, differs = recorded.results(tensors, index)
         if differs == ROWS:
@@ -132,7 +136,7 @@ class CompiledAttribution(Attribution):
             return self._by_method(inputs, target, additional_forward_args)
         return pytree.tree_unflatten(results, recorded.trace.structure)
 
-    def recorded(self, inputs: Any, additional: Any = None) -> tuple[_Recorded, list[Tensor]]:
+    def _for_shapes(self, inputs: Any, additional: Any = None) -> tuple[_Recorded, list[Tensor]]:
         """The recorded explanation for inputs of these shapes, and their tensors."""
         tensors_of(inputs)
         leaves, structure = pytree.tree_flatten((inputs, additional))
@@ -142,7 +146,10 @@ class CompiledAttribution(Attribution):
         key = repr((shapes, structure, rest))
         found = self._recorded.get(key)
         if found is None or self._state(found.trace)[1] != found.state:
+            self._recorded.pop(key, None)
             found = self._recorded[key] = self._record(leaves, structure, tensors)
+            if len(self._recorded) > MOST_SHAPES:
+                del self._recorded[next(iter(self._recorded))]
         return found, tensors
 
     def _record(
@@ -167,7 +174,7 @@ class CompiledAttribution(Attribution):
         run = Program(trace.graph, as_it_is if self._backend == "eager" else by_inductor)
         like = [torch.empty_like(one, device="meta") for one in (*tensors, outputs[0])]
         recorded = _Recorded(trace, run, like[:-1], like[-1], *self._state(trace))
-        _check(recorded.results(tensors, index)[0], trace.found)
+        _check(*recorded.results(tensors, index), trace.found)
         return recorded
 
     def export(self, path: str | PathLike[str]) -> None:
@@ -190,27 +197,33 @@ class CompiledAttribution(Attribution):
         if self._chooses_rows:
             self._chooses_rows = False
             self._recorded.clear()
-        recorded, tensors = self.recorded(*self._example)
+        recorded, tensors = self._for_shapes(*self._example)
         graph, structure, *_ = recorded.trace
         index = torch.zeros(len(tensors[0]), dtype=torch.long, device=tensors[0].device)
         save(ExportedExplanation(graph, structure.num_leaves), [*tensors, index], Path(path))
 
     def _state(self, trace: Trace) -> tuple[list[Tensor], list[Any]]:
-        """What the graph and the model hold, and what differs once it was changed or replaced."""
-        weights = list(weights_of(trace.graph).values())
+        """What the model and the graph hold, and what differs once it was changed or replaced."""
+        held: list[Tensor] = []
         if isinstance(self.forward_func, nn.Module):
-            weights += [*self.forward_func.parameters(), *self.forward_func.buffers()]
-        version = [0 if one.is_inference() else one._version for one in weights]
-        return weights, [
-            (id(one), one.data_ptr(), of) for one, of in zip(weights, version, strict=True)
+            held += [*self.forward_func.parameters(), *self.forward_func.buffers()]
+        of_model = set(map(id, held))
+        held += [one for one in trace.weights if id(one) not in of_model]
+        return held, [
+            (id(one), one.data_ptr(), 0 if one.is_inference() else one._version) for one in held
         ]
 
     def _by_method(self, inputs: Any, target: Any, additional: Any) -> Any:
         return self.attribution.attribute(inputs, target, additional, **self._options)
 
 
-def _check(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+def _check(found: Sequence[Tensor], differs: str, expected: Sequence[Tensor]) -> None:
     """Raise for a graph that does not compute what the method has."""
+    if differs:
+        raise ExplanationError(
+            f"{differs} decides otherwise when the same is computed again, so no graph says what "
+            "it decides: call attribute() of the method itself"
+        )
     for one, other in zip(found, expected, strict=True):
         rounding = 1e-3 * float(other.abs().max())
         if not bool(((one - other).abs() <= rounding).all()):

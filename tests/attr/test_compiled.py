@@ -292,7 +292,7 @@ def test_inputs_may_be_laid_out_in_any_way_and_want_a_gradient(
 def test_blocks_that_repeat_are_compiled_once(depth: int) -> None:
     """Twice the depth needs as many compilations."""
     method = TransformerAttribution(vit(depth))
-    recorded, _ = method.compile(images(), backend="eager").recorded(images())
+    recorded, _ = method.compile(images(), backend="eager")._for_shapes(images())
     parts: list[int] = []
 
     def compiler(graph: Any, like: Any) -> Any:

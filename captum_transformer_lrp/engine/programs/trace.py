@@ -35,12 +35,14 @@ class Trace(NamedTuple):
         structure: of what the function returns.
         places: where each decision was made.
         found: what the function returned, flat.
+        weights: the tensors that the graph has of its own.
     """
 
     graph: fx.GraphModule
     structure: pytree.TreeSpec
     places: Sequence[str]
     found: Sequence[Tensor]
+    weights: Sequence[Tensor]
 
 
 def traced(
@@ -54,7 +56,7 @@ def traced(
         chooses_rows: as of :class:`Decisions`.
 
     Raises:
-        ExplanationError: for a result that no operation of PyTorch's makes from ``tensors``.
+        ExplanationError: for what cannot be written down as a graph.
     """
     decisions = Decisions(_aside, chooses_rows=chooses_rows)
     structure: list[pytree.TreeSpec] = []
@@ -67,7 +69,10 @@ def traced(
         found.extend(one.detach() for one in results)
         return [one.detach() for one in (*results, *(one.holds for one in decisions.made))]
 
-    graph = make_fx(run, tracing_mode="real")(*tensors)
+    try:
+        graph = make_fx(run, tracing_mode="real")(*tensors)
+    except NotImplementedError as error:
+        raise ExplanationError(f"{_NO_GRAPH} ({error})") from error
     outputs = outputs_of(graph)
     results, checks = outputs[: -len(decisions.made)], outputs[-len(decisions.made) :]
     depends = _made_from_inputs(graph)
@@ -77,12 +82,16 @@ def traced(
         if check in depends
     ]
     if not depends.issuperset(results):
-        raise ExplanationError(
-            "the map is not made by PyTorch's operations alone, so there is no graph of them: call "
-            "attribute() of the method itself"
-        )
+        raise ExplanationError(_NO_GRAPH)
     graph.graph.output_node().args = ([*results, *(check for check, _ in made)],)
-    return Trace(_simplified(graph, tensors), structure[0], [where for _, where in made], found)
+    graph, places = _simplified(graph, tensors), [where for _, where in made]
+    return Trace(graph, structure[0], places, found, [*weights_of(graph).values()])
+
+
+_NO_GRAPH: Final = (
+    "the map is not made by PyTorch's operations alone, so there is no graph of them: call "
+    "attribute() of the method itself"
+)
 
 
 def outputs_of(graph: fx.GraphModule) -> list[fx.Node]:
@@ -93,7 +102,8 @@ def outputs_of(graph: fx.GraphModule) -> list[fx.Node]:
 
 def weights_of(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
     """The tensors that a graph has of its own: the model's weights, and constants."""
-    return {node: getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")}
+    held = {node: getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")}
+    return {node: value for node, value in held.items() if isinstance(value, Tensor)}
 
 
 def _aside(function: Callable[[], Any]) -> Any:
