@@ -190,7 +190,7 @@ class TransformerAttribution(RolloutAttribution):
         return [step for step in used if step.index in chosen]
 
     def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
-        if recording.log is None:
+        if recording.log is None or not recording.is_checkpointed:
             return super()._explained(recording, start, view)
         if view.needs_matrices:
             raise ValueError(

@@ -5,18 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.checkpoints import Log
-from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Pixels
 from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
-from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance
 from captum_transformer_lrp.engine.phases.walk import (
@@ -36,6 +32,7 @@ from captum_transformer_lrp.engine.watch.checks import (
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.eager import as_written, uncompiled
 from captum_transformer_lrp.engine.watch.interception import Interception
+from captum_transformer_lrp.engine.watch.log import Log
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
@@ -65,9 +62,7 @@ class Recording:
         shapes: the shapes of the inputs.
         are_ids: whether each input is token ids.
         dtype: the precision of what came in, float32 or float64, to return results in.
-        log: the calls of the forward pass, if it is checkpointed.
-        read_out: the logits for another value of the last skip connection's output, if what
-            follows it was kept.
+        log: the calls of the forward pass, if they are kept.
         targets: the one-hots of all targets that will be explained, so that several may go
             together.
         ahead: what was found for later targets together with an earlier one.
@@ -83,7 +78,6 @@ class Recording:
     shapes: list[torch.Size]
     are_ids: list[bool]
     dtype: torch.dtype
-    read_out: Callable[[Tensor], Tensor]
     log: Log | None = None
     targets: list[Tensor] = field(default_factory=list)
     ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
@@ -108,7 +102,7 @@ class Recording:
         positions = sorted({one[:-1] for one in entries})
         classes = sorted({one[-1] for one in entries})
         few = 0 < 2 * len(positions) * len(classes) <= sizes.numel()
-        if self.log is None and few:
+        if few and not self.is_checkpointed:
             part = at_entries(self.tape, self.output, positions, classes)
             if part is not None:
                 self.output = part
@@ -118,6 +112,11 @@ class Recording:
                 targets = [_renamed(target, sizes, rows, columns) for target in targets]
         check_finite_output(self.output)
         return list(targets)
+
+    @property
+    def is_checkpointed(self) -> bool:
+        """Whether only what crosses the cuts of the log is held of the forward pass."""
+        return self.log is not None and self.log.has_cuts
 
     @property
     def all_leaves(self) -> list[Tensor]:
@@ -161,6 +160,27 @@ class Recording:
                 self.ahead[phase, number, tensors] = [next(results) for _ in of_target]
             found = self.ahead.pop((phase, place, tensors))
         return found
+
+    def read_out(self, value: Tensor) -> Tensor:
+        """The logits that the model would read from another output of its last skip connection.
+
+        Args:
+            value: in its place, and shaped like it.
+
+        Raises:
+            ExplanationError: if they do not follow from it by calls that can be made again.
+        """
+        assert self.log is not None
+        start = self.tape.residuals[-1].output
+        self.tape.marks[value] = self.tape.marks[start]
+        output = self.log.number(self.output)
+        found = self.log.play(self.log.calls, {self.log.number(start): value}, {output})
+        if output not in found:
+            raise ExplanationError(
+                "it is not known how the model reads its answer from its last tokens: the logits "
+                "are not made by calls after its last skip connection alone"
+            )
+        return found[output]
 
     def at_inputs(self, arrived: Sequence[Tensor]) -> list[Tensor]:
         """What arrived at :attr:`all_leaves`, added up for each input.
@@ -255,9 +275,7 @@ def recorded(
     tape = Tape(stabilizer, keeps_books=keeps_books, keeps_streams=keeps_streams or keeps_readout,
                 phases=() if checkpointing else phases, epsilon=epsilon)  # fmt: skip
     snapshot = Snapshot(forward_func, inputs, args, kwargs)
-    interception = _watching(
-        forward_func, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout
-    )
+    interception = _watching(forward_func, tape, rules, inputs[0], dtype)
     interception.context.writes.snapshot = snapshot
     plain, state = uncompiled(), ThreadState(inputs[0].device)
     context = interception.context
@@ -265,15 +283,17 @@ def recorded(
         with state, state:
             state.for_recording()
             arguments, leaves = _on_tape(context, inputs)
-            log = Log.started(interception, arguments) if checkpointing else None
+            if checkpointing or keeps_readout:
+                interception.log = Log(context, arguments, has_cuts=checkpointing)
             missing = naming_a_missing_batch(forward_func, inputs, args, kwargs)
             with plain, plain, missing, snapshot, snapshot, interception:
                 result = forward_func(*arguments, *args, **kwargs)
+            log, interception.log = interception.log, None
             output = interception.resolve(find_logits(result))
             del result
             places = _looked_up(context, leaves)
             check_output(output, tape, inputs, leaves)
-            if log is None:
+            if not checkpointing:
                 interception.close()
                 keep_what_makes(tape, output)
             tape.phases = phases
@@ -281,59 +301,20 @@ def recorded(
                 check_attention(tape, output)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
-            rest = (context.precision.given, partial(_read_out, interception, output), log)
-            yield Recording(tape, output, leaves, places, shapes, are_ids, *rest)
+            given = context.precision.given
+            yield Recording(tape, output, leaves, places, shapes, are_ids, given, log)
     finally:
         interception.close()
         tape.clear()
 
 
-def _read_out(interception: Interception, output: Tensor, value: Tensor) -> Tensor:
-    """The logits that the model would read from another output of its last skip connection.
-
-    Args:
-        interception: has watched the forward pass.
-        output: the model's logits.
-        value: in the place of the last skip connection's output, and shaped like it.
-
-    Raises:
-        ExplanationError: if they do not follow from it by calls that can be made again.
-    """
-    tape = interception.tape
-    start = tape.residuals[-1].output
-    tape.marks[value] = tape.marks[start]
-    known = HeldTable([(start, value)])
-    for function, args, kwargs, result in list(tape.readout):
-        if not any(tensor in known for tensor in tensors_in((args, kwargs))):
-            continue
-        change = lambda tensor: known.get(tensor, tensor)  # noqa: E731
-        again = interception.call(function, replace_tensors(args, change),
-                          replace_tensors(kwargs, change))  # fmt: skip
-        for old, new in zip(tensors_in(result), tensors_in(again), strict=True):
-            known[old] = new
-    if output not in known:
-        raise ExplanationError(
-            "it is not known how the model reads its answer from its last tokens: the logits "
-            "are not made by calls after its last skip connection alone"
-        )
-    return known[output]
-
-
 def _watching(
-    forward_func: Callable[..., Any],
-    tape: Tape,
-    rules: RuleSet,
-    like: Tensor,
-    dtype: torch.dtype,
-    *,
-    keeps_readout: bool,
+    forward_func: Callable[..., Any], tape: Tape, rules: RuleSet, like: Tensor, dtype: torch.dtype
 ) -> Interception:
     """What watches the forward pass, for a batch with as many examples as ``like``."""
     model = forward_func if isinstance(forward_func, nn.Module) else None
     precision = Precision(dtype, like.device.type)
-    return Interception(
-        tape, model, len(like), rules, TABLE, precision=precision, keeps_readout=keeps_readout
-    )
+    return Interception(tape, model, len(like), rules, TABLE, precision=precision)
 
 
 def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:

@@ -10,7 +10,6 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.graph.op import Keeps, Op, Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.switch import TapeSwitch
@@ -85,9 +84,6 @@ def keep_what_makes(tape: Tape, output: Tensor) -> None:
     kept = sum(step.event for step in tape.attentions)
     tape.streams = [one for one in tape.streams if one.attentions & kept]
     tape.residuals = [one for one in tape.residuals if one.output.grad_fn in seen]
-    tape.readout = [
-        call for call in tape.readout if any(one.grad_fn in seen for one in tensors_in(call[3]))
-    ]
 
 
 def moved_mass(

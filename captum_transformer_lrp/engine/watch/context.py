@@ -32,10 +32,6 @@ from captum_transformer_lrp.rules.kernels import Kernel
 class Mode(Protocol):
     """What makes the calls, as its context knows it."""
 
-    @property
-    def is_logging(self) -> bool:
-        """Whether calls are kept in the place of what they compute."""
-
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
 
@@ -128,11 +124,6 @@ class Context:
 
     def __exit__(self, *error: Any) -> None:
         self._mode.__exit__(*error)
-
-    @property
-    def is_logging(self) -> bool:
-        """Whether calls are kept in the place of what they compute."""
-        return self._mode.is_logging
 
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model, in the place of another."""
