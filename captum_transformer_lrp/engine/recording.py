@@ -24,7 +24,7 @@ from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
     check_finite_output,
     check_inputs,
-    check_model,
+    check_modules,
     check_not_within,
     check_output,
     naming_a_missing_batch,
@@ -270,12 +270,15 @@ def recorded(
     check_not_within(Interception)
     check_inputs(inputs)
     forward_func = as_written(forward_func)
+    modules = None
     if isinstance(forward_func, nn.Module):
-        check_model(forward_func)
+        modules = list(forward_func.named_modules())
+    check_modules(modules or ())
     tape = Tape(stabilizer, keeps_books=keeps_books, keeps_streams=keeps_streams or keeps_readout,
                 phases=() if checkpointing else phases, epsilon=epsilon)  # fmt: skip
     snapshot = Snapshot(forward_func, inputs, args, kwargs)
-    interception = _watching(forward_func, tape, rules, inputs[0], dtype)
+    precision = Precision(dtype, inputs[0].device.type)
+    interception = Interception(tape, modules, len(inputs[0]), rules, TABLE, precision=precision)
     interception.context.writes.snapshot = snapshot
     plain, state = uncompiled(), ThreadState(inputs[0].device)
     context = interception.context
@@ -306,15 +309,6 @@ def recorded(
     finally:
         interception.close()
         tape.clear()
-
-
-def _watching(
-    forward_func: Callable[..., Any], tape: Tape, rules: RuleSet, like: Tensor, dtype: torch.dtype
-) -> Interception:
-    """What watches the forward pass, for a batch with as many examples as ``like``."""
-    model = forward_func if isinstance(forward_func, nn.Module) else None
-    precision = Precision(dtype, like.device.type)
-    return Interception(tape, model, len(like), rules, TABLE, precision=precision)
 
 
 def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:

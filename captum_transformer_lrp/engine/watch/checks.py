@@ -20,6 +20,7 @@ from captum_transformer_lrp.engine.graph.tape import Tape
 from captum_transformer_lrp.engine.graph.values import is_dequantisable, is_finite
 from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
+from captum_transformer_lrp.engine.watch.units import Modules
 from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError, interruption
 
@@ -151,9 +152,9 @@ def check_not_within(watch: type) -> None:
         )
 
 
-def check_model(model: nn.Module) -> None:
+def check_modules(modules: Modules) -> None:
     """Raise for models whose calls cannot be watched."""
-    for name, module in model.named_modules():
+    for name, module in modules:
         where = f"{name} ({type(module).__name__})" if name else type(module).__name__
         home = type(module).__module__
         if isinstance(module, torch.jit.ScriptModule):

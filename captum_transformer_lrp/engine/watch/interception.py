@@ -14,7 +14,7 @@ from operator import attrgetter, is_not
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
@@ -32,7 +32,7 @@ from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.graph.values import raised
 from captum_transformer_lrp.engine.watch import hooks, in_place, moves, scatters, unit_calls, writes
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
-from captum_transformer_lrp.engine.watch.checks import check_model
+from captum_transformer_lrp.engine.watch.checks import check_modules
 from captum_transformer_lrp.engine.watch.constant_calls import ignored, without_activation
 from captum_transformer_lrp.engine.watch.context import Context, Table
 from captum_transformer_lrp.engine.watch.custom import CustomCalls
@@ -42,7 +42,7 @@ from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.refusals import record_unannounced
 from captum_transformer_lrp.engine.watch.token_calls import INDEXED, check_indices
-from captum_transformer_lrp.engine.watch.units import calling_modules, is_single_operation
+from captum_transformer_lrp.engine.watch.units import Modules, calling_modules, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules.examples import Examples
 from captum_transformer_lrp.rules.rule_set import RuleSet
@@ -54,7 +54,7 @@ class Interception(TorchFunctionMode):
 
     Args:
         tape: where to.
-        model: the explained model, for names; None if it is a plain function.
+        modules: those of the explained model; None if it is a plain function.
         examples: number of examples in the batch.
         rules: which rule a call goes by.
         table: what is done with each call, but for those that only move elements.
@@ -68,7 +68,7 @@ class Interception(TorchFunctionMode):
     def __init__(
         self,
         tape: Tape,
-        model: nn.Module | None,
+        modules: Modules | None,
         examples: int,
         rules: RuleSet,
         table: Table,
@@ -78,9 +78,9 @@ class Interception(TorchFunctionMode):
         super().__init__()
         self.tape = tape
         self.log: Log | None = None
-        of_calls = CallRules(rules, model)
+        of_calls = CallRules(rules, modules)
         self.context = Context(
-            self, tape, Examples(examples), of_calls, Names(model), precision or Precision()
+            self, tape, Examples(examples), of_calls, Names(modules or ()), precision or Precision()
         )
         with_rule = dict.fromkeys(of_calls.functions, table.other)
         functions = {**moves.MOVES, **with_rule, **moves.HANDLERS, **scatters.HANDLERS,
@@ -89,7 +89,7 @@ class Interception(TorchFunctionMode):
         self._units = of_calls.units
         self._custom_calls = CustomCalls()
         self._writes = self.context.writes
-        self._is_function = model is None
+        self._is_function = modules is None
 
     # -- entry -----------------------------------------------------------------------------------
 
@@ -200,8 +200,8 @@ class Interception(TorchFunctionMode):
             pass
         names = self.context.names
         if outermost is not None and not names.knows(outermost):
-            check_model(outermost)
-            names.learn(as_written(outermost), outermost)
+            check_modules(list(outermost.named_modules()))
+            names.learn(list(as_written(outermost).named_modules()), outermost)
             self._writes.snapshot.add(outermost)
 
     # -- arguments -------------------------------------------------------------------------------
