@@ -153,7 +153,7 @@ class TransformerAttribution(RolloutAttribution):
             gradient_of = gradients(recording, start, tape.attentions)
             steps, books = tape.attentions, Books()
             wanted = [*(step.attention for step in steps), *recording.all_leaves]
-            found = tape.backward(Relevance(books), recording.output, start, wanted)
+            found = recording.run(Relevance(books), start, wanted)
             of_attentions = found[: len(steps)]
             summed = tuple(recording.at_inputs(found[len(steps) :]))
             total = sum_all(

@@ -14,7 +14,6 @@ from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.lineage.passes import only_pass, passes
 from captum_transformer_lrp.engine.phases import Rollout
-from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
@@ -62,24 +61,6 @@ def check_choice(name: str, found: object, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {get_args(choices)}, found {found!r}")
 
 
-def carried(
-    recording: Recording,
-    rollout: Rollout,
-    origin: Tensor,
-    seed: Tensor,
-    wanted: Sequence[Tensor],
-    *,
-    moved: bool = False,
-) -> list[Tensor]:
-    """Carry mass from ``origin`` down to the tensors ``wanted``.
-
-    With ``moved`` what no attention has moved is left out.
-    """
-    if moved:
-        return moved_mass(recording.tape, rollout, origin, seed, wanted)
-    return recording.tape.backward(rollout, origin, seed, wanted)
-
-
 def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
     """Carry mass from the tensor ``origin`` down to the inputs, around all attentions.
 
@@ -88,7 +69,8 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
         upsampled and spread evenly over the channels; for embeddings spread evenly over their
         features; for token ids (N, S).
     """
-    return at_inputs(recording, carried(recording, Rollout(), origin, seed, recording.all_leaves))
+    arrived = recording.run(Rollout(), seed, recording.all_leaves, origin=origin)
+    return at_inputs(recording, arrived)
 
 
 def at_inputs(recording: Recording, arrived_at: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -160,7 +142,7 @@ def at_tokens(
 ) -> Tensor:
     """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
     rollout = Rollout(maps, reaches_pixels=False)
-    return carried(recording, rollout, origin, seed, [token_stream(recording, steps)])[0]
+    return recording.run(rollout, seed, [token_stream(recording, steps)], origin=origin)[0]
 
 
 def summed_by_token(recording: Recording, values: Tensor, steps: Pass | None = None) -> Tensor:
@@ -301,8 +283,8 @@ def mass_view(
     """
     of_tokens = view.granularity == "token"
     wanted = [token_stream(recording)] if of_tokens else recording.all_leaves
-    rollout = Rollout(maps, through=through, reaches_pixels=not of_tokens)
-    arrived = carried(recording, rollout, recording.output, start, wanted, moved=moved)
+    rollout = Rollout(maps, through=through, only_moved=moved, reaches_pixels=not of_tokens)
+    arrived = recording.run(rollout, start, wanted)
     if of_tokens:
         return summed_by_token(recording, arrived[0]).detach()
     return view.formatted(at_inputs(recording, arrived))

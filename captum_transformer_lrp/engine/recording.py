@@ -18,6 +18,7 @@ from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance
 from captum_transformer_lrp.engine.phases.walk import (
     at_entries,
     backward_together,
+    carried,
     keep_what_makes,
 )
 from captum_transformer_lrp.engine.watch.checks import (
@@ -123,18 +124,32 @@ class Recording:
         """The leaves of all inputs, in one list."""
         return [leaf for leaves in self.leaves for leaf in leaves]
 
-    def backward(self, phase: Phase, start: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
-        """Run one phase from the output for one target, as :meth:`backward_from` does."""
-        return self.backward_from(phase, start, wanted, lambda one_hot: [one_hot])[0]
+    def run(
+        self, phase: Phase, seed: Tensor, wanted: Sequence[Tensor], *, origin: Tensor | None = None
+    ) -> list[Tensor]:
+        """Carry something backward, as all methods do.
 
-    def backward_from(
+        Args:
+            phase: what is carried.
+            seed: what it starts from.
+            wanted: tensors of the forward pass.
+            origin: where it starts, shaped as the seed; None for the output.
+
+        Returns:
+            What arrives at each of ``wanted``; zeros where nothing does.
+        """
+        if origin is None and phase in (self.gradient, self.relevance):
+            return self.run_each(phase, seed, wanted, lambda one_hot: [one_hot])[0]
+        return carried(self.tape, phase, self.output if origin is None else origin, seed, wanted)
+
+    def run_each(
         self,
         phase: Phase,
         start: Tensor,
         wanted: Sequence[Tensor],
         seeds_of: Callable[[Tensor], list[Tensor]],
     ) -> list[list[Tensor]]:
-        """Run one phase from the output down to ``wanted``, for each seed of one target.
+        """The same from the output, for each seed of one target.
 
         If it is one of :attr:`targets`, those after it go down with it in one batch, and what is
         found for them is kept until they are asked for.
@@ -142,7 +157,7 @@ class Recording:
         Args:
             phase: :attr:`gradient` or :attr:`relevance`; a rollout's maps are each target's own.
             start: the target's one-hot.
-            wanted: tensors on the tape.
+            wanted: tensors of the forward pass.
             seeds_of: what is propagated for a target, given its one-hot; the same for every target
                 that is asked for with the same ``wanted``.
         """

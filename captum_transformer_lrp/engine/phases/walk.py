@@ -86,18 +86,21 @@ def keep_what_makes(tape: Tape, output: Tensor) -> None:
     tape.residuals = [one for one in tape.residuals if one.output.grad_fn in seen]
 
 
-def moved_mass(
-    tape: Tape, rollout: Rollout, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]
+def carried(
+    tape: Tape, phase: Phase, origin: Tensor, seed: Tensor, wanted: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Run a rollout, for the mass that at least one attention moves.
+    """Carry something backward from a tensor, as :meth:`Tape.backward` does, in all its passes.
 
-    In a first pass attentions keep what arrives.  A second pass starts from no mass at all: the
-    attentions send on what they have kept.  So the row of C − I is computed without the difference.
+    A rollout of what attentions move alone has two.  In the first attentions keep what arrives.
+    The second starts from no mass at all: the attentions send on what they have kept.  So the row
+    of C − I is computed without the difference.
     """
-    rollout.holds_back = True
-    tape.backward(rollout, output, seed, wanted)
-    rollout.holds_back = False
-    return tape.backward(rollout, output, torch.zeros_like(seed), wanted)
+    if isinstance(phase, Rollout) and phase.only_moved:
+        phase.holds_back = True
+        tape.backward(phase, origin, seed, wanted)
+        phase.holds_back = False
+        seed = torch.zeros_like(seed)
+    return tape.backward(phase, origin, seed, wanted)
 
 
 def backward_to_each(
