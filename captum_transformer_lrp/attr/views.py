@@ -10,6 +10,7 @@ import torch
 from captum._utils.common import _format_output, _is_tuple
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.ancestors import is_of_features
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.lineage.passes import only_pass, passes
@@ -138,10 +139,9 @@ def at_tokens(
     origin: Tensor,
     seed: Tensor,
     steps: Pass | None,
-    maps: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
-    rollout = Rollout(maps, reaches_pixels=False)
+    rollout = Rollout(reaches_pixels=False)
     return recording.run(rollout, seed, [token_stream(recording, steps)], origin=origin)[0]
 
 
@@ -195,42 +195,17 @@ def _examples_first(examples: Examples, values: Tensor) -> Tensor:
 def feature_axis(recording: Recording, steps: Pass | None = None) -> int:
     """Which axis of the token stream a token's features lie along: the last, or C of (N, C, H, W).
 
-    The layer that has made the tokens tells.  If they have been moved since, mass does: linear
-    layers spread it evenly over their inputs, so that whatever is put behind the first attention
-    arrives alike along that axis.
+    The layer that has made the tokens tells, wherever they have been moved since.
     """
-    stream, mark = token_stream(recording, steps), _stream_mark(recording, steps)
-    step = one_pass(recording, steps)[0]
-    if mark.features is not None:
-        return mark.features
-    if stream.dim() < 3 or step.output is None:
-        return -1
-    maps = {step.index: any_positive(step.attention)}
-    for seed in (any_positive(step.output), torch.ones_like(step.output)):
-        mass = at_tokens(recording, step.output, seed, steps, maps).detach()
-        axes = _constant_axes(mass, mark.examples.axis or 0)
-        if len(axes) == 1:
-            return axes[0] - stream.dim()
-    return -1
+    stream, tape = token_stream(recording, steps), recording.tape
+    axes = range(-1, -1 - stream.dim(), -1)
+    return next((axis for axis in axes if is_of_features(tape, stream, axis)), -1)
 
 
 def any_positive(like: Tensor) -> Tensor:
     """Numbers between 1 and 2 without a pattern, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     return (1 + torch.rand(like.shape, generator=generator)).to(like)
-
-
-def _constant_axes(values: Tensor, batch: int) -> list[int]:
-    """The axes but that of the batch along which what there is at all is always the same."""
-    found = []
-    for axis in range(values.dim() - 1, -1, -1):
-        if axis == batch or values.shape[axis] == 1:
-            continue
-        largest = values.amax(axis)
-        least = torch.where(values > 0, values, torch.inf).amin(axis)
-        if bool((largest > 0).any()) and bool((largest - least <= 1e-3 * largest).all()):
-            found.append(axis)
-    return found
 
 
 def batch_axis(recording: Recording, stream: Tensor) -> int | None:
