@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from captum_transformer_lrp.engine.graph.ancestors import made_from
 from captum_transformer_lrp.engine.graph.op import Keeps, Op, Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.switch import TapeSwitch
@@ -72,18 +74,16 @@ def keep_what_makes(tape: Tape, output: Tensor) -> None:
 
     Those of an auxiliary head or a loss would be counted among the model's layers.
     """
-    nodes, seen = [output.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    tape.attentions = [one for one in tape.attentions if one.attention.grad_fn in seen]
+    mark = tape.mark(output)
+    reached = 0 if mark is None else mark.node.attentions
+    tape.attentions = [step for step in tape.attentions if step.event & reached]
     for place, step in enumerate(tape.attentions):
         step.index = place
     kept = sum(step.event for step in tape.attentions)
     tape.streams = [one for one in tape.streams if one.attentions & kept]
-    tape.residuals = [one for one in tape.residuals if one.output.grad_fn in seen]
+    if tape.residuals:
+        is_kept = made_from(output, [one.output for one in tape.residuals])
+        tape.residuals = list(compress(tape.residuals, is_kept))
 
 
 def carried(
