@@ -189,7 +189,8 @@ class Recording:
         start = self.tape.residuals[-1].output
         self.tape.marks[value] = self.tape.marks[start]
         output = self.log.number(self.output)
-        found = self.log.play(self.log.calls, {self.log.number(start): value}, {output})
+        calls = self.log.making(output)
+        found = self.log.play(calls, {self.log.number(start): value}, {output})
         if output not in found:
             raise ExplanationError(
                 "it is not known how the model reads its answer from its last tokens: the logits "

@@ -152,6 +152,15 @@ class Log:
         self._numbers[tensor] = self._count - 1
         return self._count - 1
 
+    def making(self, number: int) -> list[LoggedCall]:
+        """The calls that an activation is made by."""
+        needed, found = {number}, []
+        for call in reversed(self.calls):
+            if not needed.isdisjoint(call.results):
+                needed.update(call.numbers)
+                found.append(call)
+        return found[::-1]
+
     def play(
         self, calls: Sequence[LoggedCall], given: Mapping[int, Tensor], wanted: Container[int]
     ) -> dict[int, Tensor]:
