@@ -52,7 +52,7 @@ class AttCat(TokenAttribution):
     def _token_values(self, recording: Recording, start: Tensor, steps: Pass) -> Tensor:
         pairs = one_sequence(recording, steps)
         hidden = [residual.tensor for _, residual in pairs]
-        gradients = recording.backward(recording.gradient, start, hidden)
+        gradients = recording.run(recording.gradient, start, hidden)
         values = []
         for (step, residual), gradient in zip(pairs, gradients, strict=True):
             stream = residual.tensor

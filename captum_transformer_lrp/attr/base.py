@@ -436,13 +436,13 @@ def check_finite(result: Any) -> None:
 def gradients(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """∇A of each step."""
     wanted = [step.attention for step in steps]
-    return recording.backward(recording.gradient, start, wanted)
+    return recording.run(recording.gradient, start, wanted)
 
 
 def relevances(recording: Recording, start: Tensor, steps: Sequence[AttentionStep]) -> list[Tensor]:
     """R of each step."""
     wanted = [step.attention for step in steps]
-    return recording.backward(recording.relevance, start, wanted)
+    return recording.run(recording.relevance, start, wanted)
 
 
 def sum_all(values: Sequence[Tensor]) -> Tensor:

@@ -92,7 +92,7 @@ class LeGrad(TokenAttribution):
             tokens = by_token(recording, output.detach(), output)
             pooled = mean_of_live(tokens, live).unsqueeze(1).requires_grad_()
             score = recording.read_out(as_stream(recording, pooled.expand_as(tokens), last))
-            (of_pooled,) = recording.tape.backward(recording.gradient, score, start, [pooled])
+            (of_pooled,) = recording.run(recording.gradient, start, [pooled], origin=score)
             share = live / live.sum(1, keepdim=True).clamp(min=1)
             seed = as_stream(recording, of_pooled * share.unsqueeze(-1), output)
             values.append(self._of_block(recording, step, output, seed, live))
@@ -102,8 +102,7 @@ class LeGrad(TokenAttribution):
         self, recording: Recording, step: AttentionStep, output: Tensor, seed: Tensor, live: Tensor
     ) -> Tensor:
         """One block's value of every token, (N, S)."""
-        tape = recording.tape
-        (gradient,) = tape.backward(recording.gradient, output, seed, [step.attention])
+        (gradient,) = recording.run(recording.gradient, seed, [step.attention], origin=output)
         positive = heads.per_head(gradient, step).clamp(min=0) * (maps_of(step) != 0)
         return mean_of_live(positive.mean(1), live)
 

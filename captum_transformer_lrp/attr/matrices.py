@@ -62,7 +62,8 @@ def _shares(recording: Recording, step: AttentionStep, maps: Tensor) -> Tensor:
     if stream is None:
         return torch.full_like(maps[:, :, :, :1], 1 / maps.shape[1])
     arrivals = Arrivals(step.index)
-    tape.backward(arrivals, stream.branch, torch.ones_like(stream.branch), [step.attention])
+    seed = torch.ones_like(stream.branch)
+    recording.run(arrivals, seed, [step.attention], origin=stream.branch)
     if arrivals.found is None:
         raise ExplanationError(
             f"{step.name} lies below another attention of its block, so there is no one matrix "

@@ -16,7 +16,6 @@ from torch import Tensor
 from captum_transformer_lrp.attr.targets import seed
 from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.phases import Gradient, Rollout
-from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
@@ -65,8 +64,8 @@ def check_reach(
             depends = has_gradient | _arrives(recording, suspect[0], _rollout(recording))
             moved = depends
             if used is not None:
-                of_used = _rollout(recording, used)
-                moved = _arrives(recording, suspect[0], of_used, moved=True)
+                of_used = _rollout(recording, used, only_moved=True)
+                moved = _arrives(recording, suspect[0], of_used)
             goes_round = has_gradient.any(0) & ~has_derivative if used is not None else None
             _raise(*suspect, depends, moved, goes_round)
 
@@ -134,25 +133,20 @@ def _is_constant(values: Tensor, *, zero: bool = False) -> Tensor:
     return (rows == (0 if zero else rows[:, :1])).all(1)
 
 
-def _rollout(recording: Recording, used: Sequence[int] | None = None) -> Rollout:
+def _rollout(
+    recording: Recording, used: Sequence[int] | None = None, *, only_moved: bool = False
+) -> Rollout:
     """Mass by the attention maps as they are, of all attentions or of those that are used."""
     steps = recording.tape.attentions
     taken = [step for step in steps if used is None or step.index in used]
-    return Rollout({step.index: step.attention.detach() for step in taken})
+    return Rollout({step.index: step.attention.detach() for step in taken}, only_moved=only_moved)
 
 
-def _arrives(recording: Recording, target: Any, phase: Phase, *, moved: bool = False) -> Tensor:
-    """For each input and example whether a phase comes to it, (inputs, N).
-
-    With ``moved`` whether any of its mass that an attention has moved does.
-    """
-    tape = recording.tape
+def _arrives(recording: Recording, target: Any, phase: Phase) -> Tensor:
+    """For each input and example whether a phase comes to it, (inputs, N)."""
     start = _seed(recording, target)
     try:
-        if moved and isinstance(phase, Rollout):
-            arrived = moved_mass(tape, phase, recording.output, start, recording.all_leaves)
-        else:
-            arrived = tape.backward(phase, recording.output, start, recording.all_leaves)
+        arrived = recording.run(phase, start, recording.all_leaves)
     except ExplanationError:  # it comes as far as something that would refuse it
         return torch.ones(len(recording.shapes), len(start), dtype=torch.bool, device=start.device)
     found = [one.flatten(1).isnan().any(1) for one in recording.at_inputs(arrived)]
@@ -166,7 +160,7 @@ def _derived(recording: Recording, target: Any, used: Sequence[int]) -> Tensor:
     arrived = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     if steps:
         wanted = [step.attention for step in steps]
-        found = recording.tape.backward(recording.gradient, recording.output, start, wanted)
+        found = recording.run(recording.gradient, start, wanted)
         for one, step in zip(found, steps, strict=True):
             arrived |= _of_examples(one, step.mark.examples)
     return arrived

@@ -77,7 +77,7 @@ def _pulled_back(
 ) -> Tensor:
     """The derivative of the branch by A V, (N, heads, S, d)."""
     assert step.output is not None
-    tape = recording.tape
     laid_out = as_stream(recording, seed, residual.branch)
-    (found,) = tape.backward(recording.gradient, residual.branch, laid_out, [step.output])
+    wanted = [step.output]
+    (found,) = recording.run(recording.gradient, laid_out, wanted, origin=residual.branch)
     return heads.heads_apart(found, step)

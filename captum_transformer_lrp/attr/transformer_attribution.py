@@ -153,7 +153,7 @@ class TransformerAttribution(RolloutAttribution):
             gradient_of = gradients(recording, start, tape.attentions)
             steps, books = tape.attentions, Books()
             wanted = [*(step.attention for step in steps), *recording.all_leaves]
-            found = tape.backward(Relevance(books), recording.output, start, wanted)
+            found = recording.run(Relevance(books), start, wanted)
             of_attentions = found[: len(steps)]
             summed = tuple(recording.at_inputs(found[len(steps) :]))
             total = sum_all(
@@ -190,7 +190,7 @@ class TransformerAttribution(RolloutAttribution):
         return [step for step in used if step.index in chosen]
 
     def _explained(self, recording: Recording, start: Tensor, view: views.View) -> Any:
-        if recording.log is None:
+        if recording.log is None or not recording.is_checkpointed:
             return super()._explained(recording, start, view)
         if view.needs_matrices:
             raise ValueError(

@@ -252,7 +252,7 @@ class TransformerLRP(RecordedAttribution):
     ) -> list[list[Tensor]]:
         """Relevance of ``wanted``, for each seed of a target."""
         output = recording.output.detach()
-        return recording.backward_from(
+        return recording.run_each(
             recording.relevance, one_hot, wanted, lambda one: self._seeds(output, one)
         )
 

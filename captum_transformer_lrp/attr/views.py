@@ -10,11 +10,11 @@ import torch
 from captum._utils.common import _format_output, _is_tuple
 from torch import Tensor
 
+from captum_transformer_lrp.engine.graph.ancestors import is_of_features
 from captum_transformer_lrp.engine.graph.marks import Mark
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.lineage.passes import only_pass, passes
 from captum_transformer_lrp.engine.phases import Rollout
-from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.examples import Examples
@@ -62,24 +62,6 @@ def check_choice(name: str, found: object, choices: Any) -> None:
         raise ValueError(f"{name} must be one of {get_args(choices)}, found {found!r}")
 
 
-def carried(
-    recording: Recording,
-    rollout: Rollout,
-    origin: Tensor,
-    seed: Tensor,
-    wanted: Sequence[Tensor],
-    *,
-    moved: bool = False,
-) -> list[Tensor]:
-    """Carry mass from ``origin`` down to the tensors ``wanted``.
-
-    With ``moved`` what no attention has moved is left out.
-    """
-    if moved:
-        return moved_mass(recording.tape, rollout, origin, seed, wanted)
-    return recording.tape.backward(rollout, origin, seed, wanted)
-
-
 def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
     """Carry mass from the tensor ``origin`` down to the inputs, around all attentions.
 
@@ -88,7 +70,8 @@ def input_mass(recording: Recording, origin: Tensor, seed: Tensor) -> tuple[Tens
         upsampled and spread evenly over the channels; for embeddings spread evenly over their
         features; for token ids (N, S).
     """
-    return at_inputs(recording, carried(recording, Rollout(), origin, seed, recording.all_leaves))
+    arrived = recording.run(Rollout(), seed, recording.all_leaves, origin=origin)
+    return at_inputs(recording, arrived)
 
 
 def at_inputs(recording: Recording, arrived_at: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -156,11 +139,10 @@ def at_tokens(
     origin: Tensor,
     seed: Tensor,
     steps: Pass | None,
-    maps: Mapping[int, Tensor] | None = None,
 ) -> Tensor:
     """Carry mass from ``origin`` down to the token stream, through all convolutions above it."""
-    rollout = Rollout(maps, reaches_pixels=False)
-    return carried(recording, rollout, origin, seed, [token_stream(recording, steps)])[0]
+    rollout = Rollout(reaches_pixels=False)
+    return recording.run(rollout, seed, [token_stream(recording, steps)], origin=origin)[0]
 
 
 def summed_by_token(recording: Recording, values: Tensor, steps: Pass | None = None) -> Tensor:
@@ -213,42 +195,17 @@ def _examples_first(examples: Examples, values: Tensor) -> Tensor:
 def feature_axis(recording: Recording, steps: Pass | None = None) -> int:
     """Which axis of the token stream a token's features lie along: the last, or C of (N, C, H, W).
 
-    The layer that has made the tokens tells.  If they have been moved since, mass does: linear
-    layers spread it evenly over their inputs, so that whatever is put behind the first attention
-    arrives alike along that axis.
+    The layer that has made the tokens tells, wherever they have been moved since.
     """
-    stream, mark = token_stream(recording, steps), _stream_mark(recording, steps)
-    step = one_pass(recording, steps)[0]
-    if mark.features is not None:
-        return mark.features
-    if stream.dim() < 3 or step.output is None:
-        return -1
-    maps = {step.index: any_positive(step.attention)}
-    for seed in (any_positive(step.output), torch.ones_like(step.output)):
-        mass = at_tokens(recording, step.output, seed, steps, maps).detach()
-        axes = _constant_axes(mass, mark.examples.axis or 0)
-        if len(axes) == 1:
-            return axes[0] - stream.dim()
-    return -1
+    stream, tape = token_stream(recording, steps), recording.tape
+    axes = range(-1, -1 - stream.dim(), -1)
+    return next((axis for axis in axes if is_of_features(tape, stream, axis)), -1)
 
 
 def any_positive(like: Tensor) -> Tensor:
     """Numbers between 1 and 2 without a pattern, the same in every call."""
     generator = torch.Generator().manual_seed(0)
     return (1 + torch.rand(like.shape, generator=generator)).to(like)
-
-
-def _constant_axes(values: Tensor, batch: int) -> list[int]:
-    """The axes but that of the batch along which what there is at all is always the same."""
-    found = []
-    for axis in range(values.dim() - 1, -1, -1):
-        if axis == batch or values.shape[axis] == 1:
-            continue
-        largest = values.amax(axis)
-        least = torch.where(values > 0, values, torch.inf).amin(axis)
-        if bool((largest > 0).any()) and bool((largest - least <= 1e-3 * largest).all()):
-            found.append(axis)
-    return found
 
 
 def batch_axis(recording: Recording, stream: Tensor) -> int | None:
@@ -301,8 +258,8 @@ def mass_view(
     """
     of_tokens = view.granularity == "token"
     wanted = [token_stream(recording)] if of_tokens else recording.all_leaves
-    rollout = Rollout(maps, through=through, reaches_pixels=not of_tokens)
-    arrived = carried(recording, rollout, recording.output, start, wanted, moved=moved)
+    rollout = Rollout(maps, through=through, only_moved=moved, reaches_pixels=not of_tokens)
+    arrived = recording.run(rollout, start, wanted)
     if of_tokens:
         return summed_by_token(recording, arrived[0]).detach()
     return view.formatted(at_inputs(recording, arrived))

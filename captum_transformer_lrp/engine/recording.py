@@ -5,30 +5,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.checkpoints import Log
-from captum_transformer_lrp.engine.graph.arguments import replace_tensors, tensors_in
 from captum_transformer_lrp.engine.graph.marks import Pixels
 from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
-from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.operations import TABLE
 from captum_transformer_lrp.engine.phases import ALL_PHASES, Gradient, Relevance
 from captum_transformer_lrp.engine.phases.walk import (
     at_entries,
     backward_together,
+    carried,
     keep_what_makes,
 )
 from captum_transformer_lrp.engine.watch.checks import (
     check_attention,
     check_finite_output,
     check_inputs,
-    check_model,
+    check_modules,
     check_not_within,
     check_output,
     naming_a_missing_batch,
@@ -36,6 +33,7 @@ from captum_transformer_lrp.engine.watch.checks import (
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.eager import as_written, uncompiled
 from captum_transformer_lrp.engine.watch.interception import Interception
+from captum_transformer_lrp.engine.watch.log import Log
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.engine.watch.thread_state import ThreadState
@@ -65,9 +63,7 @@ class Recording:
         shapes: the shapes of the inputs.
         are_ids: whether each input is token ids.
         dtype: the precision of what came in, float32 or float64, to return results in.
-        log: the calls of the forward pass, if it is checkpointed.
-        read_out: the logits for another value of the last skip connection's output, if what
-            follows it was kept.
+        log: the calls of the forward pass, if they are kept.
         targets: the one-hots of all targets that will be explained, so that several may go
             together.
         ahead: what was found for later targets together with an earlier one.
@@ -83,7 +79,6 @@ class Recording:
     shapes: list[torch.Size]
     are_ids: list[bool]
     dtype: torch.dtype
-    read_out: Callable[[Tensor], Tensor]
     log: Log | None = None
     targets: list[Tensor] = field(default_factory=list)
     ahead: dict[_Request, list[list[Tensor]]] = field(default_factory=dict)
@@ -108,7 +103,7 @@ class Recording:
         positions = sorted({one[:-1] for one in entries})
         classes = sorted({one[-1] for one in entries})
         few = 0 < 2 * len(positions) * len(classes) <= sizes.numel()
-        if self.log is None and few:
+        if few and not self.is_checkpointed:
             part = at_entries(self.tape, self.output, positions, classes)
             if part is not None:
                 self.output = part
@@ -120,22 +115,41 @@ class Recording:
         return list(targets)
 
     @property
+    def is_checkpointed(self) -> bool:
+        """Whether only what crosses the cuts of the log is held of the forward pass."""
+        return self.log is not None and self.log.has_cuts
+
+    @property
     def all_leaves(self) -> list[Tensor]:
         """The leaves of all inputs, in one list."""
         return [leaf for leaves in self.leaves for leaf in leaves]
 
-    def backward(self, phase: Phase, start: Tensor, wanted: Sequence[Tensor]) -> list[Tensor]:
-        """Run one phase from the output for one target, as :meth:`backward_from` does."""
-        return self.backward_from(phase, start, wanted, lambda one_hot: [one_hot])[0]
+    def run(
+        self, phase: Phase, seed: Tensor, wanted: Sequence[Tensor], *, origin: Tensor | None = None
+    ) -> list[Tensor]:
+        """Carry something backward, as all methods do.
 
-    def backward_from(
+        Args:
+            phase: what is carried.
+            seed: what it starts from.
+            wanted: tensors of the forward pass.
+            origin: where it starts, shaped as the seed; None for the output.
+
+        Returns:
+            What arrives at each of ``wanted``; zeros where nothing does.
+        """
+        if origin is None and phase in (self.gradient, self.relevance):
+            return self.run_each(phase, seed, wanted, lambda one_hot: [one_hot])[0]
+        return carried(self.tape, phase, self.output if origin is None else origin, seed, wanted)
+
+    def run_each(
         self,
         phase: Phase,
         start: Tensor,
         wanted: Sequence[Tensor],
         seeds_of: Callable[[Tensor], list[Tensor]],
     ) -> list[list[Tensor]]:
-        """Run one phase from the output down to ``wanted``, for each seed of one target.
+        """The same from the output, for each seed of one target.
 
         If it is one of :attr:`targets`, those after it go down with it in one batch, and what is
         found for them is kept until they are asked for.
@@ -143,7 +157,7 @@ class Recording:
         Args:
             phase: :attr:`gradient` or :attr:`relevance`; a rollout's maps are each target's own.
             start: the target's one-hot.
-            wanted: tensors on the tape.
+            wanted: tensors of the forward pass.
             seeds_of: what is propagated for a target, given its one-hot; the same for every target
                 that is asked for with the same ``wanted``.
         """
@@ -161,6 +175,28 @@ class Recording:
                 self.ahead[phase, number, tensors] = [next(results) for _ in of_target]
             found = self.ahead.pop((phase, place, tensors))
         return found
+
+    def read_out(self, value: Tensor) -> Tensor:
+        """The logits that the model would read from another output of its last skip connection.
+
+        Args:
+            value: in its place, and shaped like it.
+
+        Raises:
+            ExplanationError: if they do not follow from it by calls that can be made again.
+        """
+        assert self.log is not None
+        start = self.tape.residuals[-1].output
+        self.tape.marks[value] = self.tape.marks[start]
+        output = self.log.number(self.output)
+        calls = self.log.making(output)
+        found = self.log.play(calls, {self.log.number(start): value}, {output})
+        if output not in found:
+            raise ExplanationError(
+                "it is not known how the model reads its answer from its last tokens: the logits "
+                "are not made by calls after its last skip connection alone"
+            )
+        return found[output]
 
     def at_inputs(self, arrived: Sequence[Tensor]) -> list[Tensor]:
         """What arrived at :attr:`all_leaves`, added up for each input.
@@ -250,14 +286,15 @@ def recorded(
     check_not_within(Interception)
     check_inputs(inputs)
     forward_func = as_written(forward_func)
+    modules = None
     if isinstance(forward_func, nn.Module):
-        check_model(forward_func)
+        modules = list(forward_func.named_modules())
+    check_modules(modules or ())
     tape = Tape(stabilizer, keeps_books=keeps_books, keeps_streams=keeps_streams or keeps_readout,
                 phases=() if checkpointing else phases, epsilon=epsilon)  # fmt: skip
     snapshot = Snapshot(forward_func, inputs, args, kwargs)
-    interception = _watching(
-        forward_func, tape, rules, inputs[0], dtype, keeps_readout=keeps_readout
-    )
+    precision = Precision(dtype, inputs[0].device.type)
+    interception = Interception(tape, modules, len(inputs[0]), rules, TABLE, precision=precision)
     interception.context.writes.snapshot = snapshot
     plain, state = uncompiled(), ThreadState(inputs[0].device)
     context = interception.context
@@ -265,15 +302,17 @@ def recorded(
         with state, state:
             state.for_recording()
             arguments, leaves = _on_tape(context, inputs)
-            log = Log.started(interception, arguments) if checkpointing else None
+            if checkpointing or keeps_readout:
+                interception.log = Log(context, arguments, has_cuts=checkpointing)
             missing = naming_a_missing_batch(forward_func, inputs, args, kwargs)
             with plain, plain, missing, snapshot, snapshot, interception:
                 result = forward_func(*arguments, *args, **kwargs)
+            log, interception.log = interception.log, None
             output = interception.resolve(find_logits(result))
             del result
             places = _looked_up(context, leaves)
             check_output(output, tape, inputs, leaves)
-            if log is None:
+            if not checkpointing:
                 interception.close()
                 keep_what_makes(tape, output)
             tape.phases = phases
@@ -281,59 +320,11 @@ def recorded(
                 check_attention(tape, output)
             shapes = [value.shape for value in inputs]
             are_ids = [not value.is_floating_point() for value in inputs]
-            rest = (context.precision.given, partial(_read_out, interception, output), log)
-            yield Recording(tape, output, leaves, places, shapes, are_ids, *rest)
+            given = context.precision.given
+            yield Recording(tape, output, leaves, places, shapes, are_ids, given, log)
     finally:
         interception.close()
         tape.clear()
-
-
-def _read_out(interception: Interception, output: Tensor, value: Tensor) -> Tensor:
-    """The logits that the model would read from another output of its last skip connection.
-
-    Args:
-        interception: has watched the forward pass.
-        output: the model's logits.
-        value: in the place of the last skip connection's output, and shaped like it.
-
-    Raises:
-        ExplanationError: if they do not follow from it by calls that can be made again.
-    """
-    tape = interception.tape
-    start = tape.residuals[-1].output
-    tape.marks[value] = tape.marks[start]
-    known = HeldTable([(start, value)])
-    for function, args, kwargs, result in list(tape.readout):
-        if not any(tensor in known for tensor in tensors_in((args, kwargs))):
-            continue
-        change = lambda tensor: known.get(tensor, tensor)  # noqa: E731
-        again = interception.call(function, replace_tensors(args, change),
-                          replace_tensors(kwargs, change))  # fmt: skip
-        for old, new in zip(tensors_in(result), tensors_in(again), strict=True):
-            known[old] = new
-    if output not in known:
-        raise ExplanationError(
-            "it is not known how the model reads its answer from its last tokens: the logits "
-            "are not made by calls after its last skip connection alone"
-        )
-    return known[output]
-
-
-def _watching(
-    forward_func: Callable[..., Any],
-    tape: Tape,
-    rules: RuleSet,
-    like: Tensor,
-    dtype: torch.dtype,
-    *,
-    keeps_readout: bool,
-) -> Interception:
-    """What watches the forward pass, for a batch with as many examples as ``like``."""
-    model = forward_func if isinstance(forward_func, nn.Module) else None
-    precision = Precision(dtype, like.device.type)
-    return Interception(
-        tape, model, len(like), rules, TABLE, precision=precision, keeps_readout=keeps_readout
-    )
 
 
 def _on_tape(context: Context, inputs: Sequence[Tensor]) -> tuple[list[Tensor], list[list[Tensor]]]:

@@ -96,7 +96,11 @@ class StockLRP(TorchFunctionMode):
         self._books = Books()
         tape.phase = Relevance(self._books, explicit_zeros=True)
         interception = _LayerwiseInterception(
-            tape, attribution.model, inputs[0].shape[0], self._rules, TABLE
+            tape,
+            list(attribution.model.named_modules()),
+            inputs[0].shape[0],
+            self._rules,
+            TABLE,
         )
         interception.context.writes.snapshot = Snapshot(attribution.model).note()
         for index, value in enumerate(inputs):

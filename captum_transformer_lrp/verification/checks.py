@@ -209,7 +209,7 @@ class _Examined:
             reason = f"{self.method} propagates no relevance"
             return Check.skipped(name, claim, reason), {}
         books, leaves = Books(), recording.all_leaves
-        arrived = recording.tape.backward(Relevance(books), recording.output, start, leaves)
+        arrived = recording.run(Relevance(books), start, leaves)
         parts = [one.flatten(1).sum(1) for one in recording.at_inputs(arrived)]
         total = torch.stack([*parts, *books.shares.values()]).sum(0)
         absorbed = {one: float(share.abs().mean()) for one, share in books.shares.items()}
@@ -310,8 +310,7 @@ def _are_the_only_paths(recording: Recording, start: Tensor) -> bool:
     """Whether what no attention moves goes by the skip connections around attentions alone."""
     around = [one for one in recording.tape.residuals if one.attentions]
     wanted = [tensor for one in around for tensor in (one.output, one.tensor)]
-    rollout = Rollout(reaches_pixels=False)
-    found = recording.tape.backward(rollout, recording.output, start, wanted)
+    found = recording.run(Rollout(reaches_pixels=False), start, wanted)
     masses = [float(one.sum()) for one in found]
     return all(abs(a - b) < 1e-6 for a, b in zip(masses[::2], masses[1::2], strict=True))
 

@@ -27,9 +27,7 @@ def gradients_at_inputs(
     Raises:
         LookupError: if the embeddings that the plain model looks up cannot be recognised.
     """
-    taped = recording.tape.backward(
-        recording.gradient, recording.output, start, recording.all_leaves
-    )
+    taped = recording.run(recording.gradient, start, recording.all_leaves)
     leaves = tuple(
         value.detach().clone().requires_grad_() if value.is_floating_point() else value
         for value in inputs

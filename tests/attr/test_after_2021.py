@@ -191,6 +191,57 @@ def test_legrad_of_a_padded_text_is_that_of_the_text(bert: Any, ids: Tensor) -> 
 # -- NormRollout ----------------------------------------------------------------------------------
 
 
+class ReadsOut(nn.Module):
+    """Two blocks of attention, whose mean token is changed before the head reads it."""
+
+    def __init__(self, change: Any) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(nn.Linear(8, 24) for _ in range(2))
+        self.head = nn.Linear(8, 3)
+        self.bias = nn.Parameter(torch.randn(8))
+        self.change = change
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        for block in self.blocks:
+            q, k, v = block(tokens).chunk(3, -1)
+            tokens = tokens + (q @ k.mT / 8**0.5).softmax(-1) @ v
+        logits: Tensor = self.head(self.change(tokens.mean(1), self.bias).tanh())
+        return logits
+
+
+def adds_in_place(x: Tensor, bias: Tensor) -> Tensor:
+    x += bias
+    return x
+
+
+def writes_into_zeros(x: Tensor, bias: Tensor) -> Tensor:
+    found = torch.zeros_like(x)
+    found[:] = x
+    found += bias
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        adds_in_place,
+        writes_into_zeros,
+        lambda x, bias: x.add_(bias).clone(),
+        lambda x, bias: torch.zeros_like(x).index_add_(0, torch.arange(2), x) + bias,
+        lambda x, bias: bias.expand(2, 8).clone().index_add_(0, torch.arange(2), x),
+    ],
+)
+def test_legrad_reads_out_what_a_model_writes_in_place(change: Any) -> None:
+    """The last tokens are read once for each layer: each time from what stood there at first."""
+    torch.manual_seed(1)
+    tokens = torch.randn(2, 4, 8, dtype=torch.float64)
+    models = [ReadsOut(one).double().eval() for one in (lambda x, bias: x + bias, change)]
+    plain, written = (LeGrad(model).attribute(tokens, 1) for model in models)
+    assert plain.abs().max() > 0
+    torch.testing.assert_close(written, plain, rtol=0, atol=1e-14)
+
+
 def added_vectors(layer: Any, hidden: Tensor, A: Tensor) -> Tensor:
     """T of a BERT layer, (N, S, S, D)."""
     n, s, width = hidden.shape

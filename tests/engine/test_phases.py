@@ -14,7 +14,6 @@ from captum_transformer_lrp.engine.graph.op import Keeps, NoPhase, Op, Phase, Sa
 from captum_transformer_lrp.engine.graph.role import Product
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.phases import Arrivals, Gradient, Relevance, Rollout
-from captum_transformer_lrp.engine.phases.walk import moved_mass
 from captum_transformer_lrp.engine.recording import Recording
 from captum_transformer_lrp.rules.normalization import NormalizationKernel
 from captum_transformer_lrp.rules.registry import ACTIVATIONS
@@ -108,7 +107,7 @@ def seed(recording: Recording) -> Tensor:
 
 
 def run(recording: Recording, phase: Phase) -> list[Tensor]:
-    return recording.tape.backward(phase, recording.output, seed(recording), recording.all_leaves)
+    return recording.run(phase, seed(recording), recording.all_leaves)
 
 
 def test_a_new_phase_is_a_class(recording: Recording, model: Block, inputs: Tensor) -> None:
@@ -129,10 +128,7 @@ def test_no_walk_changes_what_another_finds(recording: Recording) -> None:
     held_back = Rollout(maps)
     held_back.holds_back = True
     run(recording, held_back)
-    tape, start = recording.tape, seed(recording)
-    moved_mass(
-        tape, Rollout(maps, through=step.event), recording.output, start, recording.all_leaves
-    )
+    run(recording, Rollout(maps, through=step.event, only_moved=True))
     run(recording, Arrivals(0))
     for phase, before in reversed(list(zip(phases, expected, strict=True))):
         assert torch.equal(run(recording, phase)[0], before[0])

@@ -48,9 +48,10 @@ class Equations:
         """The engine's answer for ``operation(*inputs)``; examples lie along dimension 0."""
         stabilizer = stabilizer or SignAwareStabilizer()
         tape = Tape(stabilizer, keeps_books=True, phases=[Relevance])
-        model = operation if isinstance(operation, nn.Module) else None
+        is_model = isinstance(operation, nn.Module)
+        modules = list(operation.named_modules()) if is_model else None
         rule_set = UserRules(rules).over(None)
-        watch = Interception(tape, model, inputs[0].shape[0], rule_set, TABLE)
+        watch = Interception(tape, modules, inputs[0].shape[0], rule_set, TABLE)
         leaves = [value.detach().clone().requires_grad_() for value in inputs]
         for place, leaf in enumerate(leaves):
             tape.marks[leaf] = tape.given(watch.context.examples, place)

@@ -22,7 +22,6 @@ from captum_transformer_lrp import (
     examples,
     verify,
 )
-from captum_transformer_lrp.attr import views
 from captum_transformer_lrp.engine import recording
 from captum_transformer_lrp.engine.graph.op import Phase
 from captum_transformer_lrp.engine.graph.tape import Tape
@@ -264,12 +263,13 @@ def test_maps_without_their_class_fail() -> None:
 
 
 def test_a_token_row_that_is_not_the_matrixs_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = views.moved_mass
+    plain = recording.carried
 
-    def wrong(*args: Any) -> list[Tensor]:
-        return [value * 1.001 for value in plain(*args)]
+    def wrong(tape: Any, phase: Any, *args: Any) -> list[Tensor]:
+        factor = 1.001 if getattr(phase, "only_moved", False) else 1
+        return [value * factor for value in plain(tape, phase, *args)]
 
-    monkeypatch.setattr(views, "moved_mass", wrong)
+    monkeypatch.setattr(recording, "carried", wrong)
     assert failures(verify(Small(), embeddings(), 1)) == ["matrix"]
 
 

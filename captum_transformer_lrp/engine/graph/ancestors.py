@@ -88,8 +88,10 @@ def is_of_features(tape: Tape, tensor: Tensor, axis: int) -> bool:
     mark = tape.mark(tensor)
     if mark is not None and mark.features is not None:
         return (mark.features - axis) % tensor.dim() == 0
-    line = torch.zeros_like(tensor)
-    line[tuple(slice(None) if n == axis % tensor.dim() else 0 for n in range(tensor.dim()))] = 1
+    line = torch.zeros_like(tensor)  # through the middle: at the ends are class tokens
+    place: list[Any] = [size // 2 for size in tensor.shape]
+    place[axis] = slice(None)
+    line[tuple(place)] = 1
     with tape.walking(NoPhase()):
         return _is_line_of_features(edge_of(tensor), tensor, line)
 

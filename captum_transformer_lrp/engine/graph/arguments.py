@@ -17,8 +17,14 @@ Kwargs = dict[str, Any]
 
 def tensors_in(value: Any) -> list[Tensor]:
     """Every tensor in nested tuples, lists and dictionaries."""
+    kind = type(value)
+    if kind is Tensor:
+        return [value]
     found: list[Tensor] = []
-    _collect((value,), found)
+    if kind is tuple or kind is list:
+        _collect(value, found)
+    elif kind is not dict or value:
+        _collect((value,), found)
     return found
 
 
@@ -27,13 +33,14 @@ _ATOMS = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device
 
 def _collect(values: Iterable[Any], found: list[Tensor]) -> None:
     for value in values:
-        if type(value) in _ATOMS:
+        kind = type(value)
+        if kind in _ATOMS:
             continue  # as most arguments are
-        if isinstance(value, Tensor):
+        if kind is Tensor or isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (tuple, list)):
             _collect(value, found)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             _collect(value.values(), found)
 
 

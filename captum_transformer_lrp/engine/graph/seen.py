@@ -65,8 +65,7 @@ class AttentionStep:
         gate: which operand of the product A was, 0 or 1.
         axes: the axes of A, counted from the end, along which queries and keys lie; None where
             there is not one of each.
-        values: V, what it multiplied; None if streams are not kept, as for the next two, but that
-            attentions without another upstream have an output.
+        values: V, what it multiplied; None if streams are not kept, as for the next two.
         output: the product, A V.
         residual: the skip connection around it, if there is one.
     """

@@ -47,7 +47,11 @@ def record(
         graph is not None, pixels is not None, weight is not None, bias is not None,
         constant is not None,
     )  # fmt: skip
-    keeps = max([phase.needs(op) for phase in tape.phases], default=Keeps.SHAPES)
+    keeps = Keeps.SHAPES
+    for phase in tape.phases:
+        keeps = max(keeps, phase.needs(op))
+        if keeps is Keeps.VALUES:
+            break
     is_product = keeps is Keeps.VALUES and isinstance(kernel, MatmulKernel)
     if is_product and output.numel() > 2 * sum(one.numel() for one in inputs):
         # The scores of a long text take much memory, and little time to be computed again.

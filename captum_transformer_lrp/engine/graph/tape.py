@@ -12,7 +12,7 @@ anew whenever a phase needs them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,8 +56,6 @@ class Tape:
         made_of: what copies, parts, sums and products are made of.
         residuals: the skip connections, in the order of the forward pass.
         normalizations: the normalisations, in the order of the forward pass.
-        readout: the calls that make the output, if they are kept: function, arguments, keyword
-            arguments and result.
         skips: how many skip connections there have been.
         other_mixing: names of layers with a softmax or a product of activations that is no
             attention.
@@ -86,7 +84,6 @@ class Tape:
         self.made_of = MadeOf()
         self.residuals: list[Residual] = []
         self.normalizations: list[Normalized] = []
-        self.readout: list[tuple[Callable[..., Any], Any, Any, Any]] = []
         self.skips = 0
         self.other_mixing: list[str] = []
         self._last, self._linear = 1, 0
@@ -139,7 +136,6 @@ class Tape:
         self.marks.clear()  # what is known of tokens holds the pixels that they were made from
         self.residuals.clear()
         self.normalizations.clear()
-        self.readout.clear()
 
     def note_skip(self, residual: Residual) -> None:
         """Note a skip connection, and whatever is known of it if streams are kept."""

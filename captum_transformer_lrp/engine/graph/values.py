@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-_PLAIN = frozenset({Tensor, torch.nn.Parameter})
+PLAIN = frozenset({Tensor, torch.nn.Parameter})
+"""The types of tensors that are no wrapper of others."""
 
 Shape: TypeAlias = tuple[torch.Size, torch.dtype, torch.device]
 
@@ -22,7 +23,7 @@ def is_dequantisable(tensor: Tensor) -> bool:
 
 def raised(constant: Tensor, dtype: torch.dtype) -> Tensor:
     """A constant in a dtype, if that is more precise; dequantised, if it is in its own form."""
-    if constant.dtype is dtype and type(constant) in _PLAIN:
+    if constant.dtype is dtype and type(constant) in PLAIN:
         return constant
     if is_dequantisable(constant):
         constant = constant.dequantize()

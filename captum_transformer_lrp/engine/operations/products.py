@@ -180,8 +180,7 @@ def multiplied(
         mark = watch.tape.made(Kind.PRODUCT, (of_u, of_v), examples, pixels)
     rule = watch.rules.of(torch.matmul)
     output = watch.record(function, kernel, (u, v), output, rule=rule, role=role, mark=mark)
-    # A first one's output tells tokens from features.
-    if isinstance(role, AttentionStep) and (watch.tape.keeps_streams or not role.upstream):
+    if isinstance(role, AttentionStep) and watch.tape.keeps_streams:
         role.output = output
     if columns is not None:
         watch.tape.marks[output] = mark.but(columns=columns)

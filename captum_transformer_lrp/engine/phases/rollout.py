@@ -32,6 +32,7 @@ class Rollout(Phase):
         maps: the map that each attention carries mass by, (∇A ⊙ R)⁺ for the paper's method, by its
             place in the order of the forward pass.  Attentions without one take no part.
         through: bits of attentions that mass must go through, not around.
+        only_moved: whether to leave out mass that no attention moves (``carried`` in ``walk.py``).
         reaches_pixels: whether mass of tokens that convolutions make goes to the pixels that they
             are made from, as on its way to the inputs.
 
@@ -47,10 +48,12 @@ class Rollout(Phase):
         maps: Mapping[int, Tensor] | None = None,
         *,
         through: int = 0,
+        only_moved: bool = False,
         reaches_pixels: bool = True,
     ) -> None:
         self.maps = maps or {}
         self.through = through
+        self.only_moved = only_moved
         self.reaches_pixels = reaches_pixels
         self.holds_back = False
         self.held_back: dict[Op, Tensor] = {}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
-from captum_transformer_lrp.engine.graph.arguments import tensors_in
+from captum_transformer_lrp.engine.graph.ancestors import made_from
 from captum_transformer_lrp.engine.graph.op import Keeps, Op, Phase
 from captum_transformer_lrp.engine.graph.seen import AttentionStep
 from captum_transformer_lrp.engine.graph.switch import TapeSwitch
@@ -73,35 +74,33 @@ def keep_what_makes(tape: Tape, output: Tensor) -> None:
 
     Those of an auxiliary head or a loss would be counted among the model's layers.
     """
-    nodes, seen = [output.grad_fn], set()
-    while nodes:
-        node = nodes.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            nodes += [following for following, _ in node.next_functions]
-    tape.attentions = [one for one in tape.attentions if one.attention.grad_fn in seen]
+    mark = tape.mark(output)
+    reached = 0 if mark is None else mark.node.attentions
+    tape.attentions = [step for step in tape.attentions if step.event & reached]
     for place, step in enumerate(tape.attentions):
         step.index = place
     kept = sum(step.event for step in tape.attentions)
     tape.streams = [one for one in tape.streams if one.attentions & kept]
-    tape.residuals = [one for one in tape.residuals if one.output.grad_fn in seen]
-    tape.readout = [
-        call for call in tape.readout if any(one.grad_fn in seen for one in tensors_in(call[3]))
-    ]
+    if tape.residuals:
+        is_kept = made_from(output, [one.output for one in tape.residuals])
+        tape.residuals = list(compress(tape.residuals, is_kept))
 
 
-def moved_mass(
-    tape: Tape, rollout: Rollout, output: Tensor, seed: Tensor, wanted: Sequence[Tensor]
+def carried(
+    tape: Tape, phase: Phase, origin: Tensor, seed: Tensor, wanted: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Run a rollout, for the mass that at least one attention moves.
+    """Carry something backward from a tensor, as :meth:`Tape.backward` does, in all its passes.
 
-    In a first pass attentions keep what arrives.  A second pass starts from no mass at all: the
-    attentions send on what they have kept.  So the row of C − I is computed without the difference.
+    A rollout of what attentions move alone has two.  In the first attentions keep what arrives.
+    The second starts from no mass at all: the attentions send on what they have kept.  So the row
+    of C − I is computed without the difference.
     """
-    rollout.holds_back = True
-    tape.backward(rollout, output, seed, wanted)
-    rollout.holds_back = False
-    return tape.backward(rollout, output, torch.zeros_like(seed), wanted)
+    if isinstance(phase, Rollout) and phase.only_moved:
+        phase.holds_back = True
+        tape.backward(phase, origin, seed, wanted)
+        phase.holds_back = False
+        seed = torch.zeros_like(seed)
+    return tape.backward(phase, origin, seed, wanted)
 
 
 def backward_to_each(

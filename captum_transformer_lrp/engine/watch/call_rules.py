@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from captum_transformer_lrp.engine.graph.arguments import Function, title
 from captum_transformer_lrp.engine.graph.marks import Mark
-from captum_transformer_lrp.engine.watch.units import Units
+from captum_transformer_lrp.engine.watch.units import Modules, Units
 from captum_transformer_lrp.rules import Rule
 from captum_transformer_lrp.rules.registry import CONVOLUTIONS, FUNCTION_RULES
 from captum_transformer_lrp.rules.rule_set import RuleSet
@@ -17,7 +15,7 @@ class CallRules:
 
     Args:
         rules: all that there are.
-        model: the explained model; None if it is a plain function.
+        modules: those of the explained model; None if it is a plain function.
 
     Attributes:
         functions: the rules by function, the registered ones as they are now among them.
@@ -26,10 +24,10 @@ class CallRules:
         input_dims: how many dimensions each float input has.
     """
 
-    def __init__(self, rules: RuleSet, model: nn.Module | None) -> None:
+    def __init__(self, rules: RuleSet, modules: Modules | None) -> None:
         self.functions = {**FUNCTION_RULES, **rules.functions}
         self.strict = rules.strict
-        self.units = Units(model, rules.classes, rules.modules)
+        self.units = Units(modules, rules.classes, rules.modules)
         self.input_dims: dict[int, int] = {}
         self._pixel_rule = rules.pixels
 

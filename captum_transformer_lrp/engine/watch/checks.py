@@ -17,9 +17,10 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from captum_transformer_lrp.engine.graph.tape import Tape
-from captum_transformer_lrp.engine.graph.values import is_dequantisable, is_finite
+from captum_transformer_lrp.engine.graph.values import PLAIN, is_dequantisable, is_finite
 from captum_transformer_lrp.engine.watch.apart import is_in_order
 from captum_transformer_lrp.engine.watch.eager import runs_as_written
+from captum_transformer_lrp.engine.watch.units import Modules
 from captum_transformer_lrp.engine.watch.writes import unchanged
 from captum_transformer_lrp.errors import ExplanationError, NoAttentionError, interruption
 
@@ -151,9 +152,9 @@ def check_not_within(watch: type) -> None:
         )
 
 
-def check_model(model: nn.Module) -> None:
+def check_modules(modules: Modules) -> None:
     """Raise for models whose calls cannot be watched."""
-    for name, module in model.named_modules():
+    for name, module in modules:
         where = f"{name} ({type(module).__name__})" if name else type(module).__name__
         home = type(module).__module__
         if isinstance(module, torch.jit.ScriptModule):
@@ -207,7 +208,8 @@ def _kind_of_state(tensor: Tensor) -> str | None:
     kind = None if tensor.layout != torch.strided else kind_without_values(tensor)
     if kind is not None:
         return f"{kind[0]}: {kind[1].replace('load it', 'load the weights')}"
-    if is_traceable_wrapper_subclass(tensor) and not is_dequantisable(tensor):
+    own = type(tensor) not in PLAIN and is_traceable_wrapper_subclass(tensor)
+    if own and not is_dequantisable(tensor):
         return (
             f"a {type(tensor).__name__} ({type(tensor).__module__}), which keeps its values in a "
             "form of its own, quantised or sharded: explain the model before it is converted, with "

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter, is_not
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
@@ -32,27 +32,21 @@ from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.engine.graph.values import raised
 from captum_transformer_lrp.engine.watch import hooks, in_place, moves, scatters, unit_calls, writes
 from captum_transformer_lrp.engine.watch.call_rules import CallRules
-from captum_transformer_lrp.engine.watch.checks import check_model
+from captum_transformer_lrp.engine.watch.checks import check_modules
 from captum_transformer_lrp.engine.watch.constant_calls import ignored, without_activation
 from captum_transformer_lrp.engine.watch.context import Context, Table
 from captum_transformer_lrp.engine.watch.custom import CustomCalls
 from captum_transformer_lrp.engine.watch.eager import as_written
+from captum_transformer_lrp.engine.watch.log import Log
 from captum_transformer_lrp.engine.watch.names import Names
 from captum_transformer_lrp.engine.watch.precision import Precision
 from captum_transformer_lrp.engine.watch.refusals import record_unannounced
 from captum_transformer_lrp.engine.watch.token_calls import INDEXED, check_indices
-from captum_transformer_lrp.engine.watch.units import calling_modules, is_single_operation
+from captum_transformer_lrp.engine.watch.units import Modules, calling_modules, is_single_operation
 from captum_transformer_lrp.errors import ExplanationError, UnsupportedOperationError
 from captum_transformer_lrp.rules.examples import Examples
 from captum_transformer_lrp.rules.rule_set import RuleSet
 from captum_transformer_lrp.rules.spellings import spelled
-
-
-class CallLog(Protocol):
-    """Where calls are kept in the place of what they compute."""
-
-    def add(self, function: Function, args: Args, kwargs: Kwargs, result: Any) -> None:
-        """Note a call that has been made."""
 
 
 class Interception(TorchFunctionMode):
@@ -60,35 +54,33 @@ class Interception(TorchFunctionMode):
 
     Args:
         tape: where to.
-        model: the explained model, for names; None if it is a plain function.
+        modules: those of the explained model; None if it is a plain function.
         examples: number of examples in the batch.
         rules: which rule a call goes by.
         table: what is done with each call, but for those that only move elements.
         precision: what is computed in.
-        keeps_readout: whether the calls that make the output are kept.
 
     Attributes:
         context: what handlers are given.
-        log: where calls are kept in the place of what they compute, if they are.
+        log: where calls are noted, if they are.
     """
 
     def __init__(
         self,
         tape: Tape,
-        model: nn.Module | None,
+        modules: Modules | None,
         examples: int,
         rules: RuleSet,
         table: Table,
         *,
         precision: Precision | None = None,
-        keeps_readout: bool = False,
     ) -> None:
         super().__init__()
         self.tape = tape
-        self.log: CallLog | None = None
-        of_calls = CallRules(rules, model)
+        self.log: Log | None = None
+        of_calls = CallRules(rules, modules)
         self.context = Context(
-            self, tape, Examples(examples), of_calls, Names(model), precision or Precision()
+            self, tape, Examples(examples), of_calls, Names(modules or ()), precision or Precision()
         )
         with_rule = dict.fromkeys(of_calls.functions, table.other)
         functions = {**moves.MOVES, **with_rule, **moves.HANDLERS, **scatters.HANDLERS,
@@ -97,14 +89,7 @@ class Interception(TorchFunctionMode):
         self._units = of_calls.units
         self._custom_calls = CustomCalls()
         self._writes = self.context.writes
-        self._is_function = model is None
-        self._keeps_readout = keeps_readout
-        self._is_calling = False
-
-    @property
-    def is_logging(self) -> bool:
-        """Whether calls are kept in the place of what they compute."""
-        return self.log is not None
+        self._is_function = modules is None
 
     # -- entry -----------------------------------------------------------------------------------
 
@@ -122,51 +107,31 @@ class Interception(TorchFunctionMode):
         if saving is not None and saving[0] is not _as_it_is:
             with saved_tensors_hooks(_as_it_is, _as_it_is):
                 return self.__torch_function__(func, types, args, kwargs)
-        if (self._keeps_readout or self.log is not None) and not self._is_calling:
-            return self._kept_call(func, tuple(args), dict(kwargs or {}))
+        if self.log is not None:
+            return self._logged_call(self.log, func, tuple(args), dict(kwargs or {}))
         return self.call(func, tuple(args), dict(kwargs or {}))
 
-    def _kept_call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        """Make a call, and keep it in the log, or else for reading out."""
+    def _logged_call(self, log: Log, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        """Make a call, and note it; those that a handler makes in its place are not noted."""
         unit = self._units.current() if self._units.present else None
-        if unit is not None and self.log is not None:
+        if unit is not None and log.has_cuts:
             raise ExplanationError(
                 f"{self.context.names.caller()} has a rule of its own (module.rule, or rules= by "
                 "class or name), which goes by where a call is made from; checkpointing makes "
                 "calls again from elsewhere: pass rules by PyTorch function, or checkpointing=False"
             )
         args, kwargs = self._resolved(args, unit), self._resolved(kwargs, unit)
-        self._is_calling = True
+        self.log = None
         try:
             result = self.call(function, args, kwargs)
         finally:
-            self._is_calling = False
-        if self.log is not None:
-            self.log.add(function, args, kwargs, self._with_writing(function, args, result))
-        else:
-            self.tape.readout.append((function, args, kwargs, result))
+            self.log = log
+        log.add(function, args, kwargs, result)
         return result
-
-    def call_again(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        """Make a call of the log again."""
-        self._is_calling = True
-        try:
-            result = self.call(function, args, kwargs)
-        finally:
-            self._is_calling = False
-        return self._with_writing(function, args, result)
-
-    def forget_writing(self) -> None:
-        """What has been written in place so far is of no concern to the calls that follow."""
-        self._writes.clear()
 
     def replace(self, target: Tensor, result: Tensor) -> None:
         """From now on ``result`` stands for ``target``, which the model changed in place."""
         in_place.replace(self.context, target, result)
-
-    def _with_writing(self, function: Function, args: Args, result: Any) -> Any:
-        """What a call has returned, or for one that writes in place what it has written."""
-        return self.resolve(args[0]) if function in UPDATES and args else result
 
     def call(self, function: Function, args: Args, kwargs: Kwargs) -> Any:
         """Make one call of the model."""
@@ -235,8 +200,8 @@ class Interception(TorchFunctionMode):
             pass
         names = self.context.names
         if outermost is not None and not names.knows(outermost):
-            check_model(outermost)
-            names.learn(as_written(outermost), outermost)
+            check_modules(list(outermost.named_modules()))
+            names.learn(list(as_written(outermost).named_modules()), outermost)
             self._writes.snapshot.add(outermost)
 
     # -- arguments -------------------------------------------------------------------------------

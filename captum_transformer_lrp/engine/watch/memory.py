@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from captum_transformer_lrp.engine.graph.values import PLAIN
+
 SMALL = 1 << 16
 """Memory of at most so many bytes is kept, so that it can be compared and put back."""
 
@@ -110,7 +112,7 @@ class Memory:
 
 def storage_of(tensor: Tensor) -> Any:
     """A tensor's memory; None if it has none of its own, as one that is sparse or wraps others."""
-    if is_traceable_wrapper_subclass(tensor):
+    if type(tensor) not in PLAIN and is_traceable_wrapper_subclass(tensor):
         return None
     try:
         return tensor.untyped_storage()

@@ -183,7 +183,7 @@ def _constants_among(watch: Context, active: Sequence[Tensor]) -> HeldTable[Tens
 
 def _depends_on_inputs(watch: Context, part: Tensor) -> bool:
     """Whether anything of a part of an activation arrives at the inputs."""
-    if watch.is_logging:
+    if not watch.tape.phases:  # nothing is kept that one could go through
         raise ExplanationError(
             f"in {watch.names.caller()} constants are cut out of activations that they were joined "
             "to, which takes the whole forward pass to find out: explain the model without "

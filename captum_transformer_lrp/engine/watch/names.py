@@ -7,32 +7,30 @@ from typing import Any
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.graph.tensor_table import HeldTable, TensorTable
-from captum_transformer_lrp.engine.watch.units import calling_modules
+from captum_transformer_lrp.engine.watch.units import Modules, calling_modules
 
 
 class Names:
     """The names of one forward pass.
 
     Args:
-        model: the explained model; None if it is a plain function, whose modules are learned when
-            they call.
+        modules: those of the explained model; a plain function's are learned when they call.
 
     Attributes:
         state: the parameters and buffers.
         constants: the tensors that are made from them alone.
     """
 
-    def __init__(self, model: nn.Module | None) -> None:
+    def __init__(self, modules: Modules) -> None:
         self.state: TensorTable[str] = TensorTable()
         self.constants: TensorTable[str] = TensorTable()
         self._modules: HeldTable[str] = HeldTable()
         self._repeated: TensorTable[bool] = TensorTable()
-        if model is not None:
-            self.learn(model)
+        self.learn(modules)
 
-    def learn(self, model: nn.Module, wrapper: nn.Module | None = None) -> None:
-        """Note the names of a model's modules, parameters and buffers; a wrapper has none."""
-        for name, module in model.named_modules():
+    def learn(self, modules: Modules, wrapper: nn.Module | None = None) -> None:
+        """Note the names of modules, parameters and buffers; a wrapper has none."""
+        for name, module in modules:
             if module not in self._modules:
                 self._modules[module] = name
             prefix = f"{name}." if name else ""

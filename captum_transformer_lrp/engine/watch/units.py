@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import CodeType, FrameType
+from typing import TypeAlias
 
 from captum.attr._utils.lrp_rules import PropagationRule
 from torch import nn
@@ -17,6 +18,9 @@ from captum_transformer_lrp.engine.graph.tensor_table import HeldTable
 from captum_transformer_lrp.engine.graph.unit import Unit
 from captum_transformer_lrp.rules import CaptumRule, Rule
 from captum_transformer_lrp.rules.captum import EngineRule
+
+Modules: TypeAlias = Sequence[tuple[str, nn.Module]]
+"""A model's modules, each with its qualified name, as ``named_modules()`` has them."""
 
 _MODULE_CALL = nn.Module._call_impl.__code__
 
@@ -44,7 +48,7 @@ class Units:
     """Finds the module with a rule that a PyTorch call belongs to.
 
     Args:
-        model: the explained model, or None if that is a plain function.
+        modules: those of the explained model, or None if that is a plain function.
         class_rules: rules of module classes.
         module_rules: rules of modules, by name.
 
@@ -54,16 +58,16 @@ class Units:
 
     def __init__(
         self,
-        model: nn.Module | None,
+        modules: Modules | None,
         class_rules: Mapping[type[nn.Module], PropagationRule],
         module_rules: Mapping[str, PropagationRule],
     ) -> None:
         self._class_rules = class_rules
-        self._module_rules = _by_module(model, module_rules)
+        self._module_rules = _by_module(modules, module_rules)
         self._open: dict[FrameType, Unit] = {}
         # A plain function may call modules that cannot be listed beforehand.
         self.present = bool(class_rules or self._module_rules) or (
-            model is None or any("rule" in vars(module) for module in model.modules())
+            modules is None or any("rule" in vars(module) for _, module in modules)
         )
 
     def rule_of(self, module: nn.Module) -> Rule | None:
@@ -95,23 +99,23 @@ class Units:
 
 
 def _by_module(
-    model: nn.Module | None, rules: Mapping[str, PropagationRule]
+    modules: Modules | None, rules: Mapping[str, PropagationRule]
 ) -> HeldTable[PropagationRule]:
     """The rules that modules are given by name."""
     if not rules:
         return HeldTable()
-    if model is None:
+    if modules is None:
         raise ValueError(
             f"there are rules for modules called {', '.join(map(repr, rules))}, but what is "
             "explained is a function: give the model itself, or set module.rule"
         )
-    modules = dict(model.named_modules())
+    named = dict(modules)
     for name in rules:
-        if name not in modules:
-            nearest = difflib.get_close_matches(name, modules, n=1)
+        if name not in named:
+            nearest = difflib.get_close_matches(name, named, n=1)
             hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
             raise ValueError(f"there is a rule for {name!r}, but no such module{hint}")
-    return HeldTable((modules[name], rule) for name, rule in rules.items())
+    return HeldTable((named[name], rule) for name, rule in rules.items())
 
 
 def is_single_operation(module: nn.Module) -> bool:
