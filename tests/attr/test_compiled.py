@@ -33,9 +33,11 @@ from captum_transformer_lrp import (
     TransformerLRP,
 )
 from captum_transformer_lrp.attr.compiled import CompiledAttribution
+from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is
 from captum_transformer_lrp.rules.decisions import decisions
 from tests.attr.methods import METHODS
+from tests.sweep import timm_models, transformers_models
 
 
 def vit(depth: int = 2) -> nn.Module:
@@ -406,3 +408,34 @@ def test_inductor_computes_the_same(method: Any) -> None:
     other = images(seed=1).float()
     found, expected = explain(other, [1, 2]), attribution.attribute(other, [1, 2])
     assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
+
+
+ARCHITECTURES = [
+    (timm_models, name)
+    for name in ("test_vit", "test_vit3", "pit_ti_224", "xcit_nano_12_p16_224", "levit_128s",
+                 "cait_xxs24_224", "swin_tiny_patch4_window7_224")
+] + [
+    (transformers_models, name)
+    for name in ("albert", "bert", "deberta_v2", "distilbert", "clip", "gpt2", "llama", "qwen2",
+                 "t5", "vilt", "swin", "segformer")
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("suite", "name"), ARCHITECTURES)
+def test_architectures_compile(suite: Any, name: str) -> None:
+    """The graph of one input is that of another; what is random in a float is drawn again."""
+    entry = next(one for one in suite.entries() if one.name == name)
+    torch.manual_seed(0)
+    case = suite.build(entry)
+    method = TransformerAttribution(case.forward or case.model)
+    given = case.inputs if isinstance(case.inputs, tuple) else (case.inputs,)
+    other = tuple(torch.randn_like(one) if one.is_floating_point() else one for one in given)
+    inputs = other if isinstance(case.inputs, tuple) else other[0]
+    explain = method.compile(case.inputs, case.additional_forward_args, backend="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        found = explain(inputs, case.target, case.additional_forward_args)
+    expected = method.attribute(inputs, case.target, case.additional_forward_args)
+    for one, of_method in zip(tensors_in(found), tensors_in(expected), strict=True):
+        assert equal(one, of_method)
