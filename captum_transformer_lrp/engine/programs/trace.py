@@ -14,6 +14,8 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import Tensor, fx
 from torch._functorch.compile_utils import fx_graph_cse
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functionalize
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
@@ -69,8 +71,10 @@ def traced(
         found.extend(one.detach() for one in results)
         return [one.detach() for one in (*results, *(one.holds for one in decisions.made))]
 
+    shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))  # one mode for all nodes
     try:
-        graph = make_fx(run, tracing_mode="real")(*tensors)
+        with tracing(shapes):
+            graph = make_fx(run, tracing_mode="real")(*tensors)
     except NotImplementedError as error:
         raise ExplanationError(f"{_NO_GRAPH} ({error})") from error
     outputs = outputs_of(graph)
