@@ -147,7 +147,9 @@ class CompiledAttribution(Attribution):
         found = self._recorded.get(key)
         if found is None or self._state(found.trace)[1] != found.state:
             self._recorded.pop(key, None)
-            found = self._recorded[key] = self._record(leaves, structure, tensors)
+            with torch.inference_mode(False):
+                given = [one.clone() if one.is_inference() else one for one in tensors]
+                found = self._recorded[key] = self._record(leaves, structure, given)
             if len(self._recorded) > MOST_SHAPES:
                 del self._recorded[next(iter(self._recorded))]
         return found, tensors

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,16 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
         "LibraGradient, layers": of(ours.LibraGradient(model, aggregation="layers")),
         **plain("LeGrad", "AttCat", "BiAttention", "NormRollout"),
         "NormRollout, alti": of(ours.NormRollout(model, contribution="alti")),
+        "TransformerAttribution, compiled": _compiled(ta(model), inputs),
+        "TransformerLRP, attnlrp, compiled": _compiled(lrp(model, preset="attnlrp"), inputs),
+        "AttentionRollout, compiled": _compiled(ours.AttentionRollout(model), inputs),
     }
+
+
+def _compiled(method: Any, inputs: Tensor) -> Run:
+    """A method that is compiled when it is first called."""
+    explain = cache(lambda: method.compile(inputs))
+    return lambda: explain()(inputs, TARGET)
 
 
 @dataclass(frozen=True)
@@ -159,7 +169,8 @@ def measure(
 
     Args:
         workload: model and inputs.
-        names: the methods, None for all; ``Saliency`` and the forward pass are always among them.
+        names: the methods, None for all that need no compilation; ``Saliency`` and the forward pass
+            are always among them.
         repeats: number of rounds, in each of which every method runs once.
         cpu_time: whether to count processor time, that of all threads together.
         memory: whether to measure peak memory, too.
@@ -173,7 +184,8 @@ def measure(
         if name not in runs:
             raise ValueError(f"there is no method {name!r}; there are {', '.join(runs)}")
     always = {next(iter(runs)), REFERENCE}
-    chosen = [name for name in runs if names is None or name in {*always, *names}]
+    quick = [name for name in runs if not name.endswith("compiled")]
+    chosen = [name for name in runs if name in (quick if names is None else {*always, *names})]
     times: dict[str, list[float]] = {name: [] for name in chosen}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Captum's, of inputs that need no gradient

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import warnings
@@ -290,6 +291,23 @@ def test_inputs_may_be_laid_out_in_any_way_and_want_a_gradient(
     assert not found.requires_grad
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_any_mode_of_autograd_is_fine(mode: Any, method: TransformerAttribution) -> None:
+    with mode():
+        explain = method.compile(images(), backend="eager")
+        found = explain(images(seed=1), 1)
+    assert equal(found, method.attribute(images(seed=1), 1))
+
+
+def test_a_model_of_half_precision_is_computed_as_by_the_method() -> None:
+    method = TransformerAttribution(vit().bfloat16())
+    pixels = images().bfloat16()
+    explain = method.compile(pixels, backend="eager")
+    found, expected = explain(pixels.flip(0), 1), method.attribute(pixels.flip(0), 1)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
 @pytest.mark.parametrize("depth", [4, pytest.param(8, marks=pytest.mark.slow)])
 def test_blocks_that_repeat_are_compiled_once(depth: int) -> None:
     """Twice the depth needs as many compilations."""
@@ -398,6 +416,7 @@ def test_bad_file_names_are_named(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler")
 @pytest.mark.parametrize(
     "method", [TransformerAttribution, partial(TransformerLRP, preset="attnlrp")]
 )
