@@ -430,13 +430,13 @@ def test_inductor_computes_the_same(method: Any) -> None:
 
 
 ARCHITECTURES = [
-    (timm_models, name)
-    for name in ("test_vit", "test_vit3", "pit_ti_224", "xcit_nano_12_p16_224", "levit_128s",
-                 "cait_xxs24_224", "swin_tiny_patch4_window7_224")
-] + [
-    (transformers_models, name)
-    for name in ("albert", "bert", "deberta_v2", "distilbert", "clip", "gpt2", "llama", "qwen2",
-                 "t5", "vilt", "swin", "segformer")
+    *((timm_models, name)
+      for name in ("test_vit", "test_vit3", "pit_ti_224", "xcit_nano_12_p16_224", "levit_128s",
+                   "cait_xxs24_224", "swin_tiny_patch4_window7_224")),
+    *((transformers_models, name)
+      for name in ("albert", "bert", "deberta-v2", "distilbert", "clip: image classification",
+                   "gpt2", "llama", "qwen2", "t5", "swin: image classification",
+                   "segformer: image classification")),
 ]  # fmt: skip
 
 
