@@ -10,12 +10,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.arguments import captum_method
 from captum_transformer_lrp.attr.base import (
     AttributeOptions,
     Inputs,
     RecordedAttribution,
     Settings,
-    captum_method,
     gradients,
 )
 from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_matrix, rollout_parts

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Generic, Literal, TypedDict, overload
 
@@ -12,11 +12,11 @@ import torch
 from captum._utils.progress import progress
 from captum.attr._utils.attribution import Attribution
 from captum.attr._utils.lrp_rules import PropagationRule
-from captum.log import log_usage
 from torch import Tensor
 from typing_extensions import TypeVar, Unpack
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.arguments import captum_method, split_arguments
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks, joined
 from captum_transformer_lrp.attr.compiled import Backend, CompiledAttribution
 from captum_transformer_lrp.attr.reach import check_reach
@@ -41,43 +41,10 @@ from captum_transformer_lrp.rules.presets import (
 from captum_transformer_lrp.rules.registry import Target
 from captum_transformer_lrp.rules.rule_set import UserRules
 
-Method = TypeVar("Method", bound=Callable[..., Any])
 # As Captum's: a tensor is explained by a tensor, a tuple by a tuple.
 Inputs = TypeVar("Inputs", Tensor, tuple[Tensor, ...])
 # What a method has beside maps shaped as the inputs.
 Fine = TypeVar("Fine", bound=Literal["token", "matrix"], default=Literal["token"])
-
-
-def captum_method(attribute: Method) -> Method:
-    """Wrap ``attribute`` as Captum wraps its own.
-
-    ``NoiseTunnel`` and others of Captum's classes call ``attribute.__wrapped__``.
-    """
-    wrapped: Method = log_usage()(attribute)
-    return wrapped
-
-
-def split_arguments(additional_forward_args: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """``additional_forward_args`` as positional and keyword arguments.
-
-    Example:
-        >>> split_arguments(1), split_arguments({"mask": 2}), split_arguments(None)
-        (((1,), {}), ((), {'mask': 2}), ((), {}))
-
-    Raises:
-        TypeError: for a dictionary whose keys are no names.
-    """
-    if isinstance(additional_forward_args, Mapping):
-        kwargs = dict(additional_forward_args)
-        if not all(isinstance(name, str) for name in kwargs):
-            raise TypeError(
-                "a dictionary in additional_forward_args holds keyword arguments by name, "
-                f"found the keys {list(kwargs)}: pass a tuple for positional arguments"
-            )
-        return (), kwargs
-    if isinstance(additional_forward_args, tuple):
-        return additional_forward_args, {}
-    return (() if additional_forward_args is None else (additional_forward_args,)), {}
 
 
 class Settings(TypedDict, total=False):

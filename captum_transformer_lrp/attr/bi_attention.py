@@ -11,11 +11,11 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import heads, views
+from captum_transformer_lrp.attr.arguments import split_arguments
 from captum_transformer_lrp.attr.base import (
     RecordedAttribution,
     Settings,
     gradients,
-    split_arguments,
     sum_all,
 )
 from captum_transformer_lrp.attr.embeddings import FromEmbeddings

@@ -16,11 +16,12 @@ from captum._utils.progress import progress
 from captum.attr import Attribution, LayerAttribution, PerturbationAttribution
 from torch import Tensor, nn
 
+from captum_transformer_lrp.attr.arguments import split_arguments
 from captum_transformer_lrp.attr.attcat import AttCat
 from captum_transformer_lrp.attr.attention_flow import AttentionFlow
 from captum_transformer_lrp.attr.attention_gradcam import AttentionGradCam
 from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
-from captum_transformer_lrp.attr.base import RecordedAttribution, split_arguments
+from captum_transformer_lrp.attr.base import RecordedAttribution
 from captum_transformer_lrp.attr.bi_attention import BiAttention
 from captum_transformer_lrp.attr.embeddings import EmbeddingLookup, FromEmbeddings, FromInputs
 from captum_transformer_lrp.attr.generic_attention import GenericAttention

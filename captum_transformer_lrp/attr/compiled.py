@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from captum.attr._utils.attribution import Attribution
-from captum.log import log_usage
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from captum_transformer_lrp.attr.arguments import captum_method
 from captum_transformer_lrp.attr.targets import checked_target
-from captum_transformer_lrp.engine.programs.export import ExportedExplanation, save
+from captum_transformer_lrp.engine.programs.export import ExportedExplanation, check_name, save
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by_inductor
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
 from captum_transformer_lrp.engine.watch.checks import tensors_of
@@ -28,21 +29,59 @@ MOST_SHAPES: Final = 8
 Backend: TypeAlias = Literal["inductor", "eager"]
 
 
+class _Given(NamedTuple):
+    """Inputs and additional arguments, taken apart.
+
+    Attributes:
+        leaves: whatever they hold.
+        structure: how they hold it.
+        tensors: those among the leaves, as a graph takes them.
+        inputs: how many of these are inputs; they come first.
+    """
+
+    leaves: Sequence[Any]
+    structure: pytree.TreeSpec
+    tensors: Sequence[Tensor]
+    inputs: int
+
+    @classmethod
+    def of(cls, inputs: Any, additional: Any) -> _Given:
+        """Take arguments apart."""
+        count = len(tensors_of(inputs))
+        leaves, structure = pytree.tree_flatten((inputs, additional))
+        tensors = [one.detach().contiguous() for one in leaves if isinstance(one, Tensor)]
+        return cls(leaves, structure, tensors, count)
+
+    @property
+    def key(self) -> str:
+        """What is the same for arguments that one graph serves."""
+        shapes = [(one.shape, one.dtype, one.device) for one in self.tensors]
+        return repr((shapes, self.structure, [one for one in self.leaves if not _is_tensor(one)]))
+
+    def holding(self, tensors: Sequence[Tensor]) -> Any:
+        """Inputs and additional arguments with other tensors."""
+        rest = iter(tensors)
+        filled = [next(rest) if _is_tensor(one) else one for one in self.leaves]
+        return pytree.tree_unflatten(filled, self.structure)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
+
+
 class _Recorded(NamedTuple):
     """One recorded explanation.
 
     Attributes:
         trace: its graph.
         run: computes the graph.
-        tensors: the inputs that it was recorded with, without their values.
-        output: the model's output, likewise.
+        output: a tensor like the model's output, without values.
         weights: the tensors that the graph and the model hold.
         state: of these weights, as they were.
     """
 
     trace: Trace
     run: Callable[..., Sequence[Tensor]]
-    tensors: Sequence[Tensor]
     output: Tensor
     weights: Sequence[Tensor]
     state: Sequence[Any]
@@ -99,7 +138,7 @@ class CompiledAttribution(Attribution):
         self._chooses_rows = True
         self._recorded: dict[Any, _Recorded] = {}
         self._example = example
-        self._for_shapes(*example)
+        self._for_shapes(_Given.of(*example))
 
     def has_convergence_delta(self) -> bool:
         """False: a compiled explanation has its maps alone."""
@@ -109,7 +148,7 @@ class CompiledAttribution(Attribution):
         """Explain one target for each example of a batch, as :meth:`attribute` does."""
         return self.attribute(inputs, target, additional_forward_args)
 
-    @log_usage()  # type: ignore[untyped-decorator]
+    @captum_method
     def attribute(
         self, inputs: Any, target: Any = None, additional_forward_args: Any = None
     ) -> Any:
@@ -120,9 +159,10 @@ class CompiledAttribution(Attribution):
         """
         if callable(target):
             return self._by_method(inputs, target, additional_forward_args)
-        recorded, tensors = self._for_shapes(inputs, additional_forward_args)
-        index = _flat_index(recorded.output, target).to(tensors[0].device)
-        results, differs = recorded.results(tensors, index)
+        given = _Given.of(inputs, additional_forward_args)
+        recorded = self._for_shapes(given)
+        index = _flat_index(recorded.output, target).to(given.tensors[0].device)
+        results, differs = recorded.results(given.tensors, index)
         if differs == ROWS:
             self._chooses_rows = False
             self._recorded.clear()
@@ -136,47 +176,61 @@ class CompiledAttribution(Attribution):
             return self._by_method(inputs, target, additional_forward_args)
         return pytree.tree_unflatten(results, recorded.trace.structure)
 
-    def _for_shapes(self, inputs: Any, additional: Any = None) -> tuple[_Recorded, list[Tensor]]:
-        """The recorded explanation for inputs of these shapes, and their tensors."""
-        tensors_of(inputs)
-        leaves, structure = pytree.tree_flatten((inputs, additional))
-        tensors = [one.detach().contiguous() for one in leaves if isinstance(one, Tensor)]
-        shapes = [(one.shape, one.dtype, one.device) for one in tensors]
-        rest = [one for one in leaves if not isinstance(one, Tensor)]
-        key = repr((shapes, structure, rest))
+    def _for_shapes(self, given: _Given) -> _Recorded:
+        """The recorded explanation for arguments of these shapes."""
+        key = given.key
         found = self._recorded.get(key)
         if found is None or self._state(found.trace)[1] != found.state:
             self._recorded.pop(key, None)
-            with torch.inference_mode(False):
-                given = [one.clone() if one.is_inference() else one for one in tensors]
-                found = self._recorded[key] = self._record(leaves, structure, given)
+            compiler = as_it_is if self._backend == "eager" else by_inductor
+            program = partial(Program, compiler=compiler)
+            found = self._record(given, program, chooses_rows=self._chooses_rows)
+            self._recorded[key] = found
             if len(self._recorded) > MOST_SHAPES:
                 del self._recorded[next(iter(self._recorded))]
-        return found, tensors
+        return found
 
     def _record(
-        self, leaves: Sequence[Any], structure: pytree.TreeSpec, tensors: Sequence[Tensor]
+        self,
+        given: _Given,
+        program: Callable[[fx.GraphModule], Callable[..., Sequence[Tensor]]],
+        *,
+        chooses_rows: bool,
     ) -> _Recorded:
+        """Record an explanation, and make sure that its program computes what the method does."""
         outputs: list[Tensor] = []
 
         def explained(*values: Tensor) -> Any:
-            *given, index = values
-            rest = iter(given)
-            filled = [next(rest) if isinstance(one, Tensor) else one for one in leaves]
-            inputs, additional = pytree.tree_unflatten(filled, structure)
+            *tensors, index = values
 
             def chosen(output: Tensor) -> Tensor:
                 outputs.append(output)
                 return _values_at(output, index)
 
+            inputs, additional = given.holding(tensors)
             return self._by_method(inputs, chosen, additional)
 
-        index = torch.full((len(tensors[0]),), -1, device=tensors[0].device)
-        trace = traced(explained, [*tensors, index], chooses_rows=self._chooses_rows)
-        run = Program(trace.graph, as_it_is if self._backend == "eager" else by_inductor)
-        like = [torch.empty_like(one, device="meta") for one in (*tensors, outputs[0])]
-        recorded = _Recorded(trace, run, like[:-1], like[-1], *self._state(trace))
-        _check(*recorded.results(tensors, index), trace.found)
+        with torch.inference_mode(False):
+            tensors = [one.clone() if one.is_inference() else one for one in given.tensors]
+            index = torch.full((len(tensors[0]),), -1, device=tensors[0].device)
+            trace = traced(explained, [*tensors, index], chooses_rows=chooses_rows)
+            output = torch.empty_like(outputs[0], device="meta")
+            recorded = _Recorded(trace, program(trace.graph), output, *self._state(trace))
+            results, differs = recorded.results(tensors, index)
+            if differs:
+                raise ExplanationError(
+                    f"{differs} decides otherwise when the same is computed again, so no graph "
+                    "says what it decides: call attribute() of the method itself"
+                )
+            _check(results, trace.found)
+            # What came into the graph as a constant shows with other inputs.
+            others = [
+                one.flip(-1) if place < given.inputs and one.is_floating_point() else one
+                for place, one in enumerate(tensors)
+            ]
+            results, differs = recorded.results(others, index)
+            if not differs:
+                _check(results, pytree.tree_leaves(explained(*others, index)))
         return recorded
 
     def export(self, path: str | PathLike[str]) -> None:
@@ -196,13 +250,12 @@ class CompiledAttribution(Attribution):
             ValueError: for another name.
             ImportError: for ``.onnx``, where onnxscript is missing.
         """
-        if self._chooses_rows:
-            self._chooses_rows = False
-            self._recorded.clear()
-        recorded, tensors = self._for_shapes(*self._example)
-        graph, structure, *_ = recorded.trace
-        index = torch.zeros(len(tensors[0]), dtype=torch.long, device=tensors[0].device)
-        save(ExportedExplanation(graph, structure.num_leaves), [*tensors, index], Path(path))
+        given = _Given.of(*self._example)
+        check_name(Path(path))
+        graph, structure, *_ = self._record(given, lambda one: one, chooses_rows=False).trace
+        index = torch.zeros(len(given.tensors[0]), dtype=torch.long)
+        tensors = [*given.tensors, index.to(given.tensors[0].device)]
+        save(ExportedExplanation(graph, structure.num_leaves), tensors, Path(path))
 
     def _state(self, trace: Trace) -> tuple[list[Tensor], list[Any]]:
         """What the model and the graph hold, and what differs once it was changed or replaced."""
@@ -219,13 +272,8 @@ class CompiledAttribution(Attribution):
         return self.attribution.attribute(inputs, target, additional, **self._options)
 
 
-def _check(found: Sequence[Tensor], differs: str, expected: Sequence[Tensor]) -> None:
-    """Raise for a graph that does not compute what the method has."""
-    if differs:
-        raise ExplanationError(
-            f"{differs} decides otherwise when the same is computed again, so no graph says what "
-            "it decides: call attribute() of the method itself"
-        )
+def _check(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Raise for a graph that does not compute what the method does."""
     for one, other in zip(found, expected, strict=True):
         rounding = 1e-3 * float(other.abs().max())
         if not bool(((one - other).abs() <= rounding).all()):

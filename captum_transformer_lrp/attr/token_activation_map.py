@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from captum.attr import Attribution
 from torch import Tensor
 
-from captum_transformer_lrp.attr.base import captum_method, split_arguments
+from captum_transformer_lrp.attr.arguments import captum_method, split_arguments
 from captum_transformer_lrp.attr.targets import checked_target
 from captum_transformer_lrp.attr.views import TokenGranularity, check_choice
 from captum_transformer_lrp.engine.recording import find_logits

@@ -11,12 +11,12 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.arguments import captum_method
 from captum_transformer_lrp.attr.base import (
     AttributeOptions,
     Inputs,
     RecordedAttribution,
     Settings,
-    captum_method,
     sum_all,
 )
 from captum_transformer_lrp.engine.graph.arguments import tensors_in

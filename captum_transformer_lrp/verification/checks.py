@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.attr import views
+from captum_transformer_lrp.attr.arguments import split_arguments
 from captum_transformer_lrp.attr.attention_attribution import (
     RolloutAttribution,
     SingleAttentionAttribution,
 )
-from captum_transformer_lrp.attr.base import RecordedAttribution, split_arguments
+from captum_transformer_lrp.attr.base import RecordedAttribution
 from captum_transformer_lrp.attr.chunks import chunk_of_target, in_chunks
 from captum_transformer_lrp.attr.matrices import attention_matrices, rollout_parts
 from captum_transformer_lrp.attr.targets import plain, predicted, seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from captum_transformer_lrp import (
     TransformerAttribution,
     TransformerLRP,
 )
-from captum_transformer_lrp.attr.compiled import CompiledAttribution
+from captum_transformer_lrp.attr.compiled import CompiledAttribution, _Given
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is
 from captum_transformer_lrp.rules.decisions import decisions
@@ -217,6 +218,39 @@ def test_what_is_no_number_is_refused_as_by_the_method(explain: CompiledAttribut
         explain(images() * torch.nan, 1)
 
 
+class ReadsMemory(Branching):
+    """A model that scales its input by its first value, which it reads in the memory itself."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        memory = ctypes.string_at(pixels.data_ptr(), pixels.element_size())
+        logits: Tensor = self.model(
+            pixels * torch.frombuffer(bytearray(memory), dtype=pixels.dtype)
+        )
+        return logits
+
+
+def test_what_would_be_a_constant_of_the_graph_shows_with_other_inputs() -> None:
+    with pytest.raises(ExplanationError, match="another map than the method"):
+        TransformerAttribution(ReadsMemory(bool)).compile(images(), backend="eager")
+
+
+class Unfinished(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        raise NotImplementedError("write me")
+
+
+def test_an_error_of_the_model_stays_what_it_is() -> None:
+    with pytest.raises(NotImplementedError, match="write me"):
+        TransformerAttribution(Unfinished()).compile(images(), backend="eager")
+
+
+def test_an_export_leaves_what_is_compiled(explain: CompiledAttribution, tmp_path: Path) -> None:
+    explain(images(), 1)
+    before = list(explain._recorded.values())
+    explain.export(tmp_path / "explainer.pt2")
+    assert list(map(id, explain._recorded.values())) == list(map(id, before))
+
+
 def test_a_model_that_cannot_be_explained_cannot_be_compiled() -> None:
     plain = nn.Sequential(nn.Flatten(), nn.Linear(3072, 5)).double()
     with pytest.raises(ExplanationError, match="attention"):
@@ -312,7 +346,8 @@ def test_a_model_of_half_precision_is_computed_as_by_the_method() -> None:
 def test_blocks_that_repeat_are_compiled_once(depth: int) -> None:
     """Twice the depth needs as many compilations."""
     method = TransformerAttribution(vit(depth))
-    recorded, _ = method.compile(images(), backend="eager")._for_shapes(images())
+    explain = method.compile(images(), backend="eager")
+    recorded = explain._for_shapes(_Given.of(images(), None))
     parts: list[int] = []
 
     def compiler(graph: Any, like: Any) -> Any:

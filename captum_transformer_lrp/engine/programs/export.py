@@ -35,8 +35,8 @@ class ExportedExplanation(nn.Module):
         return results[0] if len(results) == 1 else tuple(results)
 
 
-def save(explanation: nn.Module, tensors: Sequence[Tensor], path: Path) -> None:
-    """Write an explanation of tensors like some into a file, in the format that its name says.
+def check_name(path: Path) -> None:
+    """Raise for a file of a format that cannot be written.
 
     Raises:
         ValueError: for a name that ends in neither ``.pt2`` nor ``.onnx``.
@@ -46,6 +46,10 @@ def save(explanation: nn.Module, tensors: Sequence[Tensor], path: Path) -> None:
         raise ValueError(f"the file's name must end in one of {SUFFIXES}, found {str(path)!r}")
     if path.suffix == ".onnx" and find_spec("onnxscript") is None:
         raise ImportError("ONNX needs a package that is not installed: pip install onnxscript")
+
+
+def save(explanation: nn.Module, tensors: Sequence[Tensor], path: Path) -> None:
+    """Write an explanation of tensors like some into a file, in the format that its name says."""
     with torch.no_grad():
         program = torch.export.export(explanation, tuple(tensors), strict=False)
         if path.suffix == ".pt2":

@@ -76,9 +76,11 @@ def traced(
         with tracing(shapes):
             graph = make_fx(run, tracing_mode="real")(*tensors)
     except NotImplementedError as error:
+        if "fx" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts:
+            raise  # the model's own
         raise ExplanationError(f"{_NO_GRAPH} ({error})") from error
     outputs = outputs_of(graph)
-    results, checks = outputs[: -len(decisions.made)], outputs[-len(decisions.made) :]
+    results, checks = outputs[: len(found)], outputs[len(found) :]
     depends = _made_from_inputs(graph)
     made = [
         (check, where)
