@@ -69,7 +69,7 @@ def explain(method: TransformerAttribution) -> CompiledAttribution:
     return method.compile(images(), backend="eager")
 
 
-QUICK = ("transformer_attribution", "rollout", "attnlrp", "norm_rollout")
+QUICK = ("transformer_attribution", "rollout", "attnlrp")
 
 
 def quickly(names: Iterable[str], quick: Collection[str]) -> list[Any]:
@@ -133,6 +133,7 @@ def test_options_are_those_of_attribute(options: dict[str, Any]) -> None:
     assert equal(explain(images(seed=1), 1), method.attribute(images(seed=1), 1, **options))
 
 
+@pytest.mark.slow
 def test_a_batch_of_another_size_is_recorded_when_it_comes(
     method: TransformerAttribution, explain: CompiledAttribution
 ) -> None:
@@ -192,7 +193,7 @@ READS: dict[str, Callable[[Tensor], bool]] = {
 }
 
 
-@pytest.mark.parametrize("name", quickly(READS, ("bool", "tolist", "masked")))
+@pytest.mark.parametrize("name", quickly(READS, ("bool",)))
 def test_an_input_that_takes_another_branch_is_explained_by_the_method(name: str) -> None:
     """Without the check, the graph of the first branch would explain it."""
     method = TransformerAttribution(Branching(READS[name]))
@@ -204,6 +205,7 @@ def test_an_input_that_takes_another_branch_is_explained_by_the_method(name: str
     assert not equal(found, method.attribute(bright, 1))
 
 
+@pytest.mark.slow
 def test_another_input_of_the_same_branch_needs_no_warning() -> None:
     method = TransformerAttribution(Branching(READS["bool"]))
     explain = method.compile(images() + 1, backend="eager")
@@ -244,6 +246,7 @@ def test_an_error_of_the_model_stays_what_it_is() -> None:
         TransformerAttribution(Unfinished()).compile(images(), backend="eager")
 
 
+@pytest.mark.slow
 def test_an_export_leaves_what_is_compiled(explain: CompiledAttribution, tmp_path: Path) -> None:
     explain(images(), 1)
     before = list(explain._recorded.values())
@@ -281,7 +284,7 @@ def another_head(model: nn.Module) -> None:
     [
         pytest.param(trained, marks=pytest.mark.slow),
         loaded,
-        replaced,
+        pytest.param(replaced, marks=pytest.mark.slow),
         pytest.param(another_head, marks=pytest.mark.slow),
     ],
 )
@@ -295,6 +298,7 @@ def test_changed_weights_are_seen(change: Callable[[nn.Module], None]) -> None:
     assert not equal(explain(images(), 1), before)
 
 
+@pytest.mark.slow
 def test_noise_tunnel_takes_it(
     method: TransformerAttribution, explain: CompiledAttribution
 ) -> None:
@@ -325,7 +329,9 @@ def test_inputs_may_be_laid_out_in_any_way_and_want_a_gradient(
     assert not found.requires_grad
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize(
+    "mode", [pytest.param(torch.no_grad, marks=pytest.mark.slow), torch.inference_mode]
+)
 def test_any_mode_of_autograd_is_fine(mode: Any, method: TransformerAttribution) -> None:
     with mode():
         explain = method.compile(images(), backend="eager")
@@ -333,6 +339,7 @@ def test_any_mode_of_autograd_is_fine(mode: Any, method: TransformerAttribution)
     assert equal(found, method.attribute(images(seed=1), 1))
 
 
+@pytest.mark.slow
 def test_a_model_of_half_precision_is_computed_as_by_the_method() -> None:
     method = TransformerAttribution(vit().bfloat16())
     pixels = images().bfloat16()
@@ -342,7 +349,8 @@ def test_a_model_of_half_precision_is_computed_as_by_the_method() -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("depth", [4, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("depth", [4, 8])
 def test_blocks_that_repeat_are_compiled_once(depth: int) -> None:
     """Twice the depth needs as many compilations."""
     method = TransformerAttribution(vit(depth))
@@ -397,10 +405,11 @@ print(sorted(name for name in ("captum", "timm", "transformers") if name in sys.
     "method",
     [
         AttentionRollout,
-        pytest.param(TransformerAttribution, marks=pytest.mark.slow),
-        pytest.param(TransformerLRP, marks=pytest.mark.slow),
+        TransformerAttribution,
+        TransformerLRP,
     ],
 )
+@pytest.mark.slow
 def test_an_exported_program_needs_pytorch_alone(method: Any, tmp_path: Path) -> None:
     attribution = method(vit())
     program, values = tmp_path / "explainer.pt2", tmp_path / "values.pt"
@@ -415,6 +424,7 @@ def test_an_exported_program_needs_pytorch_alone(method: Any, tmp_path: Path) ->
     assert bool(of_nothing.isnan().all())
 
 
+@pytest.mark.slow
 def test_an_exported_program_says_nan_where_python_would_take_another_branch(
     tmp_path: Path,
 ) -> None:
