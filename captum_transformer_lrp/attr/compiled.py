@@ -112,8 +112,8 @@ class CompiledAttribution(Attribution):
     a warning says which line decides otherwise.
 
     A call for inputs of another shape, or after the weights have changed, records again; eight
-    shapes are kept.  The sizes |W| of weights are kept, too, where the rules need them.  What else
-    was changed in the model since, such as a flag that Python reads, is not seen.
+    shapes are kept.  The absolute values of weights are kept, too, where the rules need them.  What
+    else was changed in the model since, such as a flag that Python reads, is not seen.
 
     Args:
         attribution: the method.
