@@ -193,7 +193,7 @@ class CompiledAttribution(Attribution):
     def _record(
         self,
         given: _Given,
-        program: Callable[[fx.GraphModule], Callable[..., Sequence[Tensor]]],
+        program: Callable[[fx.GraphModule, Sequence[Tensor]], Callable[..., Sequence[Tensor]]],
         *,
         chooses_rows: bool,
     ) -> _Recorded:
@@ -215,7 +215,9 @@ class CompiledAttribution(Attribution):
             index = torch.full((len(tensors[0]),), -1, device=tensors[0].device)
             trace = traced(explained, [*tensors, index], chooses_rows=chooses_rows)
             output = torch.empty_like(outputs[0], device="meta")
-            recorded = _Recorded(trace, program(trace.graph), output, *self._state(trace))
+            recorded = _Recorded(
+                trace, program(trace.graph, [*tensors, index]), output, *self._state(trace)
+            )
             results, differs = recorded.results(tensors, index)
             if differs:
                 raise ExplanationError(
@@ -252,7 +254,7 @@ class CompiledAttribution(Attribution):
         """
         given = _Given.of(*self._example)
         check_name(Path(path))
-        graph, structure, *_ = self._record(given, lambda one: one, chooses_rows=False).trace
+        graph, structure, *_ = self._record(given, lambda one, _: one, chooses_rows=False).trace
         index = torch.zeros(len(given.tensors[0]), dtype=torch.long)
         tensors = [*given.tensors, index.to(given.tensors[0].device)]
         save(ExportedExplanation(graph, structure.num_leaves), tensors, Path(path))

@@ -6,12 +6,11 @@ that says, in any later run, whether the decision would be the same.
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Final, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeVar
 
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 
 Value = TypeVar("Value")
 
@@ -23,25 +22,26 @@ class Decision(NamedTuple):
     where: str
 
 
-class Decisions:
-    """The decisions of a run that is being recorded.
+class Decisions(TorchDispatchMode):
+    """A block that is recorded, and its decisions.
 
     Args:
-        aside: calls a function whose operations are not recorded.
         chooses_rows: whether rows without relevance are left out, as in the run at hand.
     """
 
-    def __init__(
-        self, aside: Callable[[Callable[[], Any]], Any], *, chooses_rows: bool = True
-    ) -> None:
-        self._aside = aside
+    def __init__(self, *, chooses_rows: bool = True) -> None:
+        super().__init__()
         self.chooses_rows = chooses_rows
         self.made: list[Decision] = []
+        self.records = True
 
     def aside(self, function: Callable[[], Value]) -> Value:
-        """What a function returns; neither its operations nor its decisions are noted."""
-        found: Value = self._aside(function)
-        return found
+        """What a function returns, whose operations are not recorded."""
+        outer, self.records = self.records, False
+        try:
+            return function()
+        finally:
+            self.records = outer
 
     def note(self, holds: Tensor, where: str) -> None:
         """Note a decision that holds as long as all of ``holds`` is true."""
@@ -51,20 +51,13 @@ class Decisions:
 ROWS: Final = "the choice of rows with relevance"
 """Where a decision is made that a run can do without."""
 
-_state = threading.local()
-
 
 def decisions() -> Decisions | None:
-    """The decisions of this thread's run, if it is being recorded."""
-    return getattr(_state, "decisions", None)
+    """The decisions of the run that is being recorded, if one is.
 
-
-@contextmanager
-def noting(made: Decisions) -> Iterator[None]:
-    """A block whose decisions are noted."""
-    outer = decisions()
-    _state.decisions = made
-    try:
-        yield
-    finally:
-        _state.decisions = outer
+    PyTorch hands the modes of a thread on to the threads of a backward pass.
+    """
+    for mode in reversed(_get_current_dispatch_mode_stack()):
+        if isinstance(mode, Decisions):
+            return mode
+    return None

@@ -362,7 +362,8 @@ def test_blocks_that_repeat_are_compiled_once(depth: int) -> None:
         parts.append(len(graph.graph.nodes))
         return as_it_is(graph, like)
 
-    program = Program(recorded.trace.graph, compiler)
+    index = torch.full((len(images()),), -1)
+    program = Program(recorded.trace.graph, [images(), index], compiler)
     tensors = [images(seed=1), torch.tensor([1, 2])]
     for found, expected in zip(program(*tensors), recorded.trace.graph(*tensors), strict=True):
         assert torch.equal(found, expected)

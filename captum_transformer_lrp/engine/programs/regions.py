@@ -13,6 +13,9 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from captum_transformer_lrp.engine.programs.trace import outputs_of, weights_of
 
@@ -52,13 +55,16 @@ class Program:
 
     Args:
         graph: has results and decisions as its outputs.
+        tensors: inputs like those to come.
         compiler: makes a function of each kind of region.
     """
 
-    def __init__(self, graph: fx.GraphModule, compiler: Compiler) -> None:
+    def __init__(
+        self, graph: fx.GraphModule, tensors: Sequence[Tensor], compiler: Compiler
+    ) -> None:
         self._inputs = graph.graph.find_nodes(op="placeholder")
         self._outputs = outputs_of(graph)
-        known = _constants(graph)
+        known = _laid_out(graph, tensors)
         regions = list(_regions([one for one in graph.graph.nodes
                                  if one.op == "call_function" and one not in known]))  # fmt: skip
         used = {*self._outputs, *(node for one in regions for node in one.inputs)}
@@ -93,15 +99,47 @@ class Program:
         return [values[node] for node in self._outputs]
 
 
-def _constants(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
-    """The values of all that does not depend on the inputs, such as a weight or its size."""
-    found: dict[fx.Node, Any] = {**weights_of(graph)}
+class _Like(NamedTuple):
+    """The layout of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """Of a tensor, or of each of several."""
+        if isinstance(value, (tuple, list)):
+            return tuple(map(cls.of, value))
+        if not isinstance(value, Tensor):
+            return value
+        return cls(tuple(value.shape), value.stride(), value.dtype, value.device)
+
+    def tensor(self) -> Tensor:
+        """A tensor of this layout."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+
+
+def _laid_out(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
+    """Note the layout of each node's value; the values of all that does not depend on inputs."""
+    inputs = graph.graph.find_nodes(op="placeholder")
+    known: dict[fx.Node, Any] = {**weights_of(graph)}
+    values = {**known, **dict(zip(inputs, tensors, strict=True))}
+    last = {used: node for node in graph.graph.nodes for used in node.all_input_nodes}
     with torch.no_grad():
         for node in graph.graph.nodes:
-            if node.op == "call_function" and found.keys() >= {*node.all_input_nodes}:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), found.__getitem__)
-                found[node] = node.target(*args, **kwargs)
-    return found
+            if node.op == "call_function":
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+                values[node] = node.target(*args, **kwargs)
+                if known.keys() >= {*node.all_input_nodes}:
+                    known[node] = values[node]
+            if node in values:
+                node.meta["layout"] = _Like.of(values[node])
+            for used in node.all_input_nodes:
+                if last[used] is node:
+                    del values[used]
+    return known
 
 
 def _regions(nodes: Sequence[fx.Node]) -> Iterator[Region]:
@@ -150,18 +188,7 @@ def _repetitions(kinds: Any, alive: Any, start: int, end: int) -> list[int]:
 def _kind(node: fx.Node) -> Any:
     """What an operation is, whatever it is computed from."""
     settings = fx.node.map_arg((node.args, node.kwargs), lambda _: None)
-    return str(node.target), repr(settings), _shape(node)
-
-
-def _shape(node: fx.Node) -> Any:
-    value = node.meta.get("val")
-    values = value if isinstance(value, (tuple, list)) else [value]
-    return tuple(
-        (tuple(one.shape), tuple(one.stride()), one.dtype, one.device)
-        if isinstance(one, Tensor)
-        else one
-        for one in values
-    )
+    return str(node.target), repr(settings), node.meta["layout"]
 
 
 def _region(nodes: Sequence[fx.Node], places: dict[fx.Node, int], start: int, end: int) -> Region:
@@ -180,7 +207,9 @@ def _region(nodes: Sequence[fx.Node], places: dict[fx.Node, int], start: int, en
         for place, node in enumerate(inside)
         if any(places.get(user, end) >= end for user in node.users)
     ]
-    return Region(inside, list(inputs), outputs, (calls, tuple(map(_shape, inputs))))
+    return Region(
+        inside, list(inputs), outputs, (calls, tuple(one.meta["layout"] for one in inputs))
+    )
 
 
 def _graph_of(region: Region, outputs: Sequence[int]) -> tuple[fx.GraphModule, list[Tensor]]:
@@ -189,11 +218,8 @@ def _graph_of(region: Region, outputs: Sequence[int]) -> tuple[fx.GraphModule, l
     copies: dict[fx.Node, fx.Node] = {}
     like = []
     for number, node in enumerate(region.inputs):
-        value = node.meta["val"]
         copies[node] = graph.placeholder(f"input_{number}")
-        copies[node].meta["val"] = value
-        like.append(torch.empty_strided(value.shape, value.stride(), dtype=value.dtype,
-                                        device=value.device))  # fmt: skip
+        like.append(node.meta["layout"].tensor())
     for node in region.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[region.nodes[place]] for place in outputs))
@@ -201,11 +227,14 @@ def _graph_of(region: Region, outputs: Sequence[int]) -> tuple[fx.GraphModule, l
 
 
 def by_inductor(graph: fx.GraphModule, like: Sequence[Tensor]) -> Function:
-    """A graph as machine code, for inputs like some tensors."""
+    """A graph as machine code, for inputs like some tensors; PyTorch keeps the code on disk."""
     from torch._inductor import compile as compiled
 
-    with torch.no_grad():
-        found: Function = compiled(graph, list(like))
+    shapes = FakeTensorMode(shape_env=ShapeEnv())  # without one, PyTorch looks for no code on disk
+    with torch.no_grad(), tracing(TracingContext(shapes)):
+        found: Function = compiled(
+            graph, [shapes.from_tensor(one, static_shapes=True) for one in like]
+        )
     return found
 
 

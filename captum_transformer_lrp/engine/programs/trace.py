@@ -1,6 +1,6 @@
 """An explanation as a graph of PyTorch's operations, without Python between them.
 
-``make_fx`` writes down what one call of a function computes.  Wherever Python reads a value, the
+A recorder writes down what one call of a function computes.  Wherever Python reads a value, the
 graph gets a check: whether the value would lead to the same decision for other inputs.
 """
 
@@ -8,22 +8,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from operator import getitem
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.compile_utils import fx_graph_cse
-from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functionalize
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from captum_transformer_lrp.engine.programs.writes import Sources, memory, without_writing
 from captum_transformer_lrp.errors import ExplanationError
-from captum_transformer_lrp.rules.decisions import Decisions, noting
+from captum_transformer_lrp.rules.decisions import Decisions
 
 _aten = torch.ops.aten
 
@@ -60,38 +56,23 @@ def traced(
     Raises:
         ExplanationError: for what cannot be written down as a graph.
     """
-    decisions = Decisions(_aside, chooses_rows=chooses_rows)
-    structure: list[pytree.TreeSpec] = []
-    found: list[Tensor] = []
-
-    def run(*values: Tensor) -> list[Tensor]:
-        with noting(decisions), _MethodReads(decisions), _Reads(decisions):
-            results, spec = pytree.tree_flatten(function(*values))
-        structure.append(spec)
-        found.extend(one.detach() for one in results)
-        return [one.detach() for one in (*results, *(one.holds for one in decisions.made))]
-
-    shapes = TracingContext(FakeTensorMode(allow_fallback_kernels=True))  # one mode for all nodes
+    recorder = _Recorder(tensors, chooses_rows=chooses_rows)
     try:
-        with tracing(shapes):
-            graph = make_fx(run, tracing_mode="real")(*tensors)
+        with recorder, _MethodReads(recorder):
+            found, structure = pytree.tree_flatten(function(*tensors))
     except NotImplementedError as error:
-        if "fx" not in Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts:
+        if not Path(traceback.extract_tb(error.__traceback__)[-1].filename).match("torch/_ops.py"):
             raise  # the model's own
         raise ExplanationError(f"{_NO_GRAPH} ({error})") from error
-    outputs = outputs_of(graph)
-    results, checks = outputs[: len(found)], outputs[len(found) :]
-    depends = _made_from_inputs(graph)
-    made = [
-        (check, where)
-        for check, (_, where) in zip(checks, decisions.made, strict=True)
-        if check in depends
-    ]
+    depends = recorder.made_from_inputs()
+    results = [recorder.node_of(one) for one in found]
     if not depends.issuperset(results):
         raise ExplanationError(_NO_GRAPH)
-    graph.graph.output_node().args = ([*results, *(check for check, _ in made)],)
-    graph, places = _simplified(graph, tensors), [where for _, where in made]
-    return Trace(graph, structure[0], places, found, [*weights_of(graph).values()])
+    checks = {recorder.node_of(one.holds): one.where for one in recorder.made}
+    made = {check: where for check, where in checks.items() if check in depends}
+    graph = recorder.with_outputs([*results, *made])
+    found = [one.detach() for one in found]
+    return Trace(graph, structure, [*made.values()], found, [*weights_of(graph).values()])
 
 
 _NO_GRAPH: Final = (
@@ -108,55 +89,44 @@ def outputs_of(graph: fx.GraphModule) -> list[fx.Node]:
 
 def weights_of(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
     """The tensors that a graph has of its own: the model's weights, and constants."""
-    held = {node: getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")}
-    return {node: value for node, value in held.items() if isinstance(value, Tensor)}
+    return {node: getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")}
 
 
-def _aside(function: Callable[[], Any]) -> Any:
-    with disable_proxy_modes_tracing():
-        return function()
+class _Recorder(Decisions):
+    """Writes down the operations of a block, as a graph without writes into tensors.
 
+    Args:
+        tensors: the inputs of the graph.
+        chooses_rows: as of :class:`Decisions`.
+    """
 
-def _made_from_inputs(graph: fx.GraphModule) -> set[fx.Node]:
-    found = set(graph.graph.find_nodes(op="placeholder"))
-    for node in graph.graph.nodes:
-        if any(one in found for one in node.all_input_nodes):
-            found.add(node)
-    return found
+    def __init__(self, tensors: Sequence[Tensor], *, chooses_rows: bool) -> None:
+        super().__init__(chooses_rows=chooses_rows)
+        self._graph = fx.Graph()
+        self._held: dict[str, Tensor] = {}
+        self._nodes = Sources()
+        self._calls: dict[tuple[Any, str], fx.Node] = {}
+        for number, one in enumerate(tensors):
+            self._nodes[one] = self._graph.placeholder(f"input_{number}")
 
+    def node_of(self, tensor: Tensor) -> fx.Node:
+        """The operation that computes a tensor; one that none has computed is the graph's own."""
+        node = self._nodes.get(tensor)
+        return self._hold(tensor, tensor) if node is None else node
 
-def _simplified(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> fx.GraphModule:
-    """The same graph without writes into tensors, dead code and what is computed twice."""
-    for node in graph.graph.nodes:
-        if node.target in _VIEWS:  # that of another layout in memory may be a copy
-            node.target = _aten.reshape.default
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    pure = functionalize(graph, remove="mutations")
-    with torch.no_grad():
-        found = make_fx(pure, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
-    for node in list(found.graph.nodes):
-        if node.target in _IDENTITIES:
-            node.replace_all_uses_with(node.args[0])
-            found.graph.erase_node(node)
-    found = fx.GraphModule(found, fx_graph_cse(found.graph))
-    found.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-    found.recompile()
-    for node, value in weights_of(found).items():
-        node.meta["val"] = value
-    return found
+    def made_from_inputs(self) -> set[fx.Node]:
+        """The operations whose results depend on the inputs."""
+        found = set(self._graph.find_nodes(op="placeholder"))
+        for node in self._graph.nodes:
+            if any(one in found for one in node.all_input_nodes):
+                found.add(node)
+        return found
 
-
-_VIEWS: Final = frozenset({_aten.view.default, _aten._unsafe_view.default})
-_IDENTITIES: Final = frozenset({_aten.alias.default, _aten.detach.default})
-
-
-class _Reads(TorchDispatchMode):
-    """Computes for the values at hand what has no tensor of a known shape as its result."""
-
-    def __init__(self, decisions: Decisions) -> None:
-        super().__init__()
-        self._decisions = decisions
+    def with_outputs(self, outputs: Sequence[fx.Node]) -> fx.GraphModule:
+        """The graph of these outputs, without dead code."""
+        self._graph.output(tuple(outputs))
+        self._graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        return fx.GraphModule(self._held, self._graph)
 
     def __torch_dispatch__(
         self,
@@ -166,27 +136,87 @@ class _Reads(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = dict(kwargs or {})
+        if any(one.__torch_dispatch__ is not Tensor.__torch_dispatch__ for one in types):
+            return NotImplemented  # a kind of tensor that computes by operations of its own
+        if not self.records:
+            return func(*args, **kwargs)
         if func is _aten.index.Tensor:
             places = [part for index in args[1] for part in self._places(index)]
-            return func(args[0], places, *args[2:], **kwargs)
-        if not _READS.intersection(func.tags):
-            return func(*args, **kwargs)
-        found = _aside(lambda: func(*args, **kwargs))
-        if func in _COMPARISONS:
-            self._decisions.note(_COMPARISONS[func](*args, **kwargs).all() == found, _reader())
-            return found
-        for read in pytree.tree_leaves((args, kwargs)):
-            if isinstance(read, Tensor):
-                _note(self._decisions, read != 0 if func is _aten.nonzero.default else read)
+            args = (args[0], places)
+        elif _READS.intersection(func.tags):
+            return self._read(func, args, kwargs)
+        if func._schema.is_mutable:
+            return without_writing(func, args, kwargs, self._write, self._nodes)
+        found = func(*args, **kwargs)
+        if func is _aten.lift_fresh.default:  # of what nobody else has yet, and may write into
+            self._hold(found, found.clone())
+        else:
+            self._write(func, args, kwargs, found)
+        return found
+
+    def _write(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
+        """Write down an operation and what it returned."""
+        args, kwargs = pytree.tree_map_only(Tensor, self.node_of, (tuple(args), kwargs))
+        if func in _IDENTITIES:
+            self._nodes[found] = args[0]
+            return
+        node = self._call(_aten.reshape.default if func in _VIEWS else func, args, kwargs)
+        if isinstance(found, Tensor):
+            self._nodes[found] = node
+            return
+        for place, one in enumerate(found if isinstance(found, (tuple, list)) else ()):
+            if isinstance(one, Tensor):
+                self._nodes[one] = self._call(getitem, (node, place), {})
+
+    def _call(self, func: Any, args: Any, kwargs: Any) -> fx.Node:
+        """The node of an operation, one for all that compute the same."""
+        key = func, repr((args, kwargs))
+        if key not in self._calls or torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
+            self._calls[key] = self._graph.call_function(func, args, kwargs)
+        return self._calls[key]
+
+    def _hold(self, tensor: Tensor, value: Tensor) -> fx.Node:
+        name = f"tensor_{len(self._held)}"
+        self._held[name] = value
+        self._nodes[tensor] = node = self._graph.get_attr(name)
+        if tensor is value:
+            self._nodes.fixed.add(memory(tensor))
+        return node
+
+    def _read(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Compute for the values at hand what has no tensor of a known shape as its result."""
+        found = func(*args, **kwargs)
+        with self:
+            if func in _COMPARISONS:
+                self.note(_COMPARISONS[func](*args, **kwargs).all() == found, _reader())
+                return found
+            for read in pytree.tree_leaves((args, kwargs)):
+                if isinstance(read, Tensor):
+                    self.note_all(read != 0 if func is _aten.nonzero.default else read)
         return found
 
     def _places(self, index: Tensor | None) -> Sequence[Tensor | None]:
         """An index as it is; a mask as the indices of what it takes."""
         if index is None or index.dtype not in (torch.bool, torch.uint8):
             return [index]
-        _note(self._decisions, index)
-        return _aside(lambda: index.nonzero().unbind(1))
+        with self:
+            self.note_all(index)
+        return index.nonzero().unbind(1)
 
+    def note_all(self, read: Tensor) -> None:
+        """Note that a decision was made by all values of a tensor."""
+        read = read.detach()
+        known = self.aside(read.clone)
+        same = read == known
+        if self.aside(lambda: bool(known.isnan().any())):
+            same = same | (read.isnan() & known.isnan())
+        self.note(same, _reader())
+
+
+_VIEWS: Final = frozenset({_aten.view.default, _aten._unsafe_view.default})
+"""That of another layout in memory may be a copy."""
+
+_IDENTITIES: Final = frozenset({_aten.alias.default, _aten.detach.default})
 
 _READS: Final = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
@@ -199,9 +229,9 @@ _COMPARISONS: Final[Mapping[Any, Callable[..., Tensor]]] = {
 class _MethodReads(TorchFunctionMode):
     """Notes methods that read a tensor's memory without any of PyTorch's operations."""
 
-    def __init__(self, decisions: Decisions) -> None:
+    def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
-        self._decisions = decisions
+        self._recorder = recorder
 
     def __torch_function__(
         self,
@@ -210,19 +240,9 @@ class _MethodReads(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__):
-            _note(self._decisions, args[0])
+        if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__):
+            self._recorder.note_all(args[0])
         return func(*args, **(kwargs or {}))
-
-
-def _note(decisions: Decisions, read: Tensor) -> None:
-    """Note that a decision was made by all values of a tensor."""
-    read = read.detach()
-    known = _aside(read.clone)
-    same = read == known
-    if bool(_aside(lambda: known.isnan().any())):
-        same = same | (read.isnan() & known.isnan())
-    decisions.note(same, _reader())
 
 
 def _reader() -> str:
@@ -230,9 +250,9 @@ def _reader() -> str:
     found = ""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path == _HERE and frame.name == "run":
+        if path == _HERE and frame.name == "traced":
             break
-        if path == _HERE or "torch" in path.parts:
+        if path == _HERE or not {"torch", "captum"}.isdisjoint(path.parts):
             continue
         place = f"{'/'.join(path.parts[-3:])}, line {frame.lineno}"
         if _PACKAGE not in path.parents:

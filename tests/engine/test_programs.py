@@ -1,0 +1,191 @@
+"""A recorded graph computes what Python computed, though it writes into no tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from captum_transformer_lrp.engine.programs.regions import Program, as_it_is
+from captum_transformer_lrp.engine.programs.trace import Trace, traced
+from captum_transformer_lrp.errors import ExplanationError
+
+
+def values(seed: int = 0) -> Tensor:
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def a_row(x: Tensor) -> Tensor:
+    y = x * 2
+    y[1] = x[0]
+    return y
+
+
+def a_row_of_a_row(x: Tensor) -> Tensor:
+    y = x * 2
+    y[1:][::2][:, 1:3] += 1
+    return y
+
+
+def through_a_transposed_view(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.t()[2].mul_(x[:, 0])
+    return y
+
+
+def what_another_view_reads(x: Tensor) -> Tensor:
+    y = x.clone()
+    flat, last, all_of_it = y.view(-1), y[..., -1], y.detach()
+    y[:, 3:].neg_()
+    return flat.sum() + last * all_of_it[:, 0]
+
+
+def a_view_that_reads_other_elements(x: Tensor) -> Tensor:
+    y = x.clone()
+    left = y[:, :3]
+    y[:, 3:] = 0
+    return left + y[:, 3:]
+
+
+def overlapping_views(x: Tensor) -> Tensor:
+    y = x.clone().view(-1)
+    windows = y.as_strided((10, 3), (2, 1))
+    y[5:9].fill_(3)
+    return windows * 2
+
+
+def an_expanded_view(x: Tensor) -> Tensor:
+    y = x[:, :1].clone()
+    wide = y.expand(-1, 5)
+    y.add_(1)
+    return wide.sin()
+
+
+def another_dtype(x: Tensor) -> Tensor:
+    y = x.clone()
+    return y.lt_(0) + y.gt_(0.5)
+
+
+def of_another_dtype(x: Tensor) -> Tensor:
+    return torch.zeros(4, 6, dtype=torch.float32).add_(x).double() + x.float().mul_(x).double()
+
+
+def masks(x: Tensor) -> Tensor:
+    kept = x > 0
+    kept &= x < 1
+    kept[0] |= x[0] < -1
+    return x.masked_fill(~kept, 0).masked_fill_(x > 0.5, 2)
+
+
+def the_argument_out(x: Tensor) -> Tensor:
+    y, z = torch.empty(0, dtype=x.dtype), torch.zeros_like(x)
+    torch.add(x, 1, out=y)
+    torch.mul(x, y, out=z)
+    largest, place = torch.empty(4, dtype=x.dtype), torch.empty(4, dtype=torch.long)
+    torch.max(x, dim=1, out=(largest, place))
+    return y + z + largest[:, None] + place[:, None]
+
+
+def other_shapes(x: Tensor) -> Tensor:
+    y = x.clone().unsqueeze_(0).transpose_(0, 1).squeeze_(1)
+    return y.t_() @ x
+
+
+def by_index(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[[0, 0, 2], [1, 1, 3]] = x[0, :3]
+    y.index_put_((torch.tensor([1, 1]),), x[:2], accumulate=True)
+    y.scatter_(1, torch.tensor([[0], [1], [2], [3]]), x[:, :1] * 5)
+    return y.index_add_(0, torch.tensor([3]), x[:1]).index_fill_(1, torch.tensor([5]), 7)
+
+
+def a_new_constant(x: Tensor) -> Tensor:
+    scale = torch.tensor([1.0, 2.0], dtype=x.dtype)
+    scale[0] = x[0, 0]
+    return x * scale.sum()
+
+
+def many_times(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    for row, one in zip(y, x, strict=True):
+        row.copy_(one.cumsum(0))
+        row[1:].sub_(row[:-1].clone())
+    return y.relu_()
+
+
+def several_results(x: Tensor) -> Tensor:
+    first, second = x.split(3, 1)
+    values, places = first.sort(1)
+    return values.mul_(2) + second.gather(1, places)
+
+
+WRITES = [
+    a_row, a_row_of_a_row, through_a_transposed_view, what_another_view_reads,
+    a_view_that_reads_other_elements, overlapping_views, an_expanded_view, another_dtype,
+    of_another_dtype, masks, the_argument_out, other_shapes, by_index, a_new_constant, many_times,
+    several_results,
+]  # fmt: skip
+
+
+def computed(trace: Trace, example: Tensor, x: Tensor) -> Tensor:
+    """What a recorded graph returns, if all its checks hold."""
+    found, *checks = Program(trace.graph, [example], as_it_is)(x)
+    assert all(checks)
+    return found
+
+
+@pytest.mark.parametrize("function", WRITES, ids=lambda one: one.__name__)
+def test_writes_into_tensors_are_written_down_without_writing(
+    function: Callable[[Tensor], Tensor],
+) -> None:
+    trace = traced(function, [values()])
+    assert not any(
+        node.target._schema.is_mutable
+        for node in trace.graph.graph.nodes
+        if hasattr(node.target, "_schema")
+    )
+    assert torch.equal(trace.found[0], function(values()))
+    for seed in range(3):
+        assert torch.equal(computed(trace, values(), values(seed)), function(values(seed)))
+
+
+def test_what_is_computed_twice_is_computed_once() -> None:
+    trace = traced(lambda x: x.exp() + x.exp() * 1 + x.exp() * 1.0, [values()])
+    names = [str(node.target) for node in trace.graph.graph.nodes]
+    assert names.count("aten.exp.default") == 1
+    assert names.count("aten.mul.Tensor") == 2, "an integer and a float may give another type"
+
+
+def test_random_numbers_are_not_shared() -> None:
+    trace = traced(lambda x: torch.rand_like(x) - torch.rand_like(x) + 0 * x, [values()])
+    assert computed(trace, values(), values()).std() > 0.1
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.calls
+
+
+def test_a_tensor_that_outlives_the_call_cannot_be_written_into() -> None:
+    with pytest.raises(ExplanationError, match=r"outlives the call \(aten.add_.Tensor\)"):
+        traced(Counting(), [values()])
+
+
+IMPOSSIBLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "another size": lambda y: y.resize_(2, 3),
+    "another memory": lambda y: y.set_(values()),
+    "read as another type": lambda y: torch.view_as_complex(y.view(4, 3, 2)).mul_(1j),
+}
+
+
+@pytest.mark.parametrize("write", IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_a_write_that_no_graph_can_do_is_refused(write: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ExplanationError, match="a graph cannot write into"):
+        traced(lambda x: write(x.clone()).abs(), [values()])
