@@ -43,6 +43,10 @@ class Decisions(TorchDispatchMode):
         finally:
             self.records = outer
 
+    def stand_for(self, copy: Tensor, original: Tensor) -> None:
+        """A copy that was made aside has the values of its original."""
+        raise NotImplementedError
+
     def note(self, holds: Tensor, where: str) -> None:
         """Note a decision that holds as long as all of ``holds`` is true."""
         self.made.append(Decision(holds.all(), where))

@@ -114,6 +114,10 @@ class _Recorder(Decisions):
         node = self._nodes.get(tensor)
         return self._hold(tensor, tensor) if node is None else node
 
+    def stand_for(self, copy: Tensor, original: Tensor) -> None:
+        """A copy that was made aside has the values of its original."""
+        self._nodes[copy] = self.node_of(original)
+
     def made_from_inputs(self) -> set[fx.Node]:
         """The operations whose results depend on the inputs."""
         found = set(self._graph.find_nodes(op="placeholder"))

@@ -23,6 +23,7 @@ from captum_transformer_lrp.engine.graph.arguments import (
 from captum_transformer_lrp.engine.watch.context import Context
 from captum_transformer_lrp.engine.watch.snapshot import Snapshot
 from captum_transformer_lrp.errors import ExplanationError
+from captum_transformer_lrp.rules.decisions import decisions
 
 _GIVES_MEMORY = frozenset(
     {"numpy", "__array__", "__dlpack__", "untyped_storage", "storage", "data_ptr"}
@@ -90,12 +91,21 @@ def diverted(watch: Context, args: Args, kwargs: Kwargs) -> tuple[Args, Kwargs]:
 
 
 def _copy_all(watch: Context, tensor: Tensor, address: int) -> None:
-    """Copy what a tensor shares its memory with; each of them has a stand-in from now on.
-
-    The stand-ins share the memory of the copy as those that they stand for share theirs.
-    """
+    """Copy what a tensor shares its memory with; each of them has a stand-in from now on."""
     together = [*watch.writes.snapshot.memory.owners[address], tensor]
     together = list({id(one): one for one in together}.values())
+    made = decisions()
+    if made is None:
+        _copy_together(watch, tensor, together)
+    else:
+        made.aside(lambda: _copy_together(watch, tensor, together))
+        for one in together:
+            made.stand_for(watch.writes.replaced[one], one)
+    watch.writes.memory.add(address)
+
+
+def _copy_together(watch: Context, tensor: Tensor, together: Sequence[Tensor]) -> None:
+    """The stand-ins share the memory of the copy as those that they stand for share theirs."""
     ranges = [_range(one) for one in together]
     begin, end = min(one for one, _ in ranges), max(one for _, one in ranges)
     storage = tensor.untyped_storage()
@@ -119,7 +129,6 @@ def _copy_all(watch: Context, tensor: Tensor, address: int) -> None:
                 watch.look_ups.ids[stand_in] = ids.become(stand_in, ids.places)
             watch.writes.replaced[one] = stand_in
             watch.writes.snapshot.memory.owners.setdefault(memory._cdata, []).append(stand_in)
-    watch.writes.memory.add(address)
 
 
 def _range(tensor: Tensor) -> tuple[int, int]:
