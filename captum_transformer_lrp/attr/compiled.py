@@ -11,13 +11,14 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from captum.attr._utils.attribution import Attribution
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from captum_transformer_lrp.attr.arguments import captum_method
 from captum_transformer_lrp.attr.targets import checked_target
 from captum_transformer_lrp.engine.programs.export import ExportedExplanation, check_name, save
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by_inductor
+from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
 from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.errors import ExplanationError
@@ -51,6 +52,37 @@ class _Given(NamedTuple):
         leaves, structure = pytree.tree_flatten((inputs, additional))
         tensors = [one.detach().contiguous() for one in leaves if isinstance(one, Tensor)]
         return cls(leaves, structure, tensors, count)
+
+    def axes(self, batch: bool, tokens: bool) -> list[dict[int, int]]:
+        """For each tensor the dimensions that may have any size, and the size's number."""
+        sizes = [(dim, self.tensors[0].shape[dim]) for dim in [0] * batch + [1] * tokens]
+        return [
+            {
+                dim: number
+                for number, (dim, size) in enumerate(sizes)
+                if one.dim() > dim and one.shape[dim] == size
+            }
+            for one in self.tensors
+        ]
+
+    def with_sizes(self, axes: Sequence[Mapping[int, int]], sizes: Sequence[int]) -> _Given:
+        """The same with other sizes: fewer tokens between first and last, or examples again."""
+        tensors = []
+        for one, numbers in zip(self.tensors, axes, strict=True):
+            for dim, number in numbers.items():
+                places = torch.arange(sizes[number], device=one.device) % one.shape[dim]
+                if sizes[number] < one.shape[dim]:
+                    places[-1] = one.shape[dim] - 1
+                one = one.index_select(dim, places)
+            tensors.append(one.contiguous())
+        return self._replace(tensors=tensors)
+
+    def flipped(self) -> _Given:
+        """The same with other values, where inputs are numbers with a point."""
+        return self._replace(tensors=[
+            one.flip(-1) if place < self.inputs and one.is_floating_point() else one
+            for place, one in enumerate(self.tensors)
+        ])  # fmt: skip
 
     @property
     def key(self) -> str:
@@ -158,7 +190,7 @@ class CompiledAttribution(Attribution):
         given to ``compile``.  The method itself explains a target that is a function.
         """
         if callable(target):
-            return self._by_method(inputs, target, additional_forward_args)
+            return self._by_method(target, inputs, additional_forward_args)
         given = _Given.of(inputs, additional_forward_args)
         recorded = self._for_shapes(given)
         index = _flat_index(recorded.output, target).to(given.tensors[0].device)
@@ -173,7 +205,7 @@ class CompiledAttribution(Attribution):
                 "inputs than for those that the graph was recorded with",
                 stacklevel=3,
             )
-            return self._by_method(inputs, target, additional_forward_args)
+            return self._by_method(target, inputs, additional_forward_args)
         return pytree.tree_unflatten(results, recorded.trace.structure)
 
     def _for_shapes(self, given: _Given) -> _Recorded:
@@ -182,22 +214,25 @@ class CompiledAttribution(Attribution):
         found = self._recorded.get(key)
         if found is None or self._state(found.trace)[1] != found.state:
             self._recorded.pop(key, None)
-            compiler = as_it_is if self._backend == "eager" else by_inductor
-            program = partial(Program, compiler=compiler)
-            found = self._record(given, program, chooses_rows=self._chooses_rows)
-            self._recorded[key] = found
+            self._recorded[key] = found = self._record(given)
             if len(self._recorded) > MOST_SHAPES:
                 del self._recorded[next(iter(self._recorded))]
         return found
 
-    def _record(
-        self,
-        given: _Given,
-        program: Callable[[fx.GraphModule, Sequence[Tensor]], Callable[..., Sequence[Tensor]]],
-        *,
-        chooses_rows: bool,
-    ) -> _Recorded:
+    def _record(self, given: _Given) -> _Recorded:
         """Record an explanation, and make sure that its program computes what the method does."""
+        compiler = as_it_is if self._backend == "eager" else by_inductor
+        with torch.inference_mode(False):
+            trace, output, tensors = self._traced(given, chooses_rows=self._chooses_rows)
+            program = Program(trace.graph, tensors, compiler)
+            recorded = _Recorded(trace, program, output, *self._state(trace))
+            self._compare(recorded, given, trace.found)
+            # What came into the graph as a constant shows with other inputs.
+            self._compare(recorded, given.flipped())
+        return recorded
+
+    def _traced(self, given: _Given, **options: bool) -> tuple[Trace, Tensor, list[Tensor]]:
+        """The graph of an explanation, a tensor like the model's output, and its inputs."""
         outputs: list[Tensor] = []
 
         def explained(*values: Tensor) -> Any:
@@ -207,36 +242,47 @@ class CompiledAttribution(Attribution):
                 outputs.append(output)
                 return _values_at(output, index)
 
-            inputs, additional = given.holding(tensors)
-            return self._by_method(inputs, chosen, additional)
+            return self._by_method(chosen, *given.holding(tensors))
 
-        with torch.inference_mode(False):
-            tensors = [one.clone() if one.is_inference() else one for one in given.tensors]
-            index = torch.full((len(tensors[0]),), -1, device=tensors[0].device)
-            trace = traced(explained, [*tensors, index], chooses_rows=chooses_rows)
-            output = torch.empty_like(outputs[0], device="meta")
-            recorded = _Recorded(
-                trace, program(trace.graph, [*tensors, index]), output, *self._state(trace)
+        tensors = [one.clone() if one.is_inference() else one for one in given.tensors]
+        tensors.append(_predicted(given))
+        trace = traced(explained, tensors, **options)
+        return trace, torch.empty_like(outputs[0], device="meta"), tensors
+
+    def _compare(
+        self, recorded: _Recorded, given: _Given, expected: Sequence[Tensor] | None = None
+    ) -> None:
+        """Raise for a graph that does not compute what the method does.
+
+        Other inputs may lead to other decisions; those that were recorded must not.
+        """
+        results, differs = recorded.results(given.tensors, _predicted(given))
+        if differs and expected is not None:
+            raise ExplanationError(
+                f"{differs} decides otherwise when the same is computed again, so no graph "
+                "says what it decides: call attribute() of the method itself"
             )
-            results, differs = recorded.results(tensors, index)
-            if differs:
+        if differs:
+            return
+        if expected is None:
+            predicted = partial(_values_at, index=_predicted(given))
+            expected = pytree.tree_leaves(self._by_method(predicted, *given.holding(given.tensors)))
+        for one, other in zip(results, expected, strict=True):
+            rounding = 1e-3 * float(other.abs().max())
+            if one.shape != other.shape or not bool(((one - other).abs() <= rounding).all()):
                 raise ExplanationError(
-                    f"{differs} decides otherwise when the same is computed again, so no graph "
-                    "says what it decides: call attribute() of the method itself"
+                    "the recorded graph returns another map than the method: call attribute() of "
+                    "the method itself, and please report the model"
                 )
-            _check(results, trace.found)
-            # What came into the graph as a constant shows with other inputs.
-            others = [
-                one.flip(-1) if place < given.inputs and one.is_floating_point() else one
-                for place, one in enumerate(tensors)
-            ]
-            results, differs = recorded.results(others, index)
-            if not differs:
-                _check(results, pytree.tree_leaves(explained(*others, index)))
-        return recorded
 
-    def export(self, path: str | PathLike[str]) -> None:
-        """Write the explanation of the example inputs' shapes into a file.
+    def export(
+        self,
+        path: str | PathLike[str],
+        *,
+        dynamic_batch: bool = True,
+        dynamic_tokens: bool = False,
+    ) -> None:
+        """Write the explanation into a file.
 
         The file's program takes the input's tensors, then the tensors among the additional
         arguments, then the target: for each example the class, or −1 for the predicted one, (N,)
@@ -247,17 +293,40 @@ class CompiledAttribution(Attribution):
         Args:
             path: a name in ``.pt2`` for a program that ``torch.export.load(path).module()`` runs
                 with PyTorch alone, or in ``.onnx`` for ONNX, which needs the package onnxscript.
+            dynamic_batch: whether the batch may have any size, or that of the example inputs.
+            dynamic_tokens: whether texts may have any length.  The inputs are token ids (N, T) or
+                embeddings (N, T, D) then, of three tokens or more.
 
         Raises:
-            ValueError: for another name.
+            ValueError: for another name, and for inputs without tokens.
             ImportError: for ``.onnx``, where onnxscript is missing.
+            ExplanationError: for an explanation that computes otherwise for another size.
         """
         given = _Given.of(*self._example)
         check_name(Path(path))
-        graph, structure, *_ = self._record(given, lambda one, _: one, chooses_rows=False).trace
-        index = torch.zeros(len(given.tensors[0]), dtype=torch.long)
-        tensors = [*given.tensors, index.to(given.tensors[0].device)]
-        save(ExportedExplanation(graph, structure.num_leaves), tensors, Path(path))
+        shape = given.tensors[0].shape
+        if dynamic_tokens and (len(shape) not in (2, 3) or shape[1] < 3):
+            raise ValueError(
+                "dynamic_tokens needs token ids (N, T) or embeddings (N, T, D) of three tokens or "
+                f"more, found an input of shape {tuple(shape)}"
+            )
+        axes = given.axes(dynamic_batch, dynamic_tokens)
+        sizes = [Size(0, 0, 2)] * dynamic_batch + [Size(0, 1, shape[1] - 1)] * dynamic_tokens
+        with torch.inference_mode(False):
+            graphs = {}
+            for sample in samples(sizes):
+                some = given.with_sizes(axes, [one.smaller + (number in sample)
+                                               for number, one in enumerate(sizes)])  # fmt: skip
+                trace, output, tensors = self._traced(some, chooses_rows=False, shares=not sizes)
+                graphs[sample] = trace.graph
+            graph = of_any_size(graphs, sizes)
+            recorded = _Recorded(trace, graph, output, (), ())
+            for batch, more in ((1, 0), (4, 1)):
+                others = [one.smaller + more if one.dim else batch for one in sizes]
+                self._compare(recorded, given.with_sizes(axes, others).flipped())
+            index_axes = {0: 0} if dynamic_batch else {}
+            explanation = ExportedExplanation(graph, trace.structure.num_leaves)
+            save(explanation, tensors, [*axes, index_axes], Path(path))
 
     def _state(self, trace: Trace) -> tuple[list[Tensor], list[Any]]:
         """What the model and the graph hold, and what differs once it was changed or replaced."""
@@ -270,19 +339,14 @@ class CompiledAttribution(Attribution):
             (id(one), one.data_ptr(), 0 if one.is_inference() else one._version) for one in held
         ]
 
-    def _by_method(self, inputs: Any, target: Any, additional: Any) -> Any:
+    def _by_method(self, target: Any, inputs: Any, additional: Any) -> Any:
         return self.attribution.attribute(inputs, target, additional, **self._options)
 
 
-def _check(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Raise for a graph that does not compute what the method does."""
-    for one, other in zip(found, expected, strict=True):
-        rounding = 1e-3 * float(other.abs().max())
-        if not bool(((one - other).abs() <= rounding).all()):
-            raise ExplanationError(
-                "the recorded graph returns another map than the method: call attribute() of the "
-                "method itself, and please report the model"
-            )
+def _predicted(given: _Given) -> Tensor:
+    """The index of the predicted class, for each example."""
+    first = given.tensors[0]
+    return torch.full((len(first),), -1, device=first.device)
 
 
 def _values_at(output: Tensor, index: Tensor) -> Tensor:

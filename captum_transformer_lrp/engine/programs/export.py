@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,10 +48,22 @@ def check_name(path: Path) -> None:
         raise ImportError("ONNX needs a package that is not installed: pip install onnxscript")
 
 
-def save(explanation: nn.Module, tensors: Sequence[Tensor], path: Path) -> None:
-    """Write an explanation of tensors like some into a file, in the format that its name says."""
+def save(
+    explanation: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Collection[int]], path: Path
+) -> None:
+    """Write an explanation into a file, in the format that its name says.
+
+    Args:
+        explanation: the program.
+        tensors: inputs like those to come.
+        axes: for each of them the dimensions that may have another size.
+        path: the file.
+    """
+    shapes = (tuple(dict.fromkeys(one, torch.export.Dim.DYNAMIC) for one in axes),)
     with torch.no_grad():
-        program = torch.export.export(explanation, tuple(tensors), strict=False)
+        program = torch.export.export(
+            explanation, tuple(tensors), dynamic_shapes=shapes, strict=False
+        )
         if path.suffix == ".pt2":
             torch.export.save(program, path)
         else:

@@ -17,7 +17,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from captum_transformer_lrp.engine.programs.trace import outputs_of, weights_of
+from captum_transformer_lrp.engine.programs.graphs import outputs_of, weights_of
 
 FEWEST_NODES: Final = 40
 """A repetition is worth finding that saves the compilation of so many operations."""

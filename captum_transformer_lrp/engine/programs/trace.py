@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from captum_transformer_lrp.engine.programs.graphs import Writing, weights_of
 from captum_transformer_lrp.engine.programs.writes import Sources, memory, without_writing
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.decisions import Decisions
@@ -44,7 +45,11 @@ class Trace(NamedTuple):
 
 
 def traced(
-    function: Callable[..., Any], tensors: Sequence[Tensor], *, chooses_rows: bool = True
+    function: Callable[..., Any],
+    tensors: Sequence[Tensor],
+    *,
+    chooses_rows: bool = True,
+    shares: bool = True,
 ) -> Trace:
     """The graph of ``function(*tensors)``.
 
@@ -52,11 +57,12 @@ def traced(
         function: returns tensors, in any structure.
         tensors: what it is called with.
         chooses_rows: as of :class:`Decisions`.
+        shares: as of :class:`Writing`.
 
     Raises:
         ExplanationError: for what cannot be written down as a graph.
     """
-    recorder = _Recorder(tensors, chooses_rows=chooses_rows)
+    recorder = _Recorder(tensors, Writing(shares=shares), chooses_rows=chooses_rows)
     try:
         with recorder, _MethodReads(recorder):
             found, structure = pytree.tree_flatten(function(*tensors))
@@ -70,7 +76,7 @@ def traced(
         raise ExplanationError(_NO_GRAPH)
     checks = {recorder.node_of(one.holds): one.where for one in recorder.made}
     made = {check: where for check, where in checks.items() if check in depends}
-    graph = recorder.with_outputs([*results, *made])
+    graph = recorder.graph.done([*results, *made])
     found = [one.detach() for one in found]
     return Trace(graph, structure, [*made.values()], found, [*weights_of(graph).values()])
 
@@ -81,56 +87,38 @@ _NO_GRAPH: Final = (
 )
 
 
-def outputs_of(graph: fx.GraphModule) -> list[fx.Node]:
-    """The nodes that a graph returns."""
-    outputs: Any = graph.graph.output_node().args[0]
-    return list(outputs)
-
-
-def weights_of(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
-    """The tensors that a graph has of its own: the model's weights, and constants."""
-    return {node: getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")}
-
-
 class _Recorder(Decisions):
     """Writes down the operations of a block, as a graph without writes into tensors.
 
     Args:
         tensors: the inputs of the graph.
+        graph: empty.
         chooses_rows: as of :class:`Decisions`.
     """
 
-    def __init__(self, tensors: Sequence[Tensor], *, chooses_rows: bool) -> None:
+    def __init__(self, tensors: Sequence[Tensor], graph: Writing, *, chooses_rows: bool) -> None:
         super().__init__(chooses_rows=chooses_rows)
-        self._graph = fx.Graph()
-        self._held: dict[str, Tensor] = {}
-        self._nodes = Sources()
-        self._calls: dict[tuple[Any, str], fx.Node] = {}
+        self.graph = graph
+        self.sources = Sources()
         for number, one in enumerate(tensors):
-            self._nodes[one] = self._graph.placeholder(f"input_{number}")
+            self.sources[one] = graph.graph.placeholder(f"input_{number}")
 
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The operation that computes a tensor; one that none has computed is the graph's own."""
-        node = self._nodes.get(tensor)
+        node = self.sources.get(tensor)
         return self._hold(tensor, tensor) if node is None else node
 
     def stand_for(self, copy: Tensor, original: Tensor) -> None:
         """A copy that was made aside has the values of its original."""
-        self._nodes[copy] = self.node_of(original)
+        self.sources[copy] = self.node_of(original)
 
     def made_from_inputs(self) -> set[fx.Node]:
         """The operations whose results depend on the inputs."""
-        found = set(self._graph.find_nodes(op="placeholder"))
-        for node in self._graph.nodes:
+        found = set(self.graph.graph.find_nodes(op="placeholder"))
+        for node in self.graph.graph.nodes:
             if any(one in found for one in node.all_input_nodes):
                 found.add(node)
         return found
-
-    def with_outputs(self, outputs: Sequence[fx.Node]) -> fx.GraphModule:
-        """The graph of these outputs, without dead code."""
-        self._graph.output(tuple(outputs))
-        self._graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        return fx.GraphModule(self._held, self._graph)
 
     def __torch_dispatch__(
         self,
@@ -150,41 +138,32 @@ class _Recorder(Decisions):
         elif _READS.intersection(func.tags):
             return self._read(func, args, kwargs)
         if func._schema.is_mutable:
-            return without_writing(func, args, kwargs, self._write, self._nodes)
+            return without_writing(func, args, kwargs, self)
         found = func(*args, **kwargs)
         if func is _aten.lift_fresh.default:  # of what nobody else has yet, and may write into
             self._hold(found, found.clone())
         else:
-            self._write(func, args, kwargs, found)
+            self.write(func, args, kwargs, found)
         return found
 
-    def _write(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
+    def write(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
         """Write down an operation and what it returned."""
         args, kwargs = pytree.tree_map_only(Tensor, self.node_of, (tuple(args), kwargs))
         if func in _IDENTITIES:
-            self._nodes[found] = args[0]
+            self.sources[found] = args[0]
             return
-        node = self._call(_aten.reshape.default if func in _VIEWS else func, args, kwargs)
+        node = self.graph.call(_aten.reshape.default if func in _VIEWS else func, args, kwargs)
         if isinstance(found, Tensor):
-            self._nodes[found] = node
+            self.sources[found] = node
             return
         for place, one in enumerate(found if isinstance(found, (tuple, list)) else ()):
             if isinstance(one, Tensor):
-                self._nodes[one] = self._call(getitem, (node, place), {})
-
-    def _call(self, func: Any, args: Any, kwargs: Any) -> fx.Node:
-        """The node of an operation, one for all that compute the same."""
-        key = func, repr((args, kwargs))
-        if key not in self._calls or torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
-            self._calls[key] = self._graph.call_function(func, args, kwargs)
-        return self._calls[key]
+                self.sources[one] = self.graph.call(getitem, (node, place), {})
 
     def _hold(self, tensor: Tensor, value: Tensor) -> fx.Node:
-        name = f"tensor_{len(self._held)}"
-        self._held[name] = value
-        self._nodes[tensor] = node = self._graph.get_attr(name)
+        self.sources[tensor] = node = self.graph.hold(value)
         if tensor is value:
-            self._nodes.fixed.add(memory(tensor))
+            self.sources.fixed.add(memory(tensor))
         return node
 
     def _read(self, func: Any, args: Any, kwargs: Any) -> Any:

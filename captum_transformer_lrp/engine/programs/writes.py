@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, fx
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from captum_transformer_lrp.errors import ExplanationError
-
-_aten = torch.ops.aten
-
-Write = Callable[[Any, Sequence[Any], Mapping[str, Any], Any], None]
-"""Writes down an operation, its arguments and what it returned."""
 
 
 class Sources:
@@ -34,6 +29,10 @@ class Sources:
         node: fx.Node | None = self._nodes.get(tensor)
         return node
 
+    def __getitem__(self, tensor: Tensor) -> fx.Node:
+        node: fx.Node = self._nodes[tensor]
+        return node
+
     def __setitem__(self, tensor: Tensor, node: fx.Node) -> None:
         self._nodes[tensor] = node
         self._sharing.setdefault(memory(tensor), WeakTensorKeyDictionary())[tensor] = True
@@ -43,6 +42,25 @@ class Sources:
         return [*self._sharing[memory(tensor)]]
 
 
+class Recorder(Protocol):
+    """Writes down the operations of a block.
+
+    Attributes:
+        sources: the nodes that it has written.
+    """
+
+    sources: Sources
+
+    def __enter__(self) -> Any:
+        """Begin a block."""
+
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> Any:
+        """End a block."""
+
+    def write(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
+        """Write down an operation, its arguments and what it returned."""
+
+
 def memory(tensor: Tensor) -> int:
     """What is the same for tensors that share memory."""
     strided = tensor.layout is torch.strided
@@ -50,7 +68,7 @@ def memory(tensor: Tensor) -> int:
 
 
 def without_writing(
-    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], write: Write, sources: Sources
+    func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], recorder: Recorder
 ) -> Any:
     """Compute an operation that writes into tensors, and write down one that does not.
 
@@ -63,6 +81,7 @@ def without_writing(
     pure = _without_effect(func)
     outs = [one.name for one in func._schema.arguments if one.is_out]
     into = [kwargs[name] for name in outs] if outs else [args[0]]
+    sources = recorder.sources
     if any(sources.get(one) is None or memory(one) in sources.fixed for one in into):
         raise ExplanationError(
             f"the model writes into a tensor that outlives the call ({func}), such as a buffer, "
@@ -70,12 +89,12 @@ def without_writing(
         )
     kept = {name: value for name, value in kwargs.items() if name not in outs}
     if torch.Tag.inplace_view in func.tags:
-        write(pure, args, kept, func(*args, **kept))
+        recorder.write(pure, args, kept, func(*args, **kept))
         return args[0]
     found = pure(*args, **kept)
-    write(pure, args, kept, found)
+    recorder.write(pure, args, kept, found)
     for tensor, values in zip(into, found if len(into) > 1 else [found], strict=True):
-        _overwrite(tensor, values, write, sources)
+        _overwrite(tensor, values, recorder)
     return tuple(into) if len(into) > 1 else into[0]
 
 
@@ -101,17 +120,24 @@ def _without_effect(func: Any) -> Any:
 _LAYOUTS: Final = ("set", "resize", "resize_as")
 
 
-def _overwrite(tensor: Tensor, values: Tensor, write: Write, sources: Sources) -> None:
-    if values.dtype != tensor.dtype:
-        wider, values = values, values.to(tensor.dtype)
-        write(_aten._to_copy.default, [wider], {"dtype": tensor.dtype}, values)
+def _overwrite(tensor: Tensor, values: Tensor, recorder: Recorder) -> None:
+    with recorder:
+        values = values.to(tensor.dtype)
     if tensor.shape != values.shape:
         tensor.resize_(values.shape)  # as operations do with their argument "out"
+    sources = recorder.sources
     for other in sources.sharing(tensor):
         if _place(other) == _place(tensor):
-            write(_aten.alias.default, [values], {}, other)
+            sources[other] = sources[values]
+        elif other.dtype == tensor.dtype:
+            with recorder:
+                changed = _overlaid(other, tensor, values)
+            sources[other] = sources[changed]
         else:
-            _overlay(other, tensor, values, write)
+            raise ExplanationError(
+                "a graph cannot write into a tensor whose memory is read as another type, too: "
+                "call attribute() of the method itself"
+            )
     tensor.copy_(values)
 
 
@@ -119,27 +145,12 @@ def _place(tensor: Tensor) -> Any:
     return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
-def _overlay(other: Tensor, tensor: Tensor, values: Tensor, write: Write) -> None:
-    """Write down how another tensor changes where it shares elements with one that gets values."""
-    if other.dtype != tensor.dtype:
-        raise ExplanationError(
-            "a graph cannot write into a tensor whose memory is read as another type, too: call "
-            "attribute() of the method itself"
-        )
+def _overlaid(other: Tensor, tensor: Tensor, values: Tensor) -> Tensor:
+    """Another tensor, changed where it shares elements with one that gets values."""
     elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-    places = torch.full((elements,), -1, device=tensor.device)
-    numbers = torch.arange(tensor.numel(), device=tensor.device).view(tensor.shape)
-    _like(places, tensor).copy_(numbers)
-    places = _like(places, other).clone()
-    if not bool((places >= 0).any()):
-        return
-    flat = values.reshape(-1)
-    write(_aten.reshape.default, [values, [-1]], {}, flat)
-    there = places.clamp_min(0)
-    taken = flat[there]
-    write(_aten.index.Tensor, [flat, [there]], {}, taken)
-    write(_aten.where.self, [places >= 0, taken, other], {}, other)
-
-
-def _like(memory: Tensor, tensor: Tensor) -> Tensor:
-    return memory.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    numbers = torch.arange(elements, device=tensor.device)
+    places = numbers.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    from_ = torch.full_like(numbers, -1)
+    from_ = from_.index_put((places.reshape(-1),), numbers[: tensor.numel()])
+    from_ = from_.as_strided(other.shape, other.stride(), other.storage_offset())
+    return torch.where(from_ < 0, other, values.reshape(-1)[from_.clamp_min(0)])

@@ -1,0 +1,55 @@
+"""Graphs of PyTorch's operations: what they return, what they hold, how they are written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+def outputs_of(graph: fx.GraphModule) -> list[fx.Node]:
+    """The nodes that a graph returns."""
+    outputs: Any = graph.graph.output_node().args[0]
+    return list(outputs)
+
+
+def weights_of(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
+    """The tensors that a graph has of its own: the model's weights, and constants."""
+    return {node: getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")}
+
+
+class Writing:
+    """A graph that is being written.
+
+    Args:
+        shares: whether what is computed twice gets one node.
+    """
+
+    def __init__(self, *, shares: bool = True) -> None:
+        self.graph = fx.Graph()
+        self._shares = shares
+        self._held: dict[str, Tensor] = {}
+        self._calls: dict[Any, fx.Node] = {}
+
+    def hold(self, tensor: Tensor) -> fx.Node:
+        """A node for a tensor of the graph's own."""
+        name = f"tensor_{len(self._held)}"
+        self._held[name] = tensor
+        return self.graph.get_attr(name)
+
+    def call(self, func: Any, args: Any, kwargs: Any) -> fx.Node:
+        """The node of an operation."""
+        random = torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+        if random or not self._shares:
+            return self.graph.call_function(func, args, kwargs)
+        key = func, repr((args, kwargs))  # 1, 1.0 and True are equal, but give other types
+        if key not in self._calls:
+            self._calls[key] = self.graph.call_function(func, args, kwargs)
+        return self._calls[key]
+
+    def done(self, outputs: Any) -> fx.GraphModule:
+        """The graph of these outputs, without dead code."""
+        self.graph.output(tuple(outputs))
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        return fx.GraphModule(self._held, self.graph)
