@@ -270,9 +270,11 @@ class CompiledAttribution(Attribution):
         for one, other in zip(results, expected, strict=True):
             rounding = 1e-3 * float(other.abs().max())
             if one.shape != other.shape or not bool(((one - other).abs() <= rounding).all()):
+                shapes = [tuple(tensor.shape) for tensor in given.tensors]
                 raise ExplanationError(
-                    "the recorded graph returns another map than the method: call attribute() of "
-                    "the method itself, and please report the model"
+                    f"for inputs of the shapes {shapes} the recorded graph returns another map "
+                    "than the method: call attribute() of the method itself, or export the sizes "
+                    "of the example alone"
                 )
 
     def export(
@@ -294,8 +296,8 @@ class CompiledAttribution(Attribution):
             path: a name in ``.pt2`` for a program that ``torch.export.load(path).module()`` runs
                 with PyTorch alone, or in ``.onnx`` for ONNX, which needs the package onnxscript.
             dynamic_batch: whether the batch may have any size, or that of the example inputs.
-            dynamic_tokens: whether texts may have any length.  The inputs are token ids (N, T) or
-                embeddings (N, T, D) then, of three tokens or more.
+            dynamic_tokens: whether texts may have any length up to that of the example.  The inputs
+                are token ids (N, T) or embeddings (N, T, D) then, of three tokens or more.
 
         Raises:
             ValueError: for another name, and for inputs without tokens.
@@ -321,12 +323,15 @@ class CompiledAttribution(Attribution):
                 graphs[sample] = trace.graph
             graph = of_any_size(graphs, sizes)
             recorded = _Recorded(trace, graph, output, (), ())
-            for batch, more in ((1, 0), (4, 1)):
-                others = [one.smaller + more if one.dim else batch for one in sizes]
+            # A size of two graphs says nothing of a third: T // 9 is the same for many.
+            lengths = (shape[1], shape[1] // 2, shape[1] // 2 + 1, 2) if dynamic_tokens else (0, 0)
+            for batch, length in zip((1, 4, 1, 2), lengths, strict=False):
+                others = [length if one.dim else batch for one in sizes]
                 self._compare(recorded, given.with_sizes(axes, others).flipped())
             index_axes = {0: 0} if dynamic_batch else {}
             explanation = ExportedExplanation(graph, trace.structure.num_leaves)
-            save(explanation, tensors, [*axes, index_axes], Path(path))
+            longest = shape[1] if dynamic_tokens else 0
+            save(explanation, tensors, [*axes, index_axes], longest, Path(path))
 
     def _state(self, trace: Trace) -> tuple[list[Tensor], list[Any]]:
         """What the model and the graph hold, and what differs once it was changed or replaced."""

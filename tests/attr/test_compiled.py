@@ -402,19 +402,12 @@ print(sorted(name for name in ("captum", "timm", "transformers") if name in sys.
 """
 
 
-@pytest.mark.parametrize(
-    "method",
-    [
-        AttentionRollout,
-        TransformerAttribution,
-        TransformerLRP,
-    ],
-)
 @pytest.mark.slow
+@pytest.mark.parametrize("method", [AttentionRollout, TransformerAttribution, TransformerLRP])
 def test_an_exported_program_needs_pytorch_alone(method: Any, tmp_path: Path) -> None:
     attribution = method(vit())
     program, values = tmp_path / "explainer.pt2", tmp_path / "values.pt"
-    attribution.compile(images(), backend="eager").export(program)
+    attribution.compile(images()[:1], backend="eager").export(program)
     torch.save((images(seed=1), torch.tensor([4, -1])), values)
     ran = subprocess.run([sys.executable, "-c", LOADED, program, values], capture_output=True,
                          text=True, check=True, cwd=tmp_path)  # fmt: skip
@@ -430,12 +423,88 @@ def test_an_exported_program_says_nan_where_python_would_take_another_branch(
     tmp_path: Path,
 ) -> None:
     method = TransformerAttribution(Branching(READS["bool"]))
-    method.compile(images() + 1, backend="eager").export(tmp_path / "explainer.pt2")
+    explain = method.compile(images() + 1, backend="eager")
+    explain.export(tmp_path / "explainer.pt2", dynamic_batch=False)
     program = torch.export.load(tmp_path / "explainer.pt2").module()
     target = torch.tensor([1, 1])
     bright = program(images(seed=1) + 1, target)
     assert equal(bright, method.attribute(images(seed=1) + 1, 1))
     assert bool(program(images() - 1, target).isnan().all())
+
+
+@pytest.mark.slow
+def test_an_exported_program_takes_batches_of_any_size(tmp_path: Path) -> None:
+    method = TransformerAttribution(vit())
+    explain = method.compile(images()[:1], backend="eager")
+    explain.export(tmp_path / "explainer.pt2")
+    program = torch.export.load(tmp_path / "explainer.pt2").module()
+    for count in (1, 2, 3, 7):
+        pixels = torch.cat([images(seed=seed) for seed in range(4)])[:count]
+        found = program(pixels, torch.full((count,), 1))
+        assert equal(found, method.attribute(pixels, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_exported_program_takes_shorter_texts(masked: bool, tmp_path: Path) -> None:
+    method = TransformerAttribution(bert())
+
+    def text(count: int, length: int) -> tuple[Tensor, Tensor]:
+        ids = torch.randint(0, 20, (count, length))
+        mask = torch.ones_like(ids)
+        mask[0, -2:] = 0
+        return ids, mask
+
+    ids, mask = text(2, 9)
+    explain = method.compile(ids, mask if masked else None, backend="eager")
+    explain.export(tmp_path / "explainer.pt2", dynamic_tokens=True)
+    program = torch.export.load(tmp_path / "explainer.pt2").module()
+    for count, length in ((1, 5), (3, 8), (2, 9), (4, 3)):
+        ids, mask = text(count, length)
+        target = torch.full((count,), 1)
+        found = program(ids, mask, target) if masked else program(ids, target)
+        assert equal(found, method.attribute(ids, 1, mask if masked else None))
+
+
+@pytest.mark.parametrize("most", [2, 3])
+def test_a_batch_that_is_explained_otherwise_is_no_batch_of_any_size(
+    most: int, tmp_path: Path
+) -> None:
+    """The branch shows in one of the sizes that are recorded, or in one that is tried."""
+    explain = TransformerAttribution(Branching(lambda x: len(x) > most)).compile(
+        images(), backend="eager"
+    )
+    with pytest.raises(ExplanationError, match=r"every size|\(4, 3, 32, 32\).* another map"):
+        explain.export(tmp_path / "explainer.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+class Padding(nn.Module):
+    """A model that computes with parts of four tokens each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = bert()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        logits: Tensor = self.model(nn.functional.pad(ids, (0, -ids.shape[1] % 4)))
+        return logits
+
+
+@pytest.mark.parametrize("length", [8, 9, 10, 11])
+def test_a_length_that_is_explained_otherwise_is_no_length_of_any_size(
+    length: int, tmp_path: Path
+) -> None:
+    ids = torch.randint(0, 20, (2, length))
+    explain = TransformerAttribution(Padding()).compile(ids, backend="eager")
+    with pytest.raises((ExplanationError, RuntimeError)):
+        explain.export(tmp_path / "explainer.pt2", dynamic_tokens=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_pixels_are_no_tokens(explain: CompiledAttribution, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"\(N, T, D\).*found .* \(2, 3, 32, 32\)"):
+        explain.export(tmp_path / "explainer.pt2", dynamic_tokens=True)
 
 
 def test_onnx_computes_the_same(tmp_path: Path) -> None:
@@ -445,10 +514,13 @@ def test_onnx_computes_the_same(tmp_path: Path) -> None:
     pixels = images().float()
     method.compile(pixels, backend="eager").export(tmp_path / "explainer.onnx")
     session = runtime.InferenceSession(tmp_path / "explainer.onnx")
-    other = images(seed=1).float()
-    (found,) = session.run(None, {"input_0": other.numpy(), "target": torch.tensor([1, 2]).numpy()})
-    expected = method.attribute(other, [1, 2])
-    assert torch.allclose(torch.tensor(found), expected, atol=1e-5 * expected.abs().max().item())
+    for count in (1, 2, 5):
+        other = images(seed=1).float()[torch.arange(count) % 2]
+        targets = torch.arange(count) % 3
+        (found,) = session.run(None, {"input_0": other.numpy(), "target": targets.numpy()})
+        expected = method.attribute(other, targets)
+        rounding = 1e-5 * expected.abs().max().item()
+        assert torch.allclose(torch.tensor(found), expected, atol=rounding)
 
 
 def test_bad_file_names_are_named(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is
+from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
 from captum_transformer_lrp.errors import ExplanationError
 
@@ -189,3 +190,100 @@ IMPOSSIBLE: dict[str, Callable[[Tensor], Tensor]] = {
 def test_a_write_that_no_graph_can_do_is_refused(write: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ExplanationError, match="a graph cannot write into"):
         traced(lambda x: write(x.clone()).abs(), [values()])
+
+
+def heads(x: Tensor) -> Tensor:
+    batch, tokens, _ = x.shape
+    split = x.reshape(batch, tokens, 3, 2).transpose(1, 2).reshape(batch * 3, tokens, 2)
+    return (split @ split.mT).softmax(-1).reshape(batch, 3, tokens, tokens).mean(1)
+
+
+def numbers_of_examples(x: Tensor) -> Tensor:
+    rows = torch.tensor([float(number) for number in range(len(x))], dtype=x.dtype)
+    return x * rows[:, None, None] + torch.full((len(x), 1, 1), len(x))
+
+
+def positions(x: Tensor) -> Tensor:
+    places = torch.arange(x.shape[1], dtype=x.dtype)
+    distance = places[:, None] - places
+    return torch.tril(distance.cos()) @ x
+
+
+def one_class_token(x: Tensor) -> Tensor:
+    y = torch.cat([torch.ones(1, 1, 6, dtype=x.dtype).expand(len(x), -1, -1), x], 1)
+    y[:, 1:] *= 2
+    y[:, 0] += x[:, -1]
+    return y.flatten(0, 1)[:: x.shape[1] + 1] + y[:, x.shape[1] - 2]
+
+
+def a_small_batch_that_looks_like_something_else(x: Tensor) -> Tensor:
+    """Two zeros that are one in the smaller batch: (2, 6) for both."""
+    return x[:, 0] + x.new_zeros(len(x), 6) + x.new_zeros(2, 6).sum()
+
+
+SIZES = [Size(0, 0, 2), Size(0, 1, 4)]
+
+
+@pytest.mark.parametrize("sizes", [SIZES[:1], SIZES[1:], SIZES], ids=["batch", "tokens", "both"])
+@pytest.mark.parametrize(
+    "function",
+    [heads, numbers_of_examples, positions, one_class_token,
+     a_small_batch_that_looks_like_something_else],
+    ids=lambda one: one.__name__,
+)  # fmt: skip
+def test_a_graph_serves_any_size(function: Callable[[Tensor], Tensor], sizes: list[Size]) -> None:
+    def texts(values: list[int], seed: int) -> Tensor:
+        shape = [2, 4, 6]
+        for one, value in zip(sizes, values, strict=True):
+            shape[one.dim] = value
+        noise = torch.Generator().manual_seed(seed)
+        return torch.randn(*shape, generator=noise, dtype=torch.float64)
+
+    graphs = {
+        some: traced(
+            function,
+            [texts([one.smaller + (n in some) for n, one in enumerate(sizes)], 0)],
+            shares=False,
+        ).graph
+        for some in samples(sizes)
+    }
+    graph = of_any_size(graphs, sizes)
+    for values in ([1, 5], [3, 8], [9, 2]):
+        x = texts(values[: len(sizes)], 1)
+        torch.testing.assert_close(graph(x)[0], function(x), rtol=1e-12, atol=1e-12)
+
+
+def a_mean_over_the_batch(x: Tensor) -> Tensor:
+    return x * (1 / len(x))
+
+
+def other_operations(x: Tensor) -> Tensor:
+    return x.sin() if len(x) > 2 else x.cos()
+
+
+def example_by_example(x: Tensor) -> Tensor:
+    return torch.stack([one.sin() for one in x])
+
+
+def constants(x: Tensor) -> Tensor:
+    return x * torch.tensor([[0.5], [1], [4]][: len(x)], dtype=x.dtype)
+
+
+def another_tensor(x: Tensor) -> Tensor:
+    y = [x.sin(), x.cos(), x.sin().cos()]
+    return y[len(x) - 2] + y[1]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [a_mean_over_the_batch, other_operations, example_by_example, constants, another_tensor],
+    ids=lambda one: one.__name__,
+)
+def test_what_is_not_linear_in_the_size_is_refused(function: Callable[[Tensor], Tensor]) -> None:
+    size = Size(0, 0, 2)
+    graphs = {
+        some: traced(function, [torch.randn(2 + len(some), 6)], shares=False).graph
+        for some in samples([size])
+    }
+    with pytest.raises(ExplanationError, match="another size leads to"):
+        of_any_size(graphs, [size])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -49,17 +50,25 @@ def check_name(path: Path) -> None:
 
 
 def save(
-    explanation: nn.Module, tensors: Sequence[Tensor], axes: Sequence[Collection[int]], path: Path
+    explanation: nn.Module,
+    tensors: Sequence[Tensor],
+    axes: Sequence[Collection[int]],
+    longest: int,
+    path: Path,
 ) -> None:
     """Write an explanation into a file, in the format that its name says.
 
     Args:
         explanation: the program.
         tensors: inputs like those to come.
-        axes: for each of them the dimensions that may have another size.
+        axes: for each of them the dimensions that may have another size: the batch, the tokens.
+        longest: at most so many tokens.
         path: the file.
     """
-    shapes = (tuple(dict.fromkeys(one, torch.export.Dim.DYNAMIC) for one in axes),)
+    sizes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
+    if longest:
+        sizes[1] = torch.export.Dim("tokens", min=2, max=longest)
+    shapes = (tuple({dim: sizes[dim] for dim in one} for one in axes),)
     with torch.no_grad():
         program = torch.export.export(
             explanation, tuple(tensors), dynamic_shapes=shapes, strict=False

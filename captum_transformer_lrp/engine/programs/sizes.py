@@ -61,8 +61,8 @@ def of_any_size(graphs: Mapping[Sample, fx.GraphModule], sizes: Sequence[Size]) 
 
 def _refusal(what: str) -> ExplanationError:
     return ExplanationError(
-        f"no graph serves inputs of every size: for another size there are {what}.  Keep the sizes "
-        "of the example"
+        f"no graph serves inputs of every size: another size leads to {what}.  Export with "
+        "dynamic_batch=False, and without dynamic_tokens"
     )
 
 
