@@ -236,6 +236,31 @@ def test_what_would_be_a_constant_of_the_graph_shows_with_other_inputs() -> None
         TransformerAttribution(ReadsMemory(bool)).compile(images(), backend="eager")
 
 
+class Counting(nn.Module):
+    """A model that writes into a buffer of its own, and makes a module in its forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = vit()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        before = pixels + self.calls
+        self.calls += 1
+        scale = nn.LayerNorm(32).double()
+        logits: Tensor = self.model(scale(before * self.calls))
+        return logits
+
+
+def test_writes_into_a_buffer_are_recorded_and_undone() -> None:
+    model = Counting().eval()
+    method = TransformerAttribution(model)
+    explain = method.compile(images(), backend="eager")
+    for _ in range(2):
+        assert equal(explain(images(seed=1), 1), method.attribute(images(seed=1), 1))
+    assert model.calls == 0
+
+
 class Unfinished(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         raise NotImplementedError("write me")

@@ -64,7 +64,7 @@ def traced(
     """
     recorder = _Recorder(tensors, Writing(shares=shares), chooses_rows=chooses_rows)
     try:
-        with recorder, _MethodReads(recorder):
+        with recorder, _Methods(recorder):
             found, structure = pytree.tree_flatten(function(*tensors))
     except NotImplementedError as error:
         if not Path(traceback.extract_tb(error.__traceback__)[-1].filename).match("torch/_ops.py"):
@@ -106,7 +106,7 @@ class _Recorder(Decisions):
     def node_of(self, tensor: Tensor) -> fx.Node:
         """The operation that computes a tensor; one that none has computed is the graph's own."""
         node = self.sources.get(tensor)
-        return self._hold(tensor, tensor) if node is None else node
+        return self.hold(tensor, tensor) if node is None else node
 
     def stand_for(self, copy: Tensor, original: Tensor) -> None:
         """A copy that was made aside has the values of its original."""
@@ -141,7 +141,7 @@ class _Recorder(Decisions):
             return without_writing(func, args, kwargs, self)
         found = func(*args, **kwargs)
         if func is _aten.lift_fresh.default:  # of what nobody else has yet, and may write into
-            self._hold(found, found.clone())
+            self.hold(found, found.clone())
         else:
             self.write(func, args, kwargs, found)
         return found
@@ -160,7 +160,8 @@ class _Recorder(Decisions):
             if isinstance(one, Tensor):
                 self.sources[one] = self.graph.call(getitem, (node, place), {})
 
-    def _hold(self, tensor: Tensor, value: Tensor) -> fx.Node:
+    def hold(self, tensor: Tensor, value: Tensor) -> fx.Node:
+        """Keep the value of a tensor that no operation has computed."""
         self.sources[tensor] = node = self.graph.hold(value)
         if tensor is value:
             self.sources.fixed.add(memory(tensor))
@@ -209,8 +210,8 @@ _COMPARISONS: Final[Mapping[Any, Callable[..., Tensor]]] = {
 }
 
 
-class _MethodReads(TorchFunctionMode):
-    """Notes methods that read a tensor's memory without any of PyTorch's operations."""
+class _Methods(TorchFunctionMode):
+    """Notes what reads and sets a tensor's memory without any of PyTorch's operations."""
 
     def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
@@ -225,7 +226,13 @@ class _MethodReads(TorchFunctionMode):
     ) -> Any:
         if func in (Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__):
             self._recorder.note_all(args[0])
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func == _SET_DATA:
+            self._recorder.stand_for(args[0], args[1])
+        return result
+
+
+_SET_DATA: Final = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def _reader() -> str:

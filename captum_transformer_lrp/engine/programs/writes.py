@@ -60,6 +60,9 @@ class Recorder(Protocol):
     def write(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
         """Write down an operation, its arguments and what it returned."""
 
+    def hold(self, tensor: Tensor, value: Tensor) -> Any:
+        """Keep the value of a tensor that no operation has computed."""
+
 
 def memory(tensor: Tensor) -> int:
     """What is the same for tensors that share memory."""
@@ -75,18 +78,20 @@ def without_writing(
     What shares the memory of these tensors gets the new values, too.
 
     Raises:
-        ExplanationError: for a tensor that outlives the call, such as a weight, and for an
-            operation that PyTorch has in this form only.
+        ExplanationError: for a tensor that the graph has read and that others hold, such as a
+            weight, and for an operation that PyTorch has in this form only.
     """
     pure = _without_effect(func)
     outs = [one.name for one in func._schema.arguments if one.is_out]
     into = [kwargs[name] for name in outs] if outs else [args[0]]
-    sources = recorder.sources
-    if any(sources.get(one) is None or memory(one) in sources.fixed for one in into):
-        raise ExplanationError(
-            f"the model writes into a tensor that outlives the call ({func}), such as a buffer, "
-            "and a graph cannot: call attribute() of the method itself"
-        )
+    for one in into:
+        if recorder.sources.get(one) is None:
+            recorder.hold(one, one.clone())
+        elif memory(one) in recorder.sources.fixed:
+            raise ExplanationError(
+                f"the model writes into a tensor that it had before the call ({func}), and a graph "
+                "cannot: call attribute() of the method itself"
+            )
     kept = {name: value for name, value in kwargs.items() if name not in outs}
     if torch.Tag.inplace_view in func.tags:
         recorder.write(pure, args, kept, func(*args, **kept))
