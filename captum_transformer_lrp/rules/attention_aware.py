@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call, with_sign
+from captum_transformer_lrp.rules.call import Call
 from captum_transformer_lrp.rules.kernels import sum_to_shape
 
 
@@ -49,7 +49,7 @@ class UniformRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance, with_sign(2 * call.output, self.epsilon))
+        share = call.divide_by(relevance, 2 * call.output, self.epsilon)
         call.absorb(lambda: call.examples.sum(relevance - 2 * share * call.output))
         return tuple(value * part for value, part in zip(call.inputs, call.vjp(share), strict=True))
 
@@ -80,7 +80,7 @@ class ConstantGateRule(Rule):
 
 def _all_to(place: int, call: Call, relevance: Tensor, epsilon: float) -> tuple[Tensor | None, ...]:
     """All relevance to one operand, the other of which is its weight."""
-    share = call.divide(relevance, with_sign(call.output, epsilon))
+    share = call.divide_by(relevance, call.output, epsilon)
     call.absorb(lambda: call.examples.sum(relevance - share * call.output))
     part = call.inputs[place] * call.vjp(share)[place]
     part = sum_to_shape(part, call.inputs[place].shape)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call, with_sign
+from captum_transformer_lrp.rules.call import Call
 from captum_transformer_lrp.rules.kernels import sum_to_shape
 
 MASKED = -1e4
@@ -166,7 +166,7 @@ class EpsilonAddRule(Rule):
 
     def relevance(self, call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
         """See :class:`Rule`."""
-        share = call.divide(relevance, with_sign(call.output, self.epsilon))
+        share = call.divide_by(relevance, call.output, self.epsilon)
         return _shared(call, relevance, share)
 
 

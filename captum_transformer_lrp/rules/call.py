@@ -91,6 +91,12 @@ class Call:
             return numerator / denominator
         return self.stabilizer(numerator, denominator, scale)
 
+    def divide_by(self, numerator: Tensor, total: Tensor, epsilon: float) -> Tensor:
+        """``numerator / (total + ε sign(total))``, stabilised where rounding loses ε."""
+        if epsilon <= torch.finfo(total.dtype).eps ** 2:
+            return self.divide(numerator, with_sign(total, epsilon))
+        return numerator / with_sign(total, epsilon)
+
     def share(
         self,
         relevance: Tensor,
@@ -139,4 +145,4 @@ def with_sign(denominator: Tensor, epsilon: float) -> Tensor:
     """The denominator of LRP-ε, y + ε sign(y), with an absolute ε."""
     if not epsilon:
         return denominator
-    return denominator + torch.copysign(denominator.new_full((), epsilon), denominator)
+    return torch.copysign(denominator.new_full((), epsilon), denominator).add_(denominator)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call, with_sign
+from captum_transformer_lrp.rules.call import Call
 from captum_transformer_lrp.rules.kernels import AutogradKernel
 
 
@@ -203,7 +203,7 @@ class ConstantDeviationRule(Rule):
         """See :class:`Rule`."""
         assert isinstance(call.kernel, NormalizationKernel)
         (x,) = call.inputs
-        share = call.divide(relevance, with_sign(call.output, self.epsilon))
+        share = call.divide_by(relevance, call.output, self.epsilon)
         held = AutogradKernel(call.kernel.with_deviation_of(x))
         (product,) = held.vjp(share, (x,), None)
         part = x * product

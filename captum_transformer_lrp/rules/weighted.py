@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from captum_transformer_lrp.rules.base import Rule
-from captum_transformer_lrp.rules.call import Call, with_sign
+from captum_transformer_lrp.rules.call import Call
 from captum_transformer_lrp.rules.rows import only_rows_with_relevance
 
 
@@ -47,9 +48,9 @@ class EpsilonRule(Rule):
     @only_rows_with_relevance
     def relevance(self, call: Call, relevance: Tensor) -> Tensor:
         """See :class:`Rule`."""
-        share = call.divide(relevance, with_sign(call.output, self.epsilon))
-        summands = call.output if call.bias is None else call.output - call.bias
-        _absorb_rest(call, relevance, share * summands)
+        share = call.divide_by(relevance, call.output, self.epsilon)
+        bias = 0 if call.bias is None else call.bias
+        _absorb_rest(call, relevance, lambda: share * (call.output - bias))
         (x,) = call.inputs
         (product,) = call.vjp(share)
         return x * product
@@ -93,7 +94,7 @@ class GammaRule(Rule):
         half = self.gamma / 2
         denominator = product * (1 + half) + sign * total * half
         share = call.divide(relevance, denominator)
-        _absorb_rest(call, relevance, share * denominator)
+        _absorb_rest(call, relevance, lambda: share * denominator)
         (signed,) = call.vjp(share)
         (unsigned,) = call.vjp(share * sign, inputs=(size,), weight=magnitude)
         return x * signed * (1 + half) + size * unsigned * half
@@ -131,7 +132,7 @@ class AlphaBetaRule(Rule):
         for_it, against_it = for_it * self.alpha, against_it * self.beta
         (signed,) = call.vjp((for_it + against_it) / 2)
         (unsigned,) = call.vjp((for_it - against_it) / 2, inputs=(size,), weight=magnitude)
-        _absorb_rest(call, relevance, for_it * positive - against_it * negative)
+        _absorb_rest(call, relevance, lambda: for_it * positive - against_it * negative)
         return x * signed + size * unsigned
 
 
@@ -183,6 +184,6 @@ def _bound(x: Tensor, bound: float | Tensor | None, default: Tensor) -> Tensor:
     return torch.as_tensor(bound, dtype=x.dtype, device=x.device).expand_as(x).contiguous()
 
 
-def _absorb_rest(call: Call, relevance: Tensor, passed: Tensor) -> None:
+def _absorb_rest(call: Call, relevance: Tensor, passed: Callable[[], Tensor]) -> None:
     """What a rule does not pass on, output by output, the bias and ε have taken."""
-    call.absorb(lambda: call.examples.sum(relevance - passed))
+    call.absorb(lambda: call.examples.sum(relevance - passed()))
