@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, TypeAlias
 
 import captum.attr
@@ -153,10 +153,9 @@ def compare(
             raise ValueError(f"options are for {label!r}, but the methods are {list(factories)}")
     state = ThreadState()
     with state, state:
-        with ThreadState(inputs.device), unchanged(model, inputs, additional_forward_args):
-            prepared = _Prepared(model, inputs, additional_forward_args)
+        prepared = _Prepared(model, inputs, additional_forward_args)
         chosen = [
-            predicted(prepared.logits) if t is None else plain(t) for t in named_targets.values()
+            predicted(prepared.ran[0]) if t is None else plain(t) for t in named_targets.values()
         ]
         labels: Iterable[str] = factories
         if show_progress:
@@ -169,6 +168,7 @@ def compare(
                 with unchanged(model, own, inputs, additional_forward_args):
                     maps = _explained(method, prepared, chosen, options.get(label, {}))
             except Exception as error:
+                prepared.ran  # noqa: B018 - a model that fails by itself says so
                 raise ExplanationError(f"{label}: {error}") from error
             found[label] = dict(zip(named_targets, maps, strict=True))
     return found
@@ -188,16 +188,27 @@ class _Arguments:
 
 
 class _Prepared:
-    """A model with inputs, its logits, and the arguments of each kind of method."""
+    """A model with inputs, and the arguments of each kind of method."""
 
     def __init__(self, model: Callable[..., Any], inputs: Tensor, additional: Any) -> None:
         args, named = split_arguments(additional)
         self.model, self.inputs, self.additional = model, inputs, additional
         self.names, self.values = tuple(named), (*args, *named.values())
-        self.from_inputs, self.lookup = FromInputs(model, self.names), EmbeddingLookup(inputs)
+        self.from_inputs = FromInputs(model, self.names)
+
+    @cached_property
+    def ran(self) -> tuple[Tensor, EmbeddingLookup]:
+        """The model's logits, and what it looks up; few targets and methods need them."""
+        inputs, lookup = self.inputs, EmbeddingLookup(self.inputs)
         run = lambda one: self.from_inputs(one, *self.values)  # noqa: E731
-        with naming_a_missing_batch(run, [inputs]), torch.no_grad(), self.lookup:
-            self.logits = run(inputs)
+        with (
+            ThreadState(inputs.device),
+            unchanged(self.model, inputs, self.additional),
+            naming_a_missing_batch(run, [inputs]),
+            torch.no_grad(),
+            lookup,
+        ):
+            return run(inputs), lookup
 
     def arguments(self, attribution: Attribution, *, is_bound: bool) -> _Arguments:
         """Those for an attribution object; some do not suit one that is bound to a model."""
@@ -219,12 +230,13 @@ class _Prepared:
                 f"gradient: give the class {type(attribution).__name__}, or a function that makes "
                 "one for a model that takes embeddings"
             )
-        embeddings = self.lookup.found()
+        _, lookup = self.ran
+        embeddings = lookup.found()
         # The baseline is the embedding of [PAD] at every place, or zeros.
         pad = getattr(getattr(self.model, "config", None), "pad_token_id", None)
         padding = torch.zeros_like(embeddings)
         if isinstance(pad, int) and pad >= 0:
-            padding = self.lookup.weight()[pad].expand_as(embeddings).clone()
+            padding = lookup.weight()[pad].expand_as(embeddings).clone()
         embedded, defaults = FromEmbeddings(self.model, self.names), _defaults(embeddings, padding)
         return _Arguments(embedded, embeddings, (self.inputs, *self.values), defaults)
 
