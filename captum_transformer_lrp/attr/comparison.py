@@ -277,7 +277,7 @@ def _explained(
         many = attribution.attribute_targets(
             arguments.inputs, targets, arguments.additional, **others
         )
-        return [_reduced(one, arguments.inputs) for one in many]
+        return [reduced(one, arguments.inputs) for one in many]
     accepted = inspect.signature(attribution.attribute).parameters
     defaults = {name: value for name, value in arguments.defaults.items() if name in accepted}
     if isinstance(attribution, captum.attr.DeepLiftShap):
@@ -299,7 +299,7 @@ def _explained(
             additional_forward_args=arguments.additional or None,
             **{**defaults, **others},
         )
-        found.append(_reduced(attributions, arguments.inputs, fusion=fusion))
+        found.append(reduced(attributions, arguments.inputs, fusion=fusion))
     return found
 
 
@@ -326,9 +326,7 @@ def _constructed(
     """
     if isinstance(method, Attribution):
         return method, prepared.arguments(method, is_bound=True), dict(options)
-    first, *others = inspect.signature(method).parameters
-    own = {name: value for name, value in options.items() if name in others and name != first}
-    rest = {name: value for name, value in options.items() if name not in own}
+    own, rest = options_apart(method, options)
     attribution = method(prepared.model)
     if not isinstance(attribution, Attribution):
         raise TypeError(f"it makes {type(attribution).__name__}, not a captum.attr.Attribution")
@@ -337,7 +335,16 @@ def _constructed(
     return method(model, **own), arguments, rest
 
 
-def _reduced(
+def options_apart(
+    method: Callable[[Any], Attribution], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that what makes a method takes, and those of its ``attribute``."""
+    _, *others = inspect.signature(method).parameters
+    own = {name: value for name, value in options.items() if name in others}
+    return own, {name: value for name, value in options.items() if name not in own}
+
+
+def reduced(
     attributions: Any, inputs: Tensor, fusion: Callable[[Tensor, int], Tensor] = torch.sum
 ) -> Tensor:
     """A map (N, H, W) or (N, S), its channels or features fused."""
