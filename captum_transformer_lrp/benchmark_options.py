@@ -57,6 +57,17 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageOptions(Options):
+    """What every benchmark of images takes."""
+
+    compile: Literal["eager", "inductor"] | None = option(
+        None,
+        "Compile each method for single images: eager records its operations, inductor makes "
+        "machine code of them. Pays after some hundred maps. Default: nothing is compiled.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class RemovalOptions(Options):
     """What every benchmark takes that removes tokens."""
 
@@ -66,7 +77,7 @@ class RemovalOptions(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotoOptions(Options):
+class PhotoOptions(ImageOptions):
     """What every benchmark of labelled photos takes."""
 
     labels: Path | None = option(
@@ -120,7 +131,7 @@ class MetricOptions(PhotoOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationOptions(Options):
+class SegmentationOptions(ImageOptions):
     """Those of the segmentation test."""
 
     explain: Explained | None = option(
@@ -328,7 +339,7 @@ def options_of(kind: type) -> list[tuple[Field[Any], Any]]:
     """Each option of a benchmark, or of a class of options, with its type.
 
     >>> [one.name for one, _ in options_of(GridOptions)]
-    ['limit', 'device', 'labels', 'grid', 'rounds', 'confidence']
+    ['limit', 'device', 'compile', 'labels', 'grid', 'rounds', 'confidence']
     """
     hints = get_type_hints(kind)
     return [(one, hints[one.name]) for one in fields(kind) if "about" in one.metadata]

@@ -6,7 +6,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final, TypeAlias
 
 import captum.attr
@@ -153,10 +153,9 @@ def compare(
             raise ValueError(f"options are for {label!r}, but the methods are {list(factories)}")
     state = ThreadState()
     with state, state:
-        with ThreadState(inputs.device), unchanged(model, inputs, additional_forward_args):
-            prepared = _Prepared(model, inputs, additional_forward_args)
+        prepared = _Prepared(model, inputs, additional_forward_args)
         chosen = [
-            predicted(prepared.logits) if t is None else plain(t) for t in named_targets.values()
+            predicted(prepared.ran[0]) if t is None else plain(t) for t in named_targets.values()
         ]
         labels: Iterable[str] = factories
         if show_progress:
@@ -169,6 +168,7 @@ def compare(
                 with unchanged(model, own, inputs, additional_forward_args):
                     maps = _explained(method, prepared, chosen, options.get(label, {}))
             except Exception as error:
+                prepared.ran  # noqa: B018 - a model that fails by itself says so
                 raise ExplanationError(f"{label}: {error}") from error
             found[label] = dict(zip(named_targets, maps, strict=True))
     return found
@@ -188,16 +188,27 @@ class _Arguments:
 
 
 class _Prepared:
-    """A model with inputs, its logits, and the arguments of each kind of method."""
+    """A model with inputs, and the arguments of each kind of method."""
 
     def __init__(self, model: Callable[..., Any], inputs: Tensor, additional: Any) -> None:
         args, named = split_arguments(additional)
         self.model, self.inputs, self.additional = model, inputs, additional
         self.names, self.values = tuple(named), (*args, *named.values())
-        self.from_inputs, self.lookup = FromInputs(model, self.names), EmbeddingLookup(inputs)
+        self.from_inputs = FromInputs(model, self.names)
+
+    @cached_property
+    def ran(self) -> tuple[Tensor, EmbeddingLookup]:
+        """The model's logits, and what it looks up; few targets and methods need them."""
+        inputs, lookup = self.inputs, EmbeddingLookup(self.inputs)
         run = lambda one: self.from_inputs(one, *self.values)  # noqa: E731
-        with naming_a_missing_batch(run, [inputs]), torch.no_grad(), self.lookup:
-            self.logits = run(inputs)
+        with (
+            ThreadState(inputs.device),
+            unchanged(self.model, inputs, self.additional),
+            naming_a_missing_batch(run, [inputs]),
+            torch.no_grad(),
+            lookup,
+        ):
+            return run(inputs), lookup
 
     def arguments(self, attribution: Attribution, *, is_bound: bool) -> _Arguments:
         """Those for an attribution object; some do not suit one that is bound to a model."""
@@ -219,12 +230,13 @@ class _Prepared:
                 f"gradient: give the class {type(attribution).__name__}, or a function that makes "
                 "one for a model that takes embeddings"
             )
-        embeddings = self.lookup.found()
+        _, lookup = self.ran
+        embeddings = lookup.found()
         # The baseline is the embedding of [PAD] at every place, or zeros.
         pad = getattr(getattr(self.model, "config", None), "pad_token_id", None)
         padding = torch.zeros_like(embeddings)
         if isinstance(pad, int) and pad >= 0:
-            padding = self.lookup.weight()[pad].expand_as(embeddings).clone()
+            padding = lookup.weight()[pad].expand_as(embeddings).clone()
         embedded, defaults = FromEmbeddings(self.model, self.names), _defaults(embeddings, padding)
         return _Arguments(embedded, embeddings, (self.inputs, *self.values), defaults)
 
@@ -265,7 +277,7 @@ def _explained(
         many = attribution.attribute_targets(
             arguments.inputs, targets, arguments.additional, **others
         )
-        return [_reduced(one, arguments.inputs) for one in many]
+        return [reduced(one, arguments.inputs) for one in many]
     accepted = inspect.signature(attribution.attribute).parameters
     defaults = {name: value for name, value in arguments.defaults.items() if name in accepted}
     if isinstance(attribution, captum.attr.DeepLiftShap):
@@ -287,7 +299,7 @@ def _explained(
             additional_forward_args=arguments.additional or None,
             **{**defaults, **others},
         )
-        found.append(_reduced(attributions, arguments.inputs, fusion=fusion))
+        found.append(reduced(attributions, arguments.inputs, fusion=fusion))
     return found
 
 
@@ -314,9 +326,7 @@ def _constructed(
     """
     if isinstance(method, Attribution):
         return method, prepared.arguments(method, is_bound=True), dict(options)
-    first, *others = inspect.signature(method).parameters
-    own = {name: value for name, value in options.items() if name in others and name != first}
-    rest = {name: value for name, value in options.items() if name not in own}
+    own, rest = options_apart(method, options)
     attribution = method(prepared.model)
     if not isinstance(attribution, Attribution):
         raise TypeError(f"it makes {type(attribution).__name__}, not a captum.attr.Attribution")
@@ -325,7 +335,16 @@ def _constructed(
     return method(model, **own), arguments, rest
 
 
-def _reduced(
+def options_apart(
+    method: Callable[[Any], Attribution], options: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options that what makes a method takes, and those of its ``attribute``."""
+    _, *others = inspect.signature(method).parameters
+    own = {name: value for name, value in options.items() if name in others}
+    return own, {name: value for name, value in options.items() if name not in own}
+
+
+def reduced(
     attributions: Any, inputs: Tensor, fusion: Callable[[Tensor, int], Tensor] = torch.sum
 ) -> Tensor:
     """A map (N, H, W) or (N, S), its channels or features fused."""

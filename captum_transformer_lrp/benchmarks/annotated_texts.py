@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,6 +17,7 @@ from captum_transformer_lrp.benchmark_options import TextOptions
 from captum_transformer_lrp.benchmarks.corpus_tokens import (
     EncodedTokens,
     encode_tokens,
+    ranking,
     token_scores,
 )
 from captum_transformer_lrp.benchmarks.eraser import (
@@ -136,11 +136,15 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         found = {one: self.of_class(example, chosen, one, scores[one]) for one in scores}
         return {which: found[one] for which, one in zip(self.explain, classes, strict=True)}
 
-    @abstractmethod
     def of_class(
         self, example: ReadDocument, method: Method, target: int, scores: Scores
     ) -> dict[str, Any]:
         """What to note of a method's attributions of a class, as JSON."""
+        return self.measure(example, ranking(example.encoded, scores), target)
+
+    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
+        """What to note of an order of the tokens."""
+        raise NotImplementedError
 
     def scores(
         self, example: ReadDocument, method: Method, targets: Sequence[int], model: Any = None
@@ -187,16 +191,13 @@ def corpus_classes(
     by_name = {name.casefold(): index for index, name in enumerate(class_names)}
     advice = f"say which is which with labels, such as {found[0] if found else 'NEG'}="
     advice += class_names[0]
-    classes = {}
-    for label, name in (labels or {}).items():
+    names = {one: one for one in found if one.casefold() in by_name} | dict(labels or {})
+    for name in names.values():
         if name.casefold() not in by_name:
             raise BenchmarkError(
                 f"the classifier has no class {name!r}, it has {', '.join(class_names)}"
             )
-        classes[label] = by_name[name.casefold()]
-    for label in found:
-        if label not in classes and label.casefold() in by_name:
-            classes[label] = by_name[label.casefold()]
+    classes = {label: by_name[name.casefold()] for label, name in names.items()}
     if len(set(classes) & set(found)) < min(2, len(found)):
         raise BenchmarkError(
             f"the corpus has the classes {', '.join(found)}, the classifier "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import random
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
@@ -33,6 +32,7 @@ from captum_transformer_lrp.benchmarks.images import (
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Result
 from captum_transformer_lrp.benchmarks.runner import record_folder, run
+from captum_transformer_lrp.benchmarks.segmentation import relevance_mass
 from captum_transformer_lrp.models import ImageModel
 
 
@@ -108,23 +108,18 @@ def make_grids(
         >>> [sorted(one.label for one in grid) for grid in make_grids(photos, 3, seed=0)]
         [[0, 1, 2], [0, 1, 2]]
     """
-    order = list(candidates)
-    random.Random(seed).shuffle(order)
-    waiting = deque(order)
+    waiting = list(candidates)
+    random.Random(seed).shuffle(waiting)
     grids: list[tuple[LabelledImage, ...]] = []
     while True:
-        members: dict[int, LabelledImage] = {}
-        again: list[LabelledImage] = []
-        while waiting and len(members) < count:
-            photo = waiting.popleft()
-            if photo.label in members:
-                again.append(photo)
-            else:
-                members[photo.label] = photo
-        if len(members) < count:
+        first: dict[int, LabelledImage] = {}
+        for photo in waiting:
+            first.setdefault(photo.label, photo)
+        if len(first) < count:
             return grids
-        waiting.extendleft(reversed(again))
-        grids.append(tuple(members.values()))
+        grids.append(tuple(first.values())[:count])
+        for photo in grids[-1]:
+            waiting.remove(photo)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +202,7 @@ class GridPointing(GridOptions, ImageBenchmark[Grid]):
         """For each photo the share of its class's positive attribution that is in its cell."""
         maps = self.by_label[method].maps(self.classifier, example.pixels, example.classes)
         cells = zip(maps, example.cells, strict=True)
-        return {"shares": [localisation(one, *cell) for one, cell in cells]}
+        return {"shares": [relevance_mass(one.numpy(), cell) for one, cell in cells]}
 
     unit = "%"
 
@@ -217,14 +212,3 @@ class GridPointing(GridOptions, ImageBenchmark[Grid]):
             name: {("localisation", ""): 100 * sum(found["shares"]) / len(found["shares"])}
             for name, found in record.methods.items()
         }
-
-
-def localisation(relevance: Tensor, rows: slice, columns: slice) -> float:
-    """The share of a map's positive attribution that lies in a cell; 0 if there is none.
-
-    >>> localisation(torch.tensor([[3.0, -5.0], [1.0, 0.0]]), slice(0, 1), slice(0, 1))
-    0.75
-    """
-    positive = relevance.clamp(min=0)
-    total = float(positive.sum())
-    return float(positive[rows, columns].sum()) / total if total else 0.0

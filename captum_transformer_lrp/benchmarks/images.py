@@ -6,7 +6,7 @@ import csv
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from captum_transformer_lrp.benchmark_options import PhotoOptions
+from captum_transformer_lrp.benchmark_options import ImageOptions, PhotoOptions
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError, UnreadableExampleError
 from captum_transformer_lrp.benchmarks.model_benchmark import ModelBenchmark
 from captum_transformer_lrp.benchmarks.runner import Example
@@ -95,13 +95,16 @@ def _check_classes(data: Sequence[LabelledImage], count: int) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageBenchmark(ModelBenchmark[Example]):
+class ImageBenchmark(ImageOptions, ModelBenchmark[Example]):
     """A benchmark of methods that explain an image classifier."""
 
     size: tuple[int, int] = field(init=False, repr=False)
 
     def prepare(self) -> None:
-        """Find the size of what the model takes."""
+        """Find the size of what the model takes, and say what may be compiled."""
+        compiles = None if self.compile is None else (self.classifier, self.compile)
+        by_label = {one: replace(of, compiles=compiles) for one, of in self.by_label.items()}
+        self.put(by_label=by_label)
         height, width = self.model.preprocess(Image.new("RGB", (64, 64))).shape[-2:]
         self.put(size=(int(height), int(width)))
 

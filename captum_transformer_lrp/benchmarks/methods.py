@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -16,12 +17,15 @@ from torch import Tensor
 
 from captum_transformer_lrp.attr.attention_flow import AttentionFlow
 from captum_transformer_lrp.attr.attention_rollout import AttentionRollout
+from captum_transformer_lrp.attr.base import RecordedAttribution
 from captum_transformer_lrp.attr.comparison import METHODS as COMPARED
-from captum_transformer_lrp.attr.comparison import compare
+from captum_transformer_lrp.attr.comparison import compare, options_apart, reduced
+from captum_transformer_lrp.attr.compiled import Backend, CompiledAttribution
 from captum_transformer_lrp.attr.norm_rollout import NormRollout
 from captum_transformer_lrp.attr.raw_attention import RawAttention
 from captum_transformer_lrp.benchmark_options import ABLATIONS, PAPER
 from captum_transformer_lrp.benchmarks.errors import BenchmarkError
+from captum_transformer_lrp.errors import ExplanationError
 
 
 class RandomAttribution(Attribution):
@@ -52,6 +56,8 @@ class Method:
         class_agnostic: whether its map is the same for every target.
         cells: average the map of an image over a grid of so many cells along each side, such as the
             patches that the model reads; None leaves it as it is.
+        compiles: a model and a backend: explanations of one class of one image by this very model
+            are compiled, where the method can be.
     """
 
     label: str
@@ -59,6 +65,8 @@ class Method:
     options: Mapping[str, Any] = field(default_factory=dict)
     class_agnostic: bool = False
     cells: int | None = None
+    compiles: tuple[Any, Backend] | None = None
+    explainers: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def maps(
         self,
@@ -85,23 +93,47 @@ class Method:
 
     def of_batch(self, model: Callable[..., Any], inputs: Tensor, target: int) -> Tensor:
         """The maps of many images (N, C, H, W) for one class, float64 (N, H, W) on the CPU."""
-        parts = [self._found(model, part, [target])[target] for part in inputs.split(_BATCH)]
+        size = 1 if self._compiled(model, inputs[:1]) else _BATCH
+        parts = [self._found(model, part, [target])[target] for part in inputs.split(size)]
         return torch.cat(parts)
+
+    def _compiled(self, model: Any, inputs: Tensor) -> CompiledAttribution | None:
+        """What explains one image by a compiled graph, where there is such a thing.
+
+        It is recorded with noise, so that no digit depends on which photo comes first.
+        """
+        if self.compiles is None or model is not self.compiles[0] or len(inputs) > 1:
+            return None
+        key = inputs.shape, inputs.dtype, inputs.device
+        if key not in self.explainers:
+            self.explainers[key] = None
+            own, rest = options_apart(self.factory, self.options)
+            attribution = self.factory(model, **own)
+            if isinstance(attribution, RecordedAttribution):
+                noise = torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0))
+                how: dict[str, Any] = {"backend": self.compiles[1], **rest}
+                try:
+                    self.explainers[key] = attribution.compile(noise.to(inputs), **how)
+                except ExplanationError as error:
+                    warnings.warn(f"{self.label} is not compiled: {error}", stacklevel=2)
+        return self.explainers[key]
 
     def _found(
         self, model: Callable[..., Any], inputs: Tensor, targets: Sequence[Any], more: Any = None
     ) -> dict[Any, Tensor]:
-        found = compare(
-            model,
-            inputs,
-            {str(target): target for target in targets},
-            {self.label: self.factory},
-            additional_forward_args=more,
-            options={self.label: self.options},
-        )[self.label]
+        # The method itself explains several classes by one forward pass.
+        explain = self._compiled(model, inputs) if len(targets) == 1 and more is None else None
+        if explain is not None:
+            found = {targets[0]: reduced(explain(inputs, targets[0]), inputs)}
+        else:
+            named, methods = {one: one for one in targets}, {self.label: self.factory}
+            options = {self.label: self.options}
+            (found,) = compare(
+                model, inputs, named, methods, additional_forward_args=more, options=options
+            ).values()
         ready: dict[Any, Tensor] = {}
         for target in targets:
-            maps = found[str(target)].detach().to("cpu", torch.float64)
+            maps = found[target].detach().to("cpu", torch.float64)
             if self.cells is not None:
                 maps = torch.stack([over_cells(one, self.cells) for one in maps])
             if not bool(maps.isfinite().all()):

@@ -10,16 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from captum_transformer_lrp.benchmark_options import RationaleOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import (
-    ReadDocument,
-    Scores,
-    TextBenchmark,
-    at_steps,
-)
-from captum_transformer_lrp.benchmarks.corpus_tokens import ranking
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark, at_steps
 from captum_transformer_lrp.benchmarks.eraser import AnnotatedDocument, AnnotationError
 from captum_transformer_lrp.benchmarks.errors import optional
-from captum_transformer_lrp.benchmarks.methods import Method
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Panel
 from captum_transformer_lrp.benchmarks.runner import as_function
@@ -93,12 +86,6 @@ class RationaleBenchmark(RationaleOptions, TextBenchmark):
             "rationale_read": len(marked & set(example.encoded.read)),
             "rationale_in_last": [len(marked & set(example.encoded.read[-k:])) for k in self.top_k],
         }
-
-    def of_class(
-        self, example: ReadDocument, method: Method, target: int, scores: Scores
-    ) -> dict[str, Any]:
-        """What :meth:`measure` finds of the tokens' order."""
-        return self.measure(example, ranking(example.encoded, scores), target)
 
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """Precision, recall and F1 of the first k tokens, for each k."""

@@ -201,7 +201,7 @@ class Result:
             "curves": without_nan([asdict(one) for one in self.summary.curves]),
         }
 
-    def save(self, folder: Path) -> list[Path]:
+    def save(self, folder: Path) -> None:
         """Write results.json, results.csv, results.md, seconds.json and curves.png."""
         folder.mkdir(parents=True, exist_ok=True)
         files = {
@@ -214,7 +214,6 @@ class Result:
             (folder / name).write_text(text, encoding="utf-8", newline="")
         if self.summary.curves:
             curves_figure(self.summary.curves).savefig(folder / "curves.png", dpi=150)
-        return [folder / name for name in (*files, *["curves.png"] * bool(self.summary.curves))]
 
     def _csv(self) -> str:
         """One row for each figure; every setting is a column, so that files can be joined."""

@@ -190,8 +190,8 @@ def placed(values: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_]) -> dic
     }
 
 
-def relevance_mass(values: npt.NDArray[np.float64], truth: npt.NDArray[np.bool_]) -> float:
-    """The share of the positive relevance that is on the object; 0 if there is none.
+def relevance_mass(values: npt.NDArray[np.float64], truth: Any) -> float:
+    """The share of the positive relevance in a place, a mask or slices; 0 if there is none.
 
     Arras, Osman, Samek, *CLEVR-XAI*, Information Fusion 2022, as is the next.
 

@@ -1,4 +1,4 @@
-"""What explanations cost: time and memory of each method, beside Captum's gradient methods.
+"""What explanations cost: time, throughput and memory of each method, beside Captum's.
 
 All methods explain the same random inputs with the same randomly initialised model, in one process
 and interleaved, so that a busy machine slows all of them alike; what counts are the ratios of their
@@ -271,13 +271,15 @@ def machine() -> dict[str, str]:
 
 def table(workload: Workload, costs: Sequence[Cost]) -> str:
     """A table in Markdown."""
-    head = ["", f"### {workload}", "", "| method | ms | × Saliency | × forward | peak MB |"]
+    titles = ("ms", "examples/s", "× Saliency", "× forward", "peak MB")
     rows = [
-        f"| {cost.method} | {cost.seconds * 1e3:.0f} | {cost.ratio:.2f} | {cost.to_forward:.2f} | "
+        f"| {cost.method} | {cost.seconds * 1e3:.0f} | {workload.batch / cost.seconds:.2f} "
+        f"| {cost.ratio:.2f} | {cost.to_forward:.2f} | "
         + ("|" if cost.megabytes is None else f"{cost.megabytes:.0f} |")
         for cost in costs
     ]
-    return "\n".join([*head, "|---|---:|---:|---:|---:|", *rows])
+    head = ["", f"### {workload}", "", f"| method | {' | '.join(titles)} |"]
+    return "\n".join([*head, "|---|" + "---:|" * len(titles), *rows])
 
 
 def write(

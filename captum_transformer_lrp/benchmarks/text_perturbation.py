@@ -9,14 +9,8 @@ from itertools import product
 from typing import Any, Final
 
 from captum_transformer_lrp.benchmark_options import TextPerturbationOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import (
-    ReadDocument,
-    Scores,
-    TextBenchmark,
-    at_steps,
-)
-from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, ranking, without_tokens
-from captum_transformer_lrp.benchmarks.methods import Method
+from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark, at_steps
+from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Panel
 from captum_transformer_lrp.benchmarks.runner import as_function
@@ -77,12 +71,6 @@ class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
             "probabilities": self._probabilities(example, ()),
             "probabilities_of_nothing": self._probabilities(example, example.encoded.read),
         }
-
-    def of_class(
-        self, example: ReadDocument, method: Method, target: int, scores: Scores
-    ) -> dict[str, Any]:
-        """What :meth:`measure` finds of the tokens' order."""
-        return self.measure(example, ranking(example.encoded, scores), target)
 
     def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
         """Comprehensiveness and sufficiency at each bin."""

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from captum_transformer_lrp import (
+    AttentionRollout,
     ExplanationError,
     PartialLRP,
     TransformerAttribution,
@@ -186,6 +187,21 @@ def test_a_layer_method_of_captum_gets_the_token_ids(bert_case: Any) -> None:
         },
     )
     assert torch.allclose(maps["layer"]["1"], maps["input"]["1"])
+
+
+@pytest.mark.parametrize(("target", "more"), [(1, 0), (None, 1)])
+def test_the_model_runs_by_itself_only_for_the_predicted_class(
+    vit_case: Any, target: int | None, more: int
+) -> None:
+    calls: list[int] = []
+    handle = vit_case.model.register_forward_hook(lambda *_: calls.append(1))
+    try:
+        AttentionRollout(vit_case.model).attribute(vit_case.inputs, target=1)
+        alone = len(calls)
+        run(vit_case, ["attention_rollout"], [target])
+    finally:
+        handle.remove()
+    assert len(calls) == 2 * alone + more
 
 
 def test_options_go_to_the_class_or_to_its_attribute(vit_case: Any) -> None:

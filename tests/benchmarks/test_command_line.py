@@ -55,6 +55,14 @@ def test_all_files_are_written(benchmark: Callable[..., Result], tmp_path: Path)
         assert figure.width > 1000
 
 
+def test_methods_are_compiled_on_demand(benchmark: Callable[..., Result], tmp_path: Path) -> None:
+    options = ["--methods", "raw_attention", "--explain", "predicted", "--limit", "1"]
+    result = benchmark("perturbation", *options, "--compile", "eager")
+    assert result.exit_code == 0, result.output
+    written = json.loads((tmp_path / "out/results.json").read_text())
+    assert written["settings"]["compile"] == "eager"
+
+
 def test_ctrl_c_says_how_much_is_done_and_how_to_go_on(
     benchmark: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from captum_transformer_lrp.benchmarks import BenchmarkError, LabelledImage, grid_pointing
-from captum_transformer_lrp.benchmarks.grid_pointing import GridPointing, localisation, make_grids
+from captum_transformer_lrp.benchmarks.grid_pointing import GridPointing, make_grids
+from captum_transformer_lrp.benchmarks.segmentation import relevance_mass
 from captum_transformer_lrp.models import ImageModel
 
 COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255))
@@ -74,10 +75,10 @@ def test_a_map_in_its_own_cell_has_all_of_it(
 
 
 def test_share_counts_positive_attribution_only() -> None:
-    relevance = torch.tensor([[1.0, -9.0], [1.0, 2.0]])
-    assert localisation(relevance, slice(1, 2), slice(1, 2)) == 0.5
-    assert localisation(-relevance.abs(), slice(0, 1), slice(0, 1)) == 0
-    assert localisation(torch.ones(4, 4), slice(0, 2), slice(2, 4)) == 0.25
+    relevance = np.array([[1.0, -9.0], [1.0, 2.0]])
+    assert relevance_mass(relevance, np.s_[1:2, 1:2]) == 0.5
+    assert relevance_mass(-abs(relevance), np.s_[0:1, 0:1]) == 0
+    assert relevance_mass(np.ones((4, 4)), np.s_[0:2, 2:4]) == 0.25
 
 
 def test_photos_without_confidence_are_left_out(

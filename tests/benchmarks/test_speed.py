@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from captum_transformer_lrp.benchmarks.speed import Workload, measure, methods, table
+from captum_transformer_lrp.benchmarks.speed import Cost, Workload, measure, methods, table
 from captum_transformer_lrp.cli.benchmark import benchmark
 
 
@@ -48,6 +48,14 @@ def test_a_workload_says_what_it_is() -> None:
     assert embeddings.shape == (8, 16, 768)
     assert embeddings.dtype == next(model.parameters()).dtype == torch.bfloat16
     assert table(work, []).splitlines()[1] == f"### {work}"
+
+
+def test_throughput_is_examples_per_second() -> None:
+    costs = [Cost("slow", 2.0, 4.0, 8.0), Cost("fast", 0.01, 0.02, 0.04, 512.3)]
+    *_, title, _, slow, fast = table(Workload("test_vit", batch=8), costs).splitlines()
+    assert title == "| method | ms | examples/s | × Saliency | × forward | peak MB |"
+    assert slow == "| slow | 2000 | 4.00 | 4.00 | 8.00 | |"
+    assert fast == "| fast | 10 | 800.00 | 0.02 | 0.04 | 512 |"
 
 
 def test_the_command_writes_a_table_and_figures(tmp_path: Path) -> None:
