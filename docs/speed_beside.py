@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 import captum_transformer_lrp as lrp
 from captum_transformer_lrp.benchmarks.speed import TARGET, Workload
+from captum_transformer_lrp.rules import GammaRule, preset
 
 Runs = dict[str, Callable[[], Any]]
 
@@ -91,15 +92,15 @@ def language_model(name: str, kind: str, target: tuple[int, ...], **config: int)
 
 
 def autolrp() -> Runs:
-    """AttnLRP of pixels with the γ-rule; the two libraries share biases and sums otherwise."""
+    """AttnLRP of pixels; the two libraries share biases and sums otherwise."""
     from autolrp import LRPConfig, tensor
 
     model, images = Workload("vit_base_patch16_224").build()
-    config, method = LRPConfig.attnlrp(), lrp.TransformerLRP(model, preset="attnlrp_gamma")
+    rules = preset("attnlrp").overridden({nn.Conv2d: GammaRule(0.25)})  # as in theirs
     return {
         "Saliency": partial(Saliency(model).attribute, images, target=TARGET),
-        "autoLRP": lambda: model(tensor(images))[0, TARGET].lrp(config=config),
-        **ours("TransformerLRP", method, images),
+        "autoLRP": lambda: model(tensor(images))[0, TARGET].lrp(config=LRPConfig.attnlrp()),
+        **ours("TransformerLRP", lrp.TransformerLRP(model, preset=rules), images),
     }
 
 
