@@ -122,6 +122,12 @@ def several_results(x: Tensor) -> Tensor:
     return values.mul_(2) + second.gather(1, places)
 
 
+def nothing_at_all(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[2:2, 1:] = x[:0, 1:]
+    return y
+
+
 def other_data(x: Tensor) -> Tensor:
     y = torch.zeros(2)
     y.data = x.sin()
@@ -133,7 +139,7 @@ WRITES = [
     a_row, a_row_of_a_row, through_a_transposed_view, what_another_view_reads,
     a_view_that_reads_other_elements, overlapping_views, an_expanded_view, another_dtype,
     of_another_dtype, masks, the_argument_out, other_shapes, by_index, a_new_constant, many_times,
-    several_results, other_data,
+    several_results, nothing_at_all, other_data,
 ]  # fmt: skip
 
 

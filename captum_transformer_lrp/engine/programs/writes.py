@@ -131,7 +131,7 @@ def _overwrite(tensor: Tensor, values: Tensor, recorder: Recorder) -> None:
     if tensor.shape != values.shape:
         tensor.resize_(values.shape)  # as operations do with their argument "out"
     sources = recorder.sources
-    for other in sources.sharing(tensor):
+    for other in sources.sharing(tensor) if tensor.numel() else ():
         if _place(other) == _place(tensor):
             sources[other] = sources[values]
         elif other.dtype == tensor.dtype:
