@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from captum_transformer_lrp.attr.arguments import captum_method
+from captum_transformer_lrp.attr.given import Given
 from captum_transformer_lrp.attr.targets import checked_target
 from captum_transformer_lrp.engine.programs.export import ExportedExplanation, check_name, save
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by_inductor
 from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
-from captum_transformer_lrp.engine.watch.checks import tensors_of
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.decisions import ROWS
 
@@ -28,77 +28,6 @@ MOST_SHAPES: Final = 8
 """So many shapes of inputs are kept; those that came first are forgotten."""
 
 Backend: TypeAlias = Literal["inductor", "eager"]
-
-
-class _Given(NamedTuple):
-    """Inputs and additional arguments, taken apart.
-
-    Attributes:
-        leaves: whatever they hold.
-        structure: how they hold it.
-        tensors: those among the leaves, as a graph takes them.
-        inputs: how many of these are inputs; they come first.
-    """
-
-    leaves: Sequence[Any]
-    structure: pytree.TreeSpec
-    tensors: Sequence[Tensor]
-    inputs: int
-
-    @classmethod
-    def of(cls, inputs: Any, additional: Any) -> _Given:
-        """Take arguments apart."""
-        count = len(tensors_of(inputs))
-        leaves, structure = pytree.tree_flatten((inputs, additional))
-        tensors = [one.detach().contiguous() for one in leaves if isinstance(one, Tensor)]
-        return cls(leaves, structure, tensors, count)
-
-    def axes(self, batch: bool, tokens: bool) -> list[dict[int, int]]:
-        """For each tensor the dimensions that may have any size, and the size's number."""
-        sizes = [(dim, self.tensors[0].shape[dim]) for dim in [0] * batch + [1] * tokens]
-        return [
-            {
-                dim: number
-                for number, (dim, size) in enumerate(sizes)
-                if one.dim() > dim and one.shape[dim] == size
-            }
-            for one in self.tensors
-        ]
-
-    def with_sizes(self, axes: Sequence[Mapping[int, int]], sizes: Sequence[int]) -> _Given:
-        """The same with other sizes: fewer tokens between first and last, or examples again."""
-        tensors = []
-        for one, numbers in zip(self.tensors, axes, strict=True):
-            for dim, number in numbers.items():
-                places = torch.arange(sizes[number], device=one.device) % one.shape[dim]
-                if sizes[number] < one.shape[dim]:
-                    places[-1] = one.shape[dim] - 1
-                one = one.index_select(dim, places)
-            tensors.append(one.contiguous())
-        return self._replace(tensors=tensors)
-
-    def flipped(self) -> _Given:
-        """The same with other values, where inputs are numbers with a point."""
-        return self._replace(tensors=[
-            one.flip(-1) if place < self.inputs and one.is_floating_point() else one
-            for place, one in enumerate(self.tensors)
-        ])  # fmt: skip
-
-    @property
-    def key(self) -> str:
-        """What is the same for arguments that one graph serves."""
-        shapes = [(one.shape, one.dtype, one.device) for one in self.tensors]
-        return repr((shapes, self.structure, [one for one in self.leaves if not _is_tensor(one)]))
-
-    def holding(self, tensors: Sequence[Tensor]) -> Any:
-        """Inputs and additional arguments with other tensors."""
-        rest = iter(tensors)
-        filled = [next(rest) if _is_tensor(one) else one for one in self.leaves]
-        return pytree.tree_unflatten(filled, self.structure)
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor)
 
 
 class _Recorded(NamedTuple):
@@ -170,7 +99,7 @@ class CompiledAttribution(Attribution):
         self._chooses_rows = True
         self._recorded: dict[Any, _Recorded] = {}
         self._example = example
-        self._for_shapes(_Given.of(*example))
+        self._for_shapes(Given.of(*example))
 
     def has_convergence_delta(self) -> bool:
         """False: a compiled explanation has its maps alone."""
@@ -191,7 +120,7 @@ class CompiledAttribution(Attribution):
         """
         if callable(target):
             return self._by_method(target, inputs, additional_forward_args)
-        given = _Given.of(inputs, additional_forward_args)
+        given = Given.of(inputs, additional_forward_args)
         recorded = self._for_shapes(given)
         index = _flat_index(recorded.output, target).to(given.tensors[0].device)
         results, differs = recorded.results(given.tensors, index)
@@ -208,7 +137,7 @@ class CompiledAttribution(Attribution):
             return self._by_method(target, inputs, additional_forward_args)
         return pytree.tree_unflatten(results, recorded.trace.structure)
 
-    def _for_shapes(self, given: _Given) -> _Recorded:
+    def _for_shapes(self, given: Given) -> _Recorded:
         """The recorded explanation for arguments of these shapes."""
         key = given.key
         found = self._recorded.get(key)
@@ -219,19 +148,23 @@ class CompiledAttribution(Attribution):
                 del self._recorded[next(iter(self._recorded))]
         return found
 
-    def _record(self, given: _Given) -> _Recorded:
+    def _record(self, given: Given) -> _Recorded:
         """Record an explanation, and make sure that its program computes what the method does."""
         compiler = as_it_is if self._backend == "eager" else by_inductor
         with torch.inference_mode(False):
             trace, output, tensors = self._traced(given, chooses_rows=self._chooses_rows)
             program = Program(trace.graph, tensors, compiler)
             recorded = _Recorded(trace, program, output, *self._state(trace))
-            self._compare(recorded, given, trace.found)
+            if differs := self._differs(recorded, given, trace.found):
+                raise ExplanationError(
+                    f"{differs} decides otherwise when the same is computed again, so no graph "
+                    "says what it decides: call attribute() of the method itself"
+                )
             # What came into the graph as a constant shows with other inputs.
-            self._compare(recorded, given.flipped())
+            self._differs(recorded, given.flipped())
         return recorded
 
-    def _traced(self, given: _Given, **options: bool) -> tuple[Trace, Tensor, list[Tensor]]:
+    def _traced(self, given: Given, **options: bool) -> tuple[Trace, Tensor, list[Tensor]]:
         """The graph of an explanation, a tensor like the model's output, and its inputs."""
         outputs: list[Tensor] = []
 
@@ -249,33 +182,26 @@ class CompiledAttribution(Attribution):
         trace = traced(explained, tensors, **options)
         return trace, torch.empty_like(outputs[0], device="meta"), tensors
 
-    def _compare(
-        self, recorded: _Recorded, given: _Given, expected: Sequence[Tensor] | None = None
-    ) -> None:
-        """Raise for a graph that does not compute what the method does.
-
-        Other inputs may lead to other decisions; those that were recorded must not.
-        """
+    def _differs(
+        self, recorded: _Recorded, given: Given, expected: Sequence[Tensor] | None = None
+    ) -> str:
+        """Where a decision would be another one; if none, raise for another map than expected."""
         results, differs = recorded.results(given.tensors, _predicted(given))
-        if differs and expected is not None:
-            raise ExplanationError(
-                f"{differs} decides otherwise when the same is computed again, so no graph "
-                "says what it decides: call attribute() of the method itself"
-            )
         if differs:
-            return
+            return differs
         if expected is None:
             predicted = partial(_values_at, index=_predicted(given))
             expected = pytree.tree_leaves(self._by_method(predicted, *given.holding(given.tensors)))
         for one, other in zip(results, expected, strict=True):
             rounding = 1e-3 * float(other.abs().max())
             if one.shape != other.shape or not bool(((one - other).abs() <= rounding).all()):
-                shapes = [tuple(tensor.shape) for tensor in given.tensors]
                 raise ExplanationError(
-                    f"for inputs of the shapes {shapes} the recorded graph returns another map "
-                    "than the method: call attribute() of the method itself, or export the sizes "
-                    "of the example alone"
+                    "the recorded graph returns another map than the method for inputs of the "
+                    f"shapes {[tuple(tensor.shape) for tensor in given.tensors]}.  Does rounding "
+                    'move the map?  Then try the model in float64, or backend="eager".  Else call '
+                    "attribute() of the method itself, or export the sizes of the example alone"
                 )
+        return ""
 
     def export(
         self,
@@ -304,7 +230,7 @@ class CompiledAttribution(Attribution):
             ImportError: for ``.onnx``, where onnxscript is missing.
             ExplanationError: for an explanation that computes otherwise for another size.
         """
-        given = _Given.of(*self._example)
+        given = Given.of(*self._example)
         check_name(Path(path))
         shape = given.tensors[0].shape
         if dynamic_tokens and (len(shape) not in (2, 3) or shape[1] < 3):
@@ -327,7 +253,14 @@ class CompiledAttribution(Attribution):
             lengths = (shape[1], shape[1] // 2, shape[1] // 2 + 1, 2) if dynamic_tokens else (0, 0)
             for batch, length in zip((1, 4, 1, 2), lengths, strict=False):
                 others = [length if one.dim else batch for one in sizes]
-                self._compare(recorded, given.with_sizes(axes, others).flipped())
+                some = given.with_sizes(axes, others)
+                if self._differs(recorded, some.flipped()):
+                    differs = self._differs(recorded, some)
+                    if differs:
+                        raise ExplanationError(
+                            f"{differs} decides otherwise for inputs of another size: export the "
+                            "sizes of the example alone"
+                        )
             index_axes = {0: 0} if dynamic_batch else {}
             explanation = ExportedExplanation(graph, trace.structure.num_leaves)
             longest = shape[1] if dynamic_tokens else 0
@@ -348,7 +281,7 @@ class CompiledAttribution(Attribution):
         return self.attribution.attribute(inputs, target, additional, **self._options)
 
 
-def _predicted(given: _Given) -> Tensor:
+def _predicted(given: Given) -> Tensor:
     """The index of the predicted class, for each example."""
     first = given.tensors[0]
     return torch.full((len(first),), -1, device=first.device)
