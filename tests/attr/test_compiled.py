@@ -578,6 +578,19 @@ def test_inductor_computes_the_same(method: Any) -> None:
     assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
 
 
+@pytest.mark.slow
+def test_inductor_needs_a_compiler(method: TransformerAttribution) -> None:
+    from torch._inductor import config
+    from torch._inductor.utils import fresh_cache
+
+    with (
+        fresh_cache(),
+        config.patch({"cpp.cxx": ("no-such-compiler",)}),
+        pytest.raises(ExplanationError, match=r"No working C\+\+ compiler.*backend=\"eager\""),
+    ):
+        method.compile(images())
+
+
 ARCHITECTURES = [
     *((timm_models, name)
       for name in ("test_vit", "test_vit3", "pit_ti_224", "xcit_nano_12_p16_224", "levit_128s",

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from captum_transformer_lrp.engine.programs.graphs import outputs_of, weights_of
+from captum_transformer_lrp.errors import ExplanationError
 
 FEWEST_NODES: Final = 40
 """A repetition is worth finding that saves the compilation of so many operations."""
@@ -227,14 +228,21 @@ def _graph_of(region: Region, outputs: Sequence[int]) -> tuple[fx.GraphModule, l
 
 
 def by_inductor(graph: fx.GraphModule, like: Sequence[Tensor]) -> Function:
-    """A graph as machine code, for inputs like some tensors; PyTorch keeps the code on disk."""
+    """A graph as machine code, for inputs like some tensors; PyTorch keeps the code on disk.
+
+    Raises:
+        ExplanationError: without a C++ compiler.
+    """
     from torch._inductor import compile as compiled
+    from torch._inductor.exc import InvalidCxxCompiler
 
     shapes = FakeTensorMode(shape_env=ShapeEnv())  # without one, PyTorch looks for no code on disk
-    with torch.no_grad(), tracing(TracingContext(shapes)):
-        found: Function = compiled(
-            graph, [shapes.from_tensor(one, static_shapes=True) for one in like]
-        )
+    given: list[Any] = [shapes.from_tensor(one, static_shapes=True) for one in like]
+    try:
+        with torch.no_grad(), tracing(TracingContext(shapes)):
+            found: Function = compiled(graph, given)
+    except InvalidCxxCompiler as error:
+        raise ExplanationError(f'{error}.  Install one, or compile with backend="eager"') from error
     return found
 
 
