@@ -262,6 +262,26 @@ def test_writes_into_a_buffer_are_recorded_and_undone() -> None:
     assert model.calls == 0
 
 
+@pytest.mark.parametrize("unstable", [False, True])
+def test_a_compiler_is_no_more_precise_than_the_method(
+    unstable: bool, method: TransformerAttribution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What differs is refused, unless the last bit of the input moves the map as much."""
+
+    def wrong(graph: Any, like: Any) -> Any:
+        return lambda *given: [
+            one * 1.01 if one.is_floating_point() else one for one in graph(*given)
+        ]
+
+    monkeypatch.setattr("captum_transformer_lrp.attr.compiled.by_inductor", wrong)
+    if unstable:
+        monkeypatch.setattr(Given, "nudged", Given.flipped)
+        method.compile(images())
+    else:
+        with pytest.raises(ExplanationError, match="another map than the method"):
+            method.compile(images())
+
+
 class Unfinished(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         raise NotImplementedError("write me")
