@@ -105,12 +105,13 @@ def without_writing(
 
 def _without_effect(func: Any) -> Any:
     """The operation that returns what another one writes."""
-    schema, tags = func._schema, {torch.Tag.inplace, torch.Tag.out}
+    schema = func._schema
     namespace, name = schema.name.split("::")
-    name = f"__{name[3:]}" if name.startswith("__i") else name.removesuffix("_")
+    pure_name = f"__{name[3:]}" if name.startswith("__i") else name.removesuffix("_")
     wanted = [(one.name, str(one.type)) for one in schema.arguments if not one.is_out]
-    packet = getattr(getattr(torch.ops, namespace), name, None)
-    if packet is not None and tags.intersection(func.tags) and name not in _LAYOUTS:
+    writes_only = name != pure_name or len(wanted) < len(schema.arguments)
+    packet = getattr(getattr(torch.ops, namespace), pure_name, None)
+    if packet is not None and writes_only and pure_name not in _LAYOUTS:
         for overload in packet.overloads():
             pure = getattr(packet, overload)
             arguments = [(one.name, str(one.type)) for one in pure._schema.arguments]
