@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from captum_transformer_lrp.attr.arguments import captum_method
 from captum_transformer_lrp.attr.given import Given
 from captum_transformer_lrp.attr.targets import checked_target
-from captum_transformer_lrp.engine.programs.export import ExportedExplanation, check_name, save
+from captum_transformer_lrp.engine.programs.export import check_name, save, self_checking
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by_inductor
 from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
@@ -261,18 +261,20 @@ class CompiledAttribution(Attribution):
             recorded = _Recorded(trace._replace(graph=graph), graph, output, (), ())
             # A size of two graphs says nothing of a third: T // 9 is the same for many.
             lengths = (shape[1], shape[1] // 2, shape[1] // 2 + 1, 2) if dynamic_tokens else (0, 0)
-            for batch, length in zip((1, 4, 1, 2), lengths, strict=False):
-                others = [length if one.dim else batch for one in sizes]
-                some = given.with_sizes(axes, others)
-                if self._differs(recorded, some.flipped()):
-                    differs = self._differs(recorded, some)
-                    if differs:
-                        raise ExplanationError(
-                            f"{differs} decides otherwise for inputs of another size: export the "
-                            "sizes of the example alone"
-                        )
+            others = [
+                given.with_sizes(axes, [length if one.dim else batch for one in sizes])
+                for batch, length in zip((1, 4, 1, 2), lengths, strict=False)
+            ]
+            differs = [self._differs(recorded, one.flipped()) for one in others]
+            differs = [where and self._differs(recorded, one)
+                       for where, one in zip(differs, others, strict=True)]  # fmt: skip
+            if all(differs):
+                raise ExplanationError(
+                    f"{differs[0]} decides otherwise for inputs of another size: export the sizes "
+                    "of the example alone"
+                )
             index_axes = {0: 0} if dynamic_batch else {}
-            explanation = ExportedExplanation(graph, trace.structure.num_leaves)
+            explanation = self_checking(graph, trace.structure.num_leaves)
             longest = shape[1] if dynamic_tokens else 0
             save(explanation, tensors, [*axes, index_axes], longest, Path(path))
 

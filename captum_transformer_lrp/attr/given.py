@@ -53,7 +53,7 @@ class Given(NamedTuple):
         for one, numbers in zip(self.tensors, axes, strict=True):
             for dim, number in numbers.items():
                 places = torch.arange(sizes[number], device=one.device) % one.shape[dim]
-                if sizes[number] < one.shape[dim]:
+                if dim == 1 and sizes[number] < one.shape[dim]:
                     places[-1] = one.shape[dim] - 1
                 one = one.index_select(dim, places)
             tensors.append(one.contiguous())

@@ -10,30 +10,28 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from captum_transformer_lrp.engine.programs.graphs import outputs_of
+
 SUFFIXES = (".pt2", ".onnx")
 
 
-class ExportedExplanation(nn.Module):
+def self_checking(graph: fx.GraphModule, results: int) -> fx.GraphModule:
     """A graph whose results are NaN where a decision of Python's would be another one.
 
     Args:
-        graph: returns results, and then a boolean for each decision.
+        graph: returns results, and then a boolean for each decision; it is changed.
         results: how many results there are.
     """
-
-    def __init__(self, graph: fx.GraphModule, results: int) -> None:
-        super().__init__()
-        self.operations = graph
-        self._results = results
-
-    def forward(self, *tensors: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """The results for tensors like those that the graph was recorded with."""
-        found = self.operations(*tensors)
-        results, checks = found[: self._results], found[self._results :]
+    nodes, output = graph.graph, graph.graph.output_node()
+    found, checks = outputs_of(graph)[:results], outputs_of(graph)[results:]
+    with nodes.inserting_before(output):
         if checks:
-            holds = torch.stack(checks).all()
-            results = [torch.where(holds, one, torch.nan) for one in results]
-        return results[0] if len(results) == 1 else tuple(results)
+            holds = nodes.call_function(torch.all, (nodes.call_function(torch.stack, (checks,)),))
+            found = [nodes.call_function(torch.where, (holds, one, torch.nan)) for one in found]
+    output.args = (found[0] if len(found) == 1 else tuple(found),)
+    nodes.find_nodes(op="placeholder")[-1].target = "target"
+    graph.recompile()
+    return graph
 
 
 def check_name(path: Path) -> None:
@@ -68,7 +66,7 @@ def save(
     sizes: dict[int, Any] = {0: torch.export.Dim.DYNAMIC}
     if longest:
         sizes[1] = torch.export.Dim("tokens", min=2, max=longest)
-    shapes = (tuple({dim: sizes[dim] for dim in one} for one in axes),)
+    shapes = tuple({dim: sizes[dim] for dim in one} for one in axes)
     with torch.no_grad():
         program = torch.export.export(
             explanation, tuple(tensors), dynamic_shapes=shapes, strict=False
