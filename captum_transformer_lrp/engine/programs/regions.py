@@ -234,14 +234,16 @@ def by_inductor(graph: fx.GraphModule, like: Sequence[Tensor]) -> Function:
         ExplanationError: without a C++ compiler.
     """
     from torch._inductor import compile as compiled
-    from torch._inductor.exc import InvalidCxxCompiler
+    from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
     shapes = FakeTensorMode(shape_env=ShapeEnv())  # without one, PyTorch looks for no code on disk
     given: list[Any] = [shapes.from_tensor(one, static_shapes=True) for one in like]
     try:
         with torch.no_grad(), tracing(TracingContext(shapes)):
             found: Function = compiled(graph, given)
-    except InvalidCxxCompiler as error:
+    except (InvalidCxxCompiler, InductorError) as error:
+        if InvalidCxxCompiler.__name__ not in f"{type(error).__name__}: {error}":
+            raise
         raise ExplanationError(f'{error}.  Install one, or compile with backend="eager"') from error
     return found
 
