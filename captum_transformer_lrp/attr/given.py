@@ -60,7 +60,7 @@ class Given(NamedTuple):
         return self._replace(tensors=tensors)
 
     def flipped(self) -> Given:
-        """The same with other values, where inputs are numbers with a point."""
+        """The same with other values, where inputs are floating-point numbers."""
         return self._changed(lambda one: one.flip(-1))
 
     def nudged(self) -> Given:

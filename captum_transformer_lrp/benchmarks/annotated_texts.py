@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -136,15 +137,11 @@ class TextBenchmark(TextOptions, ModelBenchmark[ReadDocument]):
         found = {one: self.of_class(example, chosen, one, scores[one]) for one in scores}
         return {which: found[one] for which, one in zip(self.explain, classes, strict=True)}
 
+    @abstractmethod
     def of_class(
         self, example: ReadDocument, method: Method, target: int, scores: Scores
     ) -> dict[str, Any]:
         """What to note of a method's attributions of a class, as JSON."""
-        return self.measure(example, ranking(example.encoded, scores), target)
-
-    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
-        """What to note of an order of the tokens."""
-        raise NotImplementedError
 
     def scores(
         self, example: ReadDocument, method: Method, targets: Sequence[int], model: Any = None
@@ -169,6 +166,21 @@ def at_steps(
     """
     named = dict(zip([*steps, mean], [*values, math.fsum(values) / len(values)], strict=True))
     return {(metric, f"{which}, {name}"): value for name, value in named.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class OrderBenchmark(TextBenchmark):
+    """A benchmark of texts that takes from a map nothing but the order of the tokens."""
+
+    def of_class(
+        self, example: ReadDocument, method: Method, target: int, scores: Scores
+    ) -> dict[str, Any]:
+        """What :meth:`measure` finds of the tokens' order."""
+        return self.measure(example, ranking(example.encoded, scores), target)
+
+    @abstractmethod
+    def measure(self, example: ReadDocument, order: Sequence[int], target: int) -> dict[str, Any]:
+        """What to note of an order of the tokens, as JSON."""
 
 
 def corpus_classes(

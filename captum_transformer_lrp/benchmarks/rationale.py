@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from captum_transformer_lrp.benchmark_options import RationaleOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark, at_steps
+from captum_transformer_lrp.benchmarks.annotated_texts import OrderBenchmark, ReadDocument, at_steps
 from captum_transformer_lrp.benchmarks.eraser import AnnotatedDocument, AnnotationError
 from captum_transformer_lrp.benchmarks.errors import optional
 from captum_transformer_lrp.benchmarks.records import Record
@@ -28,7 +28,7 @@ _METRICS: Final = ("precision", "recall", "token-F1")
 
 
 @dataclass(frozen=True, eq=False)
-class RationaleBenchmark(RationaleOptions, TextBenchmark):
+class RationaleBenchmark(RationaleOptions, OrderBenchmark):
     r"""Token-F1 between a document's k highest-ranked tokens and the tokens that people marked.
 
     As in the paper, what is explained is the document's own class ("target").  The tokens are the

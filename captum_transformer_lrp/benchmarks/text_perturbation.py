@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any, Final
 
 from captum_transformer_lrp.benchmark_options import TextPerturbationOptions
-from captum_transformer_lrp.benchmarks.annotated_texts import ReadDocument, TextBenchmark, at_steps
+from captum_transformer_lrp.benchmarks.annotated_texts import OrderBenchmark, ReadDocument, at_steps
 from captum_transformer_lrp.benchmarks.corpus_tokens import mask_id, without_tokens
 from captum_transformer_lrp.benchmarks.records import Record
 from captum_transformer_lrp.benchmarks.results import Panel
@@ -19,7 +19,7 @@ _METRICS: Final = ("comprehensiveness", "sufficiency")
 
 
 @dataclass(frozen=True, eq=False)
-class TextPerturbationBenchmark(TextPerturbationOptions, TextBenchmark):
+class TextPerturbationBenchmark(TextPerturbationOptions, OrderBenchmark):
     r"""Comprehensiveness and sufficiency, averaged over rationales of several lengths.
 
     With p(x) the probability of the explained class and r_b the b % of the tokens that rank

@@ -6,6 +6,7 @@ that says, in any later run, whether the decision would be the same.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Final, NamedTuple, TypeVar
 
@@ -22,7 +23,7 @@ class Decision(NamedTuple):
     where: str
 
 
-class Decisions(TorchDispatchMode):
+class Decisions(TorchDispatchMode, ABC):
     """A block that is recorded, and its decisions.
 
     Args:
@@ -43,9 +44,9 @@ class Decisions(TorchDispatchMode):
         finally:
             self.records = outer
 
+    @abstractmethod
     def stand_for(self, copy: Tensor, original: Tensor) -> None:
         """A copy that was made aside has the values of its original."""
-        raise NotImplementedError
 
     def note(self, holds: Tensor, where: str) -> None:
         """Note a decision that holds as long as all of ``holds`` is true."""

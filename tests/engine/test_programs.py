@@ -135,11 +135,20 @@ def other_data(x: Tensor) -> Tensor:
     return y
 
 
+def data_that_leave_their_memory(x: Tensor) -> Tensor:
+    y = torch.zeros_like(x)
+    y.data = x.sin()
+    later = [torch.zeros_like(x) for _ in range(20)]  # one of them is where y was
+    for one in later:
+        one.add_(x)
+    return y + sum(later)
+
+
 WRITES = [
     a_row, a_row_of_a_row, through_a_transposed_view, what_another_view_reads,
     a_view_that_reads_other_elements, overlapping_views, an_expanded_view, another_dtype,
     of_another_dtype, masks, the_argument_out, other_shapes, by_index, a_new_constant, many_times,
-    several_results, nothing_at_all, other_data,
+    several_results, nothing_at_all, other_data, data_that_leave_their_memory,
 ]  # fmt: skip
 
 

@@ -38,8 +38,9 @@ class Sources:
         self._sharing.setdefault(memory(tensor), WeakTensorKeyDictionary())[tensor] = True
 
     def sharing(self, tensor: Tensor) -> list[Tensor]:
-        """All tensors in the memory of one."""
-        return [*self._sharing[memory(tensor)]]
+        """All tensors in the memory of one; a tensor whose data are set moves to another."""
+        place = memory(tensor)
+        return [one for one in self._sharing[place] if memory(one) == place]
 
 
 class Recorder(Protocol):
