@@ -150,18 +150,20 @@ class CompiledAttribution(Attribution):
 
     def _record(self, given: Given) -> _Recorded:
         """Record an explanation, and make sure that its program computes what the method does."""
-        compiler = as_it_is if self._backend == "eager" else by_inductor
+        inductor = self._backend == "inductor"
         with torch.inference_mode(False):
             trace, output, tensors = self._traced(given, chooses_rows=self._chooses_rows)
-            program = Program(trace.graph, tensors, compiler)
+            compiler = by_inductor if inductor else as_it_is
+            program = Program(trace.graph, tensors, compiler, chooses_products=inductor)
             recorded = _Recorded(trace, program, output, *self._state(trace))
-            if differs := self._differs(recorded, given, trace.found):
+            # What came into the graph as a constant shows with other inputs.
+            if self._differs(recorded, given.flipped()) and (
+                differs := self._differs(recorded, given, trace.found)
+            ):
                 raise ExplanationError(
                     f"{differs} decides otherwise when the same is computed again, so no graph "
                     "says what it decides: call attribute() of the method itself"
                 )
-            # What came into the graph as a constant shows with other inputs.
-            self._differs(recorded, given.flipped())
         return recorded
 
     def _traced(self, given: Given, **options: bool) -> tuple[Trace, Tensor, list[Tensor]]:

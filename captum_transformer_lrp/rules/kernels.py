@@ -8,6 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from captum_transformer_lrp.rules.products import product
+
 
 class Kernel(Protocol):
     """The operation of a call without its bias: a function and its vector-Jacobian product.
@@ -126,14 +128,14 @@ class LinearKernel:
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
         assert weight is not None
-        return torch.nn.functional.linear(inputs[0], weight)
+        return product(inputs[0], weight.t())
 
     def vjp(
         self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
     ) -> tuple[Tensor, ...]:
         """See :class:`Kernel`."""
         assert weight is not None
-        return (seed @ weight,)
+        return (product(seed, weight),)
 
 
 class ProductKernel:
@@ -144,14 +146,14 @@ class ProductKernel:
     def forward(self, inputs: Sequence[Tensor], weight: Tensor | None) -> Tensor:
         """See :class:`Kernel`."""
         assert weight is not None
-        return torch.matmul(inputs[0], weight)
+        return product(inputs[0], weight)
 
     def vjp(
         self, seed: Tensor, inputs: Sequence[Tensor], weight: Tensor | None
     ) -> tuple[Tensor, ...]:
         """See :class:`Kernel`."""
         assert weight is not None
-        return (seed @ weight.mT,)
+        return (product(seed, weight.mT),)
 
 
 def sum_to_shape(values: Tensor, shape: torch.Size) -> Tensor:

@@ -591,7 +591,11 @@ def test_bad_file_names_are_named(
 @pytest.mark.parametrize(
     "method", [TransformerAttribution, partial(TransformerLRP, preset="attnlrp")]
 )
-def test_inductor_computes_the_same(method: Any) -> None:
+@pytest.mark.parametrize("fewest", [1, 10**9], ids=["oneDNN", "MKL"])
+def test_inductor_computes_the_same(
+    method: Any, fewest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("captum_transformer_lrp.rules.products.FEWEST_MULTIPLICATIONS", fewest)
     model = vit(4).float()
     attribution = method(model)
     explain = attribution.compile(images().float())

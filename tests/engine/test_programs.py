@@ -181,6 +181,35 @@ def test_what_is_computed_twice_is_computed_once() -> None:
     assert names.count("aten.mul.Tensor") == 2, "an integer and a float may give another type"
 
 
+@pytest.mark.skipif(
+    not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()),
+    reason="this PyTorch has no MKL or no oneDNN",
+)
+def test_another_library_may_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for what it cannot do: a sum with a whole matrix, a product of float64."""
+    monkeypatch.setattr("captum_transformer_lrp.rules.products.FEWEST_MULTIPLICATIONS", 1)
+
+    def products(x: Tensor) -> Tensor:
+        plain = x @ x.t()
+        with_bias = torch.addmm(x[0], plain.t(), x)
+        scaled = torch.addmm(x[0], plain, x, alpha=2)
+        whole = torch.addmm(x, plain, x)
+        double = (x.double() @ x.double().t()).float() @ x
+        return with_bias + scaled + whole + double + plain.sum()
+
+    first, other = values().float(), values(1).float()
+    trace = traced(products, [first])
+    program = Program(trace.graph, [first], as_it_is, chooses_products=True)
+    torch.testing.assert_close(program(other)[0], products(other))
+    (step,) = program._steps
+    used = [str(node.target) for node in step.function.graph.nodes]
+    assert used.count("captum_transformer_lrp.product.default") == 3
+    assert used.count("aten.addmm.default") == 2
+    assert used.count("aten.mm.default") == 1
+    named = [str(node.target) for node in trace.graph.graph.nodes]
+    assert "captum_transformer_lrp.product.default" not in named, "what is exported"
+
+
 def test_random_numbers_are_not_shared() -> None:
     trace = traced(lambda x: torch.rand_like(x) - torch.rand_like(x) + 0 * x, [values()])
     assert computed(trace, values(), values()).std() > 0.1

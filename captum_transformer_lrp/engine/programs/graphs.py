@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -17,6 +17,35 @@ def outputs_of(graph: fx.GraphModule) -> list[fx.Node]:
 def weights_of(graph: fx.GraphModule) -> dict[fx.Node, Tensor]:
     """The tensors that a graph has of its own: the model's weights, and constants."""
     return {node: getattr(graph, node.target) for node in graph.graph.find_nodes(op="get_attr")}
+
+
+class Like(NamedTuple):
+    """The layout of a tensor."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, value: Any) -> Any:
+        """Of a tensor, or of each of several."""
+        if isinstance(value, (tuple, list)):
+            return tuple(map(cls.of, value))
+        if not isinstance(value, Tensor):
+            return value
+        return cls(tuple(value.shape), value.stride(), value.dtype, value.device)
+
+    def tensor(self) -> Tensor:
+        """A tensor of this layout."""
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+
+
+def copied(graph: fx.GraphModule) -> fx.GraphModule:
+    """A graph of its own, that holds the same tensors."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph.graph, {}))
+    return fx.GraphModule(graph, copy)
 
 
 class Writing:

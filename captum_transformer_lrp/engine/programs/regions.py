@@ -17,7 +17,8 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from captum_transformer_lrp.engine.programs.graphs import outputs_of, weights_of
+from captum_transformer_lrp.engine.programs.graphs import Like, copied, outputs_of, weights_of
+from captum_transformer_lrp.engine.programs.products import choose_products
 from captum_transformer_lrp.errors import ExplanationError
 
 FEWEST_NODES: Final = 40
@@ -58,14 +59,23 @@ class Program:
         graph: has results and decisions as its outputs.
         tensors: inputs like those to come.
         compiler: makes a function of each kind of region.
+        chooses_products: whether another library than PyTorch's may multiply.
     """
 
     def __init__(
-        self, graph: fx.GraphModule, tensors: Sequence[Tensor], compiler: Compiler
+        self,
+        graph: fx.GraphModule,
+        tensors: Sequence[Tensor],
+        compiler: Compiler,
+        *,
+        chooses_products: bool = False,
     ) -> None:
+        graph = copied(graph)
         self._inputs = graph.graph.find_nodes(op="placeholder")
         self._outputs = outputs_of(graph)
         known = _laid_out(graph, tensors)
+        if chooses_products:
+            choose_products(graph.graph)
         regions = list(_regions([one for one in graph.graph.nodes
                                  if one.op == "call_function" and one not in known]))  # fmt: skip
         used = {*self._outputs, *(node for one in regions for node in one.inputs)}
@@ -100,28 +110,6 @@ class Program:
         return [values[node] for node in self._outputs]
 
 
-class _Like(NamedTuple):
-    """The layout of a tensor."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, value: Any) -> Any:
-        """Of a tensor, or of each of several."""
-        if isinstance(value, (tuple, list)):
-            return tuple(map(cls.of, value))
-        if not isinstance(value, Tensor):
-            return value
-        return cls(tuple(value.shape), value.stride(), value.dtype, value.device)
-
-    def tensor(self) -> Tensor:
-        """A tensor of this layout."""
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
-
-
 def _laid_out(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
     """Note the layout of each node's value; the values of all that does not depend on inputs."""
     inputs = graph.graph.find_nodes(op="placeholder")
@@ -136,7 +124,7 @@ def _laid_out(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[fx.Node,
                 if known.keys() >= {*node.all_input_nodes}:
                     known[node] = values[node]
             if node in values:
-                node.meta["layout"] = _Like.of(values[node])
+                node.meta["layout"] = Like.of(values[node])
             for used in node.all_input_nodes:
                 if last[used] is node:
                     del values[used]
