@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from captum_transformer_lrp.rules.base import Rule
 from captum_transformer_lrp.rules.call import Call
@@ -38,23 +39,32 @@ class LinearRule(Rule):
         (x,) = call.inputs
         assert call.weight is not None
         size, magnitude = x.abs(), call.weight.abs()
-        product = call.output if call.bias is None else call.output - call.bias
         # Twice the sum of the positive products, so that the shares come out as halves.
-        positive = call.forward(size, weight=magnitude).add_(product)
+        positive = call.forward(size, weight=magnitude).add_(call.output)
         # Up to 16 roundings of the larger sums, |x||W| and the bias, it is rounding error.
         finfo = torch.finfo(positive.dtype)
         rounding = 16 * finfo.eps / (1 - 16 * finfo.eps)
-        bias = finfo.tiny if call.bias is None else call.bias.abs() * rounding + finfo.tiny
-        limit = torch.sub(bias, product, alpha=rounding)
-        denominator = torch.maximum(positive, limit)
-        # 1 or 0 in the dtype of the values: a mask of booleans takes several times as long.
-        something = limit.lt_(positive)
-        if call.epsilon:
-            half = relevance * denominator.reciprocal_().mul_(something)
-        else:
-            half = call.divide(relevance, denominator).mul_(something)
-        call.absorb(lambda: call.examples.sum(relevance * (1 - something)))
+        bias = positive.new_zeros(()) if call.bias is None else call.bias
+        positive = positive if call.bias is None else positive.sub_(bias)
+        limit = torch.sub((bias.abs() + bias) * rounding + finfo.tiny, call.output, alpha=rounding)
+        half = _shares(call, relevance, positive, limit)
         (signed,) = call.vjp(half)
         (unsigned,) = call.vjp(half, inputs=(size,), weight=magnitude)
         # Not addcmul: several targets go down together by vmap, which has no rule for it.
         return signed.mul_(x).add_(unsigned.mul_(size))
+
+
+def _shares(call: Call, relevance: Tensor, positive: Tensor, limit: Tensor) -> Tensor:
+    """Relevance over sums, 0 where a sum is no larger than its limit; both may be written into.
+
+    New memory costs several times what the operations do, so they work in place.
+    """
+    denominator = positive if call.epsilon else torch.maximum(positive, limit)
+    # 1 or 0 in the dtype of the values: a mask of booleans takes several times as long.
+    something = limit.lt_(positive)
+    call.absorb(lambda: call.examples.sum(relevance * (1 - something)))
+    if not call.epsilon:
+        return call.divide(relevance, denominator).mul_(something)
+    share = something.div_(denominator.clamp_(min=torch.finfo(positive.dtype).tiny))
+    # Several targets go down together by vmap: what they share has no room for each of them.
+    return relevance * share if is_batchedtensor(relevance) else share.mul_(relevance)
