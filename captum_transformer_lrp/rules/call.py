@@ -16,6 +16,7 @@ from torch import Tensor
 
 from captum_transformer_lrp.rules.examples import Examples
 from captum_transformer_lrp.rules.kernels import Kernel
+from captum_transformer_lrp.rules.stabilizers import quotient
 
 
 class Stabilizer(Protocol):
@@ -95,7 +96,7 @@ class Call:
         """``numerator / (total + ε sign(total))``, stabilised where rounding loses ε."""
         if epsilon <= torch.finfo(total.dtype).eps ** 2:
             return self.divide(numerator, with_sign(total, epsilon))
-        return numerator / with_sign(total, epsilon)
+        return quotient(numerator, with_sign(total, epsilon))
 
     def share(
         self,
@@ -129,7 +130,7 @@ class Call:
         if not self.epsilon:
             return self.divide(relevance / operands if operands > 1 else relevance, total, scale)
         floor = size().mul_(self.epsilon * operands).add_(torch.finfo(total.dtype).eps ** 2)
-        return relevance / floor.copysign_(total).add_(total, alpha=operands)
+        return quotient(relevance, floor.copysign_(total).add_(total, alpha=operands))
 
     def undivided(self, relevance: Tensor, share: Tensor) -> Tensor:
         """Relevance of outputs so close to 0 that ``share`` = relevance / output is stabilised.

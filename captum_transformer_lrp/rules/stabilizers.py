@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class SignAwareStabilizer:
             floor = torch.copysign(denominator.new_full((), epsilon**2), denominator)
         else:
             floor = (scale * epsilon).add_(epsilon**2).copysign_(denominator)
-        return numerator / floor.add_(denominator)
+        return quotient(numerator, floor.add_(denominator))
 
 
 @dataclass(frozen=True)
@@ -56,3 +57,16 @@ class AdditiveStabilizer:
     def __call__(self, numerator: Tensor, denominator: Tensor, scale: Tensor | None) -> Tensor:
         """``numerator / (denominator + epsilon)``, and 0 where the denominator is 0."""
         return numerator / (denominator + self.epsilon) * (denominator != 0)
+
+
+def quotient(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, in the denominator's memory where it fits.
+
+    New memory costs several times what the division does.
+    """
+    fits = numerator.shape == denominator.shape and numerator.dtype == denominator.dtype
+    if not fits or torch.is_grad_enabled():
+        return numerator / denominator
+    if is_batchedtensor(numerator) or is_batchedtensor(denominator):
+        return numerator / denominator
+    return torch.div(numerator, denominator, out=denominator)
