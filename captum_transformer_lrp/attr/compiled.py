@@ -18,6 +18,7 @@ from captum_transformer_lrp.attr.arguments import captum_method
 from captum_transformer_lrp.attr.given import Given
 from captum_transformer_lrp.attr.targets import checked_target
 from captum_transformer_lrp.engine.programs.export import check_name, save, self_checking
+from captum_transformer_lrp.engine.programs.graphs import nudged
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by_inductor
 from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
@@ -194,13 +195,13 @@ class CompiledAttribution(Attribution):
         if expected is None:
             expected = self._predicted(given)
         if not _close(results, expected):
-            trace, tensors = recorded.trace, [*given.tensors, _no_class(given)]
+            graph, tensors = recorded.trace.graph, [*given.tensors, _no_class(given)]
             with torch.no_grad():
-                uncompiled = trace.graph(*tensors)[: len(results)]
-            moved = [
-                8 * float((one - other).abs().max())
-                for one, other in zip(self._predicted(given.nudged()), expected, strict=True)
-            ]
+                uncompiled, other = (
+                    one(*tensors)[: len(results)] for one in (graph, nudged(graph))
+                )
+            moved = [8 * float((one - two).abs().max())
+                     for one, two in zip(uncompiled, other, strict=True)]  # fmt: skip
             if not (_close(uncompiled, expected) and _close(results, expected, moved)):
                 raise ExplanationError(
                     "the recorded graph returns another map than the method for inputs of the "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -61,15 +61,8 @@ class Given(NamedTuple):
 
     def flipped(self) -> Given:
         """The same with other values, where inputs are floating-point numbers."""
-        return self._changed(lambda one: one.flip(-1))
-
-    def nudged(self) -> Given:
-        """The same, but for the last bit of each such number."""
-        return self._changed(lambda one: one.nextafter(one.new_full((), torch.inf)))
-
-    def _changed(self, change: Callable[[Tensor], Tensor]) -> Given:
         return self._replace(tensors=[
-            change(one) if place < self.inputs and one.is_floating_point() else one
+            one.flip(-1) if place < self.inputs and one.is_floating_point() else one
             for place, one in enumerate(self.tensors)
         ])  # fmt: skip
 

@@ -17,6 +17,7 @@ import timm
 import torch
 from captum.attr import NoiseTunnel
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.overrides import _get_current_function_mode_stack
 from transformers import (
     BertConfig,
@@ -37,6 +38,7 @@ from captum_transformer_lrp import (
 from captum_transformer_lrp.attr.compiled import CompiledAttribution
 from captum_transformer_lrp.attr.given import Given
 from captum_transformer_lrp.engine.graph.arguments import tensors_in
+from captum_transformer_lrp.engine.programs.graphs import copied
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is
 from captum_transformer_lrp.rules.decisions import decisions
 from tests.attr.methods import METHODS
@@ -262,24 +264,31 @@ def test_writes_into_a_buffer_are_recorded_and_undone() -> None:
     assert model.calls == 0
 
 
+def shaken(graph: GraphModule) -> GraphModule:
+    return copied(graph, lambda one: one * 1.5 if one.is_floating_point() else one)
+
+
 @pytest.mark.parametrize("unstable", [False, True])
+@pytest.mark.parametrize("of_ids", [False, True])
 def test_a_compiler_is_no_more_precise_than_the_method(
-    unstable: bool, method: TransformerAttribution, monkeypatch: pytest.MonkeyPatch
+    unstable: bool, of_ids: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What differs is refused, unless the last bit of the input moves the map as much."""
+    """What differs is refused, unless the last bit of the weights moves the map as much."""
 
     def wrong(graph: Any, like: Any) -> Any:
         return lambda *given: [
             one * 1.01 if one.is_floating_point() else one for one in graph(*given)
         ]
 
+    method = TransformerAttribution(bert() if of_ids else vit())
+    example = torch.tensor([[2, 5, 6, 7], [2, 9, 8, 7]]) if of_ids else images()
     monkeypatch.setattr("captum_transformer_lrp.attr.compiled.by_inductor", wrong)
     if unstable:
-        monkeypatch.setattr(Given, "nudged", Given.flipped)
-        method.compile(images())
+        monkeypatch.setattr("captum_transformer_lrp.attr.compiled.nudged", shaken)
+        method.compile(example)
     else:
         with pytest.raises(ExplanationError, match="another map than the method"):
-            method.compile(images())
+            method.compile(example)
 
 
 class Unfinished(nn.Module):
@@ -601,6 +610,19 @@ def test_inductor_computes_the_same(
     explain = attribution.compile(images().float())
     other = images(seed=1).float()
     found, expected = explain(other, [1, 2]), attribution.attribute(other, [1, 2])
+    assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler")
+def test_inductor_computes_a_language_model_with_its_cache() -> None:
+    """The cache joins keys to an empty tensor, whose layout Inductor computes otherwise."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=20, n_positions=8, n_embd=16, n_layer=3, n_head=2)
+    method = TransformerLRP(GPT2LMHeadModel(config).eval(), preset="attnlrp")
+    ids = torch.randint(0, 20, (2, 6))
+    explain = method.compile(ids)
+    found, expected = explain(ids.flip(1), (5, 3)), method.attribute(ids.flip(1), (5, 3))
     assert torch.allclose(found, expected, atol=1e-5 * expected.abs().max().item())
 
 

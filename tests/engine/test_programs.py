@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from captum_transformer_lrp.engine.programs.regions import Program, as_it_is
+from captum_transformer_lrp.engine.programs.regions import Function, Program, as_it_is
 from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
 from captum_transformer_lrp.errors import ExplanationError
@@ -179,6 +179,30 @@ def test_what_is_computed_twice_is_computed_once() -> None:
     names = [str(node.target) for node in trace.graph.graph.nodes]
     assert names.count("aten.exp.default") == 1
     assert names.count("aten.mul.Tensor") == 2, "an integer and a float may give another type"
+
+
+def test_a_compiler_may_choose_other_layouts() -> None:
+    """Each region gets its inputs in the layout that it was compiled for."""
+    looked_at = []
+
+    def compiler(graph: fx.GraphModule, like: Sequence[Tensor]) -> Function:
+        def compiled(*given: Tensor) -> list[Tensor]:
+            for one, other in zip(given, like, strict=True):
+                assert one.stride() == other.stride()
+                looked_at.append(one)
+            return [one.t().contiguous().t() for one in graph(*given)]
+
+        return compiled
+
+    def blocks(x: Tensor) -> Tensor:
+        for _ in range(4):
+            for factor in range(30):
+                x = (x * factor).sin()
+        return x
+
+    program = Program(traced(blocks, [values()]).graph, [values()], compiler)
+    assert torch.equal(program(values(1))[0], blocks(values(1)))
+    assert len(looked_at) > 1
 
 
 @pytest.mark.skipif(

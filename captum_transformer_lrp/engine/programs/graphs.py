@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,12 +41,33 @@ class Like(NamedTuple):
         """A tensor of this layout."""
         return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
 
+    def holding(self, value: Tensor) -> Tensor:
+        """A tensor of this layout with some values: the one that has them, if that is its own."""
+        stride = value.stride()
+        if stride == self.stride or all(
+            size < 2 or one == other
+            for size, one, other in zip(self.shape, stride, self.stride, strict=True)
+        ):
+            return value
+        return self.tensor().copy_(value)
 
-def copied(graph: fx.GraphModule) -> fx.GraphModule:
-    """A graph of its own, that holds the same tensors."""
+
+def copied(
+    graph: fx.GraphModule, change: Callable[[Tensor], Tensor] = lambda one: one
+) -> fx.GraphModule:
+    """A graph of its own, that holds the same tensors, or changed ones."""
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph.graph, {}))
-    return fx.GraphModule(graph, copy)
+    held = {str(node.target): change(value) for node, value in weights_of(graph).items()}
+    return fx.GraphModule(held, copy)
+
+
+def nudged(graph: fx.GraphModule) -> fx.GraphModule:
+    """The same graph with weights that differ in the last bit."""
+    return copied(
+        graph,
+        lambda one: one.detach().nextafter(one.new_zeros(())) if one.is_floating_point() else one,
+    )
 
 
 class Writing:

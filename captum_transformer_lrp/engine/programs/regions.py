@@ -104,7 +104,8 @@ class Program:
         values.update(zip(self._inputs, tensors, strict=True))
         for function, inputs, outputs, used_up in self._steps:
             found = function(*(values[node] for node in inputs))
-            values.update(zip(outputs, found, strict=True))
+            for node, value in zip(outputs, found, strict=True):
+                values[node] = node.meta["layout"].holding(value)  # a compiler may choose another
             for node in used_up:
                 del values[node]
         return [values[node] for node in self._outputs]
