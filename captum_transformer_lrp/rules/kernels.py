@@ -112,12 +112,12 @@ class MatmulKernel:
         if u.dim() < 2 or v.dim() < 2:
             return AutogradKernel(torch.matmul).vjp(seed, inputs, None)[place]
         if place == 0:
-            product = seed @ v.mT
+            found = seed @ v.mT
         elif seed.shape[-1] == 1:  # of a transposed matrix BLAS makes this several times as fast
-            product = (seed.mT @ u).mT
+            found = (seed.mT @ u).mT
         else:
-            product = u.mT @ seed
-        return sum_to_shape(product, inputs[place].shape)
+            found = u.mT @ seed
+        return sum_to_shape(found, inputs[place].shape)
 
 
 class LinearKernel:

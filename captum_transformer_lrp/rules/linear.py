@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
@@ -44,9 +46,11 @@ class LinearRule(Rule):
         # Up to 16 roundings of the larger sums, |x||W| and the bias, it is rounding error.
         finfo = torch.finfo(positive.dtype)
         rounding = 16 * finfo.eps / (1 - 16 * finfo.eps)
-        bias = positive.new_zeros(()) if call.bias is None else call.bias
-        positive = positive if call.bias is None else positive.sub_(bias)
-        limit = torch.sub((bias.abs() + bias) * rounding + finfo.tiny, call.output, alpha=rounding)
+        floor: Any = finfo.tiny
+        if call.bias is not None:
+            positive.sub_(call.bias)
+            floor = (call.bias.abs() + call.bias) * rounding + finfo.tiny
+        limit = torch.sub(floor, call.output, alpha=rounding)
         half = _shares(call, relevance, positive, limit)
         (signed,) = call.vjp(half)
         (unsigned,) = call.vjp(half, inputs=(size,), weight=magnitude)

@@ -53,7 +53,7 @@ class EpsilonRule(Rule):
         _absorb_rest(call, relevance, lambda: share * (call.output - bias))
         (x,) = call.inputs
         (product,) = call.vjp(share)
-        return product.mul_(x)
+        return x * product
 
 
 class GammaRule(Rule):

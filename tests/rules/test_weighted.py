@@ -22,6 +22,8 @@ from captum_transformer_lrp.rules import (
     UnnormalizedMatmulRule,
     preset,
 )
+from captum_transformer_lrp.rules.call import Call
+from captum_transformer_lrp.rules.kernels import AutogradKernel
 
 TOLERANCE = 1e-9
 
@@ -139,3 +141,12 @@ def test_a_preset_prints_its_rules(name: str) -> None:
 def test_an_unknown_preset_names_the_known() -> None:
     with pytest.raises(ValueError, match=r"'lpr'.*paper, lrp, epsilon"):
         TransformerLRP(lambda x: x, preset="lpr")
+
+
+def test_a_gradient_that_is_one_number_for_all_is_not_written_into() -> None:
+    """Autograd's gradient of a sum has one element in memory."""
+    x = torch.tensor([[1.0, 2.0, 5.0]])
+    call = Call(torch.sum, AutogradKernel(torch.sum), (x,), x.sum())
+    with torch.no_grad():
+        found = EpsilonRule(0.0).relevance(call, torch.tensor(1.0))
+    torch.testing.assert_close(found, x / 8)
