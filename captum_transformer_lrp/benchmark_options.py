@@ -219,7 +219,7 @@ class SpeedOptions:
 
     model: Sequence[str] = option(
         ("vit_base_patch16_224",),
-        "A timm name, or bert-base; random weights. May be given several times.",
+        "A timm name, bert-base or llama-8b; random weights. May be given several times.",
     )
     batch: Sequence[int] = option((1,), "Examples at once; may be given several times.", least=1)
     tokens: Sequence[int] = option((128,), "Lengths of texts; of no effect on images.", least=1)
@@ -233,7 +233,9 @@ class SpeedOptions:
     memory: bool = option(
         False, "Measure peak memory, too, in a process for each.", flag="--memory"
     )
-    dtype: Literal["float32", "bfloat16"] = option("float32", "Precision.")
+    dtype: Literal["float32", "tf32", "bfloat16"] = option(
+        "float32", "Precision. A GPU multiplies float32 in tf32 if you ask for it."
+    )
     device: Any = option("cpu", "Where the model runs: cpu, cuda, cuda:1, …")
     output: Path | None = option(
         None, "A Markdown file; the figures are written beside it as JSON."

@@ -20,6 +20,7 @@ from captum_transformer_lrp.attr.targets import checked_target
 from captum_transformer_lrp.engine.programs.export import check_name, save, self_checking
 from captum_transformer_lrp.engine.programs.graphs import nudged
 from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by_inductor
+from captum_transformer_lrp.engine.programs.replays import Replays
 from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
 from captum_transformer_lrp.errors import ExplanationError
@@ -99,6 +100,7 @@ class CompiledAttribution(Attribution):
         self._options = dict(options)
         self._chooses_rows = True
         self._recorded: dict[Any, _Recorded] = {}
+        self._replays = Replays()
         self._example = example
         self._for_shapes(Given.of(*example))
 
@@ -156,7 +158,8 @@ class CompiledAttribution(Attribution):
             trace, output, tensors = self._traced(given, chooses_rows=self._chooses_rows)
             compiler = by_inductor if inductor else as_it_is
             program = Program(trace.graph, tensors, compiler, chooses_products=inductor)
-            recorded = _Recorded(trace, program, output, *self._state(trace))
+            run = self._replays.of(program, tensors)
+            recorded = _Recorded(trace, run, output, *self._state(trace))
             # What came into the graph as a constant shows with other inputs.
             if self._differs(recorded, given.flipped()) and (
                 differs := self._differs(recorded, given, trace.found)

@@ -14,9 +14,10 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ TARGET = 1
 
 @dataclass(frozen=True)
 class Workload:
-    """A batch of images for a name of timm, or of texts for ``bert-base``, BERT's default."""
+    """A batch of images for a name of timm, or of texts for a name of :data:`TEXT_MODELS`."""
 
     model: str
     batch: int = 1
@@ -46,12 +47,16 @@ class Workload:
     def build(self) -> tuple[nn.Module, Tensor]:
         """The model with random weights, and its inputs: images, or embeddings of tokens."""
         torch.manual_seed(0)
-        if self.model == "bert-base":
-            from transformers import BertConfig, BertForSequenceClassification
+        dtype = torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+        if self.model in TEXT_MODELS:
+            import transformers
 
+            name, sizes = TEXT_MODELS[self.model]
             blocks = {} if self.depth is None else {"num_hidden_layers": self.depth}
-            config = BertConfig(**blocks)
-            model: nn.Module = _OfEmbeddings(BertForSequenceClassification(config))
+            kind = getattr(transformers, name)
+            config = kind.config_class(**{**sizes, **blocks})
+            with torch.device(self.device):
+                model: nn.Module = _OfEmbeddings(kind(config))
             inputs = torch.randn(self.batch, self.tokens, config.hidden_size)
         else:
             import timm
@@ -61,26 +66,40 @@ class Workload:
             )
             size = timm.data.resolve_model_data_config(model)["input_size"]
             inputs = torch.randn(self.batch, *size)
-        dtype = getattr(torch, self.dtype)
         return model.eval().to(self.device, dtype), inputs.to(self.device, dtype)
 
     def __str__(self) -> str:
-        tokens = f", {self.tokens} tokens" * (self.model == "bert-base")
+        tokens = f", {self.tokens} tokens" * (self.model in TEXT_MODELS)
         blocks = "" if self.depth is None else f", {self.depth} blocks"
         where = f", {self.device}, {self.dtype}".replace(", cpu, float32", "")
         return f"{self.model}{tokens}{blocks}, batch {self.batch}{where}"
 
 
+TEXT_MODELS: dict[str, tuple[str, Mapping[str, Any]]] = {
+    "bert-base": ("BertForSequenceClassification", {}),
+    "llama-8b": ("LlamaForCausalLM", {
+        "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256,
+        "use_cache": False,
+    }),
+}  # fmt: skip
+"""A class of transformers and sizes: BERT's default ones, and those of Llama 3."""
+
+
 class _OfEmbeddings(nn.Module):
-    """BERT as a function of its input embeddings, which gradient methods can differentiate."""
+    """A model as a function of its input embeddings, which gradient methods can differentiate.
+
+    Of a language model the logits (N, V) of the next token.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
+        self._last = {"logits_to_keep": 1} if hasattr(model, "lm_head") else {}
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        logits: Tensor = self.model(inputs_embeds=embeddings).logits
-        return logits
+        logits: Tensor = self.model(inputs_embeds=embeddings, **self._last).logits
+        return logits[:, -1] if self._last else logits
 
 
 Run = Callable[[], Any]
@@ -92,18 +111,21 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
 
     import captum_transformer_lrp as ours
 
-    def forward() -> None:
+    def forward(chosen: Callable[[], nn.Module] = lambda: model) -> None:
         with torch.no_grad():
-            model(inputs)
+            chosen()(inputs)
 
     def of(method: Any, **options: Any) -> Run:
         return lambda: method.attribute(inputs, target=TARGET, **options)
 
-    def plain(*names: str) -> dict[str, Run]:
-        return {name: of(getattr(ours, name)(model)) for name in names}
+    own: dict[str, Any] = {"dtype": torch.bfloat16} if inputs.dtype == torch.bfloat16 else {}
 
-    ta, lrp = ours.TransformerAttribution, ours.TransformerLRP
-    several, propagated = ta(model), lrp(model, preset="epsilon")
+    def plain(*names: str) -> dict[str, Run]:
+        return {name: of(getattr(ours, name)(model, **own)) for name in names}
+
+    ta = partial(ours.TransformerAttribution, model, **own)
+    lrp = partial(ours.TransformerLRP, model, **own)
+    several, propagated = ta(), lrp(preset="epsilon")
     targets = [0, 1] * 5  # every model has two classes
     return {
         "no-grad forward pass": forward,
@@ -112,35 +134,42 @@ def methods(model: nn.Module, inputs: Tensor) -> dict[str, Run]:
         "IntegratedGradients (50 steps)": of(
             stock.IntegratedGradients(model), n_steps=50, internal_batch_size=max(8, len(inputs))
         ),
-        "TransformerAttribution": of(ta(model)),
-        "TransformerAttribution, epsilon=0": of(ta(model, epsilon=0)),
+        "TransformerAttribution": of(ta()),
+        "TransformerAttribution, epsilon=0": of(ours.TransformerAttribution(model, epsilon=0)),
         "TransformerAttribution, ten targets": lambda: several.attribute_targets(inputs, targets),
-        "TransformerAttribution, internal_batch_size=1": of(ta(model), internal_batch_size=1),
-        "TransformerAttribution, checkpointing": of(ta(model, checkpointing=True)),
-        "TransformerLRP, epsilon": of(lrp(model, preset="epsilon")),
+        "TransformerAttribution, internal_batch_size=1": of(ta(), internal_batch_size=1),
+        "TransformerAttribution, checkpointing": of(ta(checkpointing=True)),
+        "TransformerLRP, epsilon": of(lrp(preset="epsilon")),
         "TransformerLRP, epsilon, ten targets": lambda: propagated.attribute_targets(
             inputs, targets
         ),
         **plain("PartialLRP", "AttentionRollout", "RawAttention", "AttentionGradCam"),
         **plain("GenericAttention"),
         **{
-            f"TransformerLRP, {preset}": of(lrp(model, preset=preset))
+            f"TransformerLRP, {preset}": of(lrp(preset=preset))
             for preset in ("lrp", "attnlrp", "attnlrp_gamma", "cp_lrp")
         },
         **plain("LibraGradient"),
-        "LibraGradient, layers": of(ours.LibraGradient(model, aggregation="layers")),
+        "LibraGradient, layers": of(ours.LibraGradient(model, **own, aggregation="layers")),
         **plain("LeGrad", "AttCat", "BiAttention", "NormRollout"),
-        "NormRollout, alti": of(ours.NormRollout(model, contribution="alti")),
-        "TransformerAttribution, compiled": _compiled(ta(model), inputs),
-        "TransformerLRP, attnlrp, compiled": _compiled(lrp(model, preset="attnlrp"), inputs),
-        "AttentionRollout, compiled": _compiled(ours.AttentionRollout(model), inputs),
+        "NormRollout, alti": of(ours.NormRollout(model, **own, contribution="alti")),
+        "no-grad forward pass, compiled": partial(forward, cache(lambda: _compiled_model(model))),
+        "TransformerAttribution, compiled": _compiled(ta(), inputs),
+        "TransformerAttribution, compiled, eager": _compiled(ta(), inputs, backend="eager"),
+        "TransformerLRP, attnlrp, compiled": _compiled(lrp(preset="attnlrp"), inputs),
+        "AttentionRollout, compiled": _compiled(ours.AttentionRollout(model, **own), inputs),
     }
 
 
-def _compiled(method: Any, inputs: Tensor) -> Run:
+def _compiled(method: Any, inputs: Tensor, **options: Any) -> Run:
     """A method that is compiled when it is first called."""
-    explain = cache(lambda: method.compile(inputs))
+    explain = cache(lambda: method.compile(inputs, **options))
     return lambda: explain()(inputs, TARGET)
+
+
+def _compiled_model(model: nn.Module) -> Any:
+    on_gpu = any(one.is_cuda for one in model.parameters())
+    return torch.compile(model, mode="reduce-overhead" if on_gpu else None)  # CUDA graphs
 
 
 @dataclass(frozen=True)
@@ -184,16 +213,16 @@ def measure(
         if name not in runs:
             raise ValueError(f"there is no method {name!r}; there are {', '.join(runs)}")
     always = {next(iter(runs)), REFERENCE}
-    quick = [name for name in runs if not name.endswith("compiled")]
+    quick = [name for name in runs if "compiled" not in name]
     chosen = [name for name in runs if name in (quick if names is None else {*always, *names})]
     times: dict[str, list[float]] = {name: [] for name in chosen}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _multiplying("high" if workload.dtype == "tf32" else "highest"):
         warnings.simplefilter("ignore")  # Captum's, of inputs that need no gradient
         for name in chosen:
             runs[name]()  # what is allocated or chosen once is not counted
         for _ in range(repeats):
             for name in chosen:
-                times[name].append(_seconds(runs[name], cpu_time))
+                times[name].append(_seconds(runs[name], inputs.device, cpu_time))
     medians = {name: statistics.median(found) for name, found in times.items()}
     return [
         Cost(
@@ -207,7 +236,27 @@ def measure(
     ]
 
 
-def _seconds(run: Run, cpu_time: bool) -> float:
+@contextmanager
+def _multiplying(precision: str) -> Iterator[None]:
+    """How precisely PyTorch multiplies float32, within a block."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _seconds(run: Run, device: torch.device, cpu_time: bool) -> float:
+    if device.type == "cuda" and not cpu_time:
+        with torch.cuda.device(device):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            torch.cuda.synchronize()
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+        return start.elapsed_time(end) / 1e3
     options: dict[str, Any] = {"timer": time.process_time} if cpu_time else {}
     timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads(), **options)
     return float(timer.timeit(1).median)
@@ -273,7 +322,7 @@ def table(workload: Workload, costs: Sequence[Cost]) -> str:
     """A table in Markdown."""
     titles = ("ms", "examples/s", "× Saliency", "× forward", "peak MB")
     rows = [
-        f"| {cost.method} | {cost.seconds * 1e3:.0f} | {workload.batch / cost.seconds:.2f} "
+        f"| {cost.method} | {cost.seconds * 1e3:.1f} | {workload.batch / cost.seconds:.2f} "
         f"| {cost.ratio:.2f} | {cost.to_forward:.2f} | "
         + ("|" if cost.megabytes is None else f"{cost.megabytes:.0f} |")
         for cost in costs

@@ -10,7 +10,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from captum_transformer_lrp.benchmarks.speed import Cost, Workload, measure, methods, table
+from captum_transformer_lrp.benchmarks import speed
+from captum_transformer_lrp.benchmarks.speed import (
+    TEXT_MODELS,
+    Cost,
+    Workload,
+    measure,
+    methods,
+    table,
+)
 from captum_transformer_lrp.cli.benchmark import benchmark
 
 
@@ -50,12 +58,34 @@ def test_a_workload_says_what_it_is() -> None:
     assert table(work, []).splitlines()[1] == f"### {work}"
 
 
+def test_a_language_model_has_the_logits_of_the_next_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = Workload("llama-8b", device="meta").build()
+    assert round(sum(one.numel() for one in whole.parameters()) / 1e9, 1) == 8.0
+    name, _ = TEXT_MODELS["llama-8b"]
+    small = {"hidden_size": 16, "num_attention_heads": 2, "vocab_size": 9, "intermediate_size": 8}
+    monkeypatch.setitem(TEXT_MODELS, "llama-8b", (name, small))
+    model, embeddings = Workload("llama-8b", batch=2, tokens=5, depth=1).build()
+    of_all = model.get_submodule("model")(inputs_embeds=embeddings).logits
+    assert torch.equal(model(embeddings), of_all[:, -1])
+    assert model(embeddings).shape == (2, 9)
+
+
+def test_tf32_is_asked_of_pytorch_while_methods_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    run = {"no-grad forward pass": lambda: found.append(torch.get_float32_matmul_precision())}
+    monkeypatch.setattr(speed, "methods", lambda *_: {**run, "Saliency": int})
+    before = torch.get_float32_matmul_precision()
+    measure(Workload("test_vit", dtype="tf32"), repeats=1)
+    assert set(found) == {"high"}
+    assert torch.get_float32_matmul_precision() == before
+
+
 def test_throughput_is_examples_per_second() -> None:
     costs = [Cost("slow", 2.0, 4.0, 8.0), Cost("fast", 0.01, 0.02, 0.04, 512.3)]
     *_, title, _, slow, fast = table(Workload("test_vit", batch=8), costs).splitlines()
     assert title == "| method | ms | examples/s | × Saliency | × forward | peak MB |"
-    assert slow == "| slow | 2000 | 4.00 | 4.00 | 8.00 | |"
-    assert fast == "| fast | 10 | 800.00 | 0.02 | 0.04 | 512 |"
+    assert slow == "| slow | 2000.0 | 4.00 | 4.00 | 8.00 | |"
+    assert fast == "| fast | 10.0 | 800.00 | 0.02 | 0.04 | 512 |"
 
 
 def test_the_command_writes_a_table_and_figures(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._pytree import tree_leaves
 
 from captum_transformer_lrp.engine.programs.graphs import Like, copied, outputs_of, weights_of
 from captum_transformer_lrp.engine.programs.products import choose_products
@@ -60,6 +61,9 @@ class Program:
         tensors: inputs like those to come.
         compiler: makes a function of each kind of region.
         chooses_products: whether another library than PyTorch's may multiply.
+
+    Attributes:
+        devices: where its inputs are, and where it computes.
     """
 
     def __init__(
@@ -76,8 +80,13 @@ class Program:
         known = _laid_out(graph, tensors)
         if chooses_products:
             choose_products(graph.graph)
-        regions = list(_regions([one for one in graph.graph.nodes
-                                 if one.op == "call_function" and one not in known]))  # fmt: skip
+        computed = [one for one in graph.graph.nodes
+                    if one.op == "call_function" and one not in known]  # fmt: skip
+        layouts = [one.meta["layout"] for one in [*self._inputs, *computed]]
+        self.devices = {one for one in tree_leaves(layouts) if isinstance(one, torch.device)}
+        if len(self.devices) == 1:
+            _move(known, *self.devices)
+        regions = list(_regions(computed))
         used = {*self._outputs, *(node for one in regions for node in one.inputs)}
         self._constants = {node: value for node, value in known.items() if node in used}
         alike: dict[Any, list[Region]] = {}
@@ -130,6 +139,14 @@ def _laid_out(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[fx.Node,
                 if last[used] is node:
                     del values[used]
     return known
+
+
+def _move(known: dict[fx.Node, Any], device: torch.device) -> None:
+    """Bring constants to where the rest is, once: operations would do it in each call."""
+    for node, value in known.items():
+        if isinstance(value, Tensor) and value.device != device:
+            known[node] = value.to(device)
+            node.meta["layout"] = Like.of(known[node])
 
 
 def _regions(nodes: Sequence[fx.Node]) -> Iterator[Region]:
