@@ -4,6 +4,7 @@
 
     python docs/speed_beside.py legrad      # torch-cam's LeGrad
     python docs/speed_beside.py autolrp     # its AttnLRP of pixels
+    python docs/speed_beside.py authors     # the code published with the paper, in PYTHONPATH
     python docs/speed_beside.py bert        # lxt's AttnLRP, 128 tokens
     python docs/speed_beside.py qwen2       # the same, half a billion parameters
 
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from functools import cache, partial
 from importlib import import_module, util
 from typing import Any
+from unittest import mock
 
 import torch
 from captum.attr import Saliency
@@ -126,7 +128,24 @@ def legrad() -> Runs:
     }
 
 
-WORKS: dict[str, Callable[[], Runs]] = {"autolrp": autolrp, "legrad": legrad}
+def authors() -> Runs:
+    """The paper's method by hila-chefer/Transformer-Explainability, with the same weights."""
+    explaining = import_module("baselines.ViT.ViT_explanation_generator")
+    models = import_module("baselines.ViT.ViT_LRP")
+    model, images = Workload("vit_base_patch16_224").build()
+    theirs = models.vit_base_patch16_224()
+    theirs.load_state_dict(model.state_dict())
+    mock.patch.object(Tensor, "cuda", lambda self: self).start()  # it wants a GPU
+    return {
+        "Saliency": partial(Saliency(model).attribute, images, target=TARGET),
+        "authors": partial(explaining.LRP(theirs).generate_LRP, images, TARGET),
+        **ours("TransformerAttribution", lrp.TransformerAttribution(model), images),
+    }
+
+
+WORKS: dict[str, Callable[[], Runs]] = {
+    "autolrp": autolrp, "authors": authors, "legrad": legrad,
+}  # fmt: skip
 WORKS["bert"] = partial(language_model, "bert", "BertForSequenceClassification", (TARGET,))
 WORKS["qwen2"] = partial(
     language_model, "qwen2", "Qwen2ForCausalLM", (127, 5), hidden_size=896,

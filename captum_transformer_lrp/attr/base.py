@@ -280,7 +280,8 @@ class RecordedAttribution(Attribution, Generic[Fine]):
         """The same method without Python between its operations, and a program for other processes.
 
         The explanation of the example inputs is recorded as a graph and compiled.  A call for
-        inputs of the same shapes computes the graph; another shape is recorded when it comes.
+        inputs of the same shapes computes the graph; another shape is recorded when it comes.  On a
+        GPU it is a CUDA graph, which starts all kernels at once and keeps the memory of a call.
 
         Args:
             example_inputs: inputs as of ``attribute``.

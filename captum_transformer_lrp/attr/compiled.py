@@ -78,6 +78,8 @@ class CompiledAttribution(Attribution):
     shapes are kept.  The absolute values of weights are kept, too, where the rules need them.  What
     else was changed in the model since, such as a flag that Python reads, is not seen.
 
+    On a GPU the program is a CUDA graph if all of it runs there; else a warning says why not.
+
     Args:
         attribution: the method.
         example: inputs and additional arguments, whose shapes are recorded at once.

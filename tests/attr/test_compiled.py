@@ -604,6 +604,7 @@ def test_bad_file_names_are_named(
 def test_inductor_computes_the_same(
     method: Any, fewest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("captum_transformer_lrp.rules.products.onednn_uses_more", lambda: True)
     monkeypatch.setattr("captum_transformer_lrp.rules.products.FEWEST_MULTIPLICATIONS", fewest)
     model = vit(4).float()
     attribution = method(model)

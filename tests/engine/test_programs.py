@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from captum_transformer_lrp.engine.programs.regions import Function, Program, as_it_is
+from captum_transformer_lrp.engine.programs.replays import Replays
 from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
 from captum_transformer_lrp.errors import ExplanationError
@@ -211,6 +212,7 @@ def test_a_compiler_may_choose_other_layouts() -> None:
 )
 def test_another_library_may_multiply(monkeypatch: pytest.MonkeyPatch) -> None:
     """But for what it cannot do: a sum with a whole matrix, a product of float64."""
+    monkeypatch.setattr("captum_transformer_lrp.rules.products.onednn_uses_more", lambda: True)
     monkeypatch.setattr("captum_transformer_lrp.rules.products.FEWEST_MULTIPLICATIONS", 1)
 
     def products(x: Tensor) -> Tensor:
@@ -359,3 +361,41 @@ def test_what_is_not_linear_in_the_size_is_refused(function: Callable[[Tensor], 
     }
     with pytest.raises(ExplanationError, match="another size leads to"):
         of_any_size(graphs, [size])
+
+
+def test_constants_are_moved_once_to_where_the_rest_is() -> None:
+    """An index on the processor would be copied in each call, which no CUDA graph can do."""
+    places = torch.tensor([2, 0])
+
+    def chosen(x: Tensor) -> Tensor:
+        return x[places] * 2
+
+    given = torch.empty(3, 4, device="meta")
+    program = Program(traced(chosen, [values()]).graph, [given], as_it_is)
+    assert program.devices == {torch.device("meta")}
+    assert {one.device.type for one in program._constants.values()} == {"meta"}
+    (found,) = program(given)
+    assert found.shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("devices", "reason"),
+    [
+        (("cuda:0", "cpu"), "it computes on cpu and cuda:0"),
+        pytest.param(
+            ("cuda:999",),
+            "",
+            marks=pytest.mark.skipif(
+                not torch.backends.cuda.is_built(), reason="this PyTorch knows no GPU"
+            ),
+        ),
+    ],
+)
+def test_a_program_that_is_no_cuda_graph_is_itself_with_a_warning(
+    devices: Sequence[str], reason: str
+) -> None:
+    program = Program(traced(torch.sin, [values()]).graph, [values()], as_it_is)
+    assert Replays().of(program, [values()]) is program
+    program.devices = set(map(torch.device, devices))
+    with pytest.warns(UserWarning, match=f"without a CUDA graph.*: {reason}"):
+        assert Replays().of(program, [values()]) is program

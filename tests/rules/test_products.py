@@ -1,6 +1,7 @@
 """Matrix products by oneDNN are those of PyTorch, and are used where they may be."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Tensor]]:
     by_onednn = products.by_onednn
     monkeypatch.setattr(products, "by_onednn", counted)
     monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 1)
+    monkeypatch.setattr(products, "onednn_uses_more", lambda: True)
     with torch.no_grad():
         yield found
 
@@ -94,3 +96,29 @@ def test_small_products_and_a_user_without_onednn_stay_with_pytorch(
     monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 5 * 6 * 7 + 1)
     products.product(x, matrix)
     assert not calls
+
+
+@pytest.mark.parametrize(
+    ("maker", "instructions", "expected"),
+    [
+        ("AuthenticAMD", "AVX512", True),
+        ("AuthenticAMD", "AVX2", False),
+        ("GenuineIntel", "AVX512", False),
+    ],
+)
+@pytest.mark.parametrize("linux", [True, False])
+def test_onednn_is_for_processors_where_mkl_leaves_instructions_out(
+    maker: str,
+    instructions: str,
+    expected: bool,
+    linux: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    about = tmp_path / "cpuinfo"
+    if linux:
+        about.write_text(f"vendor_id : {maker}\n")
+    monkeypatch.setattr(products, "Path", lambda _: about)
+    monkeypatch.setattr("platform.processor", lambda: "" if linux else f"Family 25, {maker}")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    assert products.onednn_uses_more.__wrapped__() is expected
