@@ -11,7 +11,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from captum.attr._utils.attribution import Attribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from captum_transformer_lrp.attr.arguments import captum_method
@@ -23,6 +23,7 @@ from captum_transformer_lrp.engine.programs.regions import Program, as_it_is, by
 from captum_transformer_lrp.engine.programs.replays import Replays
 from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
+from captum_transformer_lrp.engine.programs.weights import Weights
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.decisions import ROWS
 
@@ -39,15 +40,13 @@ class _Recorded(NamedTuple):
         trace: its graph.
         run: computes the graph.
         output: a tensor like the model's output, without values.
-        weights: the tensors that the graph and the model hold.
-        state: of these weights, as they were.
+        weights: those of the graph and of the model.
     """
 
     trace: Trace
     run: Callable[..., Sequence[Tensor]]
     output: Tensor
-    weights: Sequence[Tensor]
-    state: Sequence[Any]
+    weights: Weights
 
     def results(self, tensors: Sequence[Tensor], index: Tensor) -> tuple[list[Tensor], str]:
         """What the graph returns, and where a decision would be another one, if any would."""
@@ -146,7 +145,7 @@ class CompiledAttribution(Attribution):
         """The recorded explanation for arguments of these shapes."""
         key = given.key
         found = self._recorded.get(key)
-        if found is None or self._state(found.trace)[1] != found.state:
+        if found is None or found.weights.changed():
             self._recorded.pop(key, None)
             self._recorded[key] = found = self._record(given)
             if len(self._recorded) > MOST_SHAPES:
@@ -161,7 +160,8 @@ class CompiledAttribution(Attribution):
             compiler = by_inductor if inductor else as_it_is
             program = Program(trace.graph, tensors, compiler, chooses_products=inductor)
             run = self._replays.of(program, tensors)
-            recorded = _Recorded(trace, run, output, *self._state(trace))
+            weights = Weights(self.forward_func, trace.weights)
+            recorded = _Recorded(trace, run, output, weights)
             # What came into the graph as a constant shows with other inputs.
             if self._differs(recorded, given.flipped()) and (
                 differs := self._differs(recorded, given, trace.found)
@@ -266,7 +266,7 @@ class CompiledAttribution(Attribution):
                 trace, output, tensors = self._traced(some, chooses_rows=False, shares=not sizes)
                 graphs[sample] = trace.graph
             graph = of_any_size(graphs, sizes)
-            recorded = _Recorded(trace._replace(graph=graph), graph, output, (), ())
+            recorded = _Recorded(trace._replace(graph=graph), graph, output, Weights(None, ()))
             # A size of two graphs says nothing of a third: T // 9 is the same for many.
             lengths = (shape[1], shape[1] // 2, shape[1] // 2 + 1, 2) if dynamic_tokens else (0, 0)
             others = [
@@ -285,17 +285,6 @@ class CompiledAttribution(Attribution):
             explanation = self_checking(graph, trace.structure.num_leaves)
             longest = shape[1] if dynamic_tokens else 0
             save(explanation, tensors, [*axes, index_axes], longest, Path(path))
-
-    def _state(self, trace: Trace) -> tuple[list[Tensor], list[Any]]:
-        """What the model and the graph hold, and what differs once it was changed or replaced."""
-        held: list[Tensor] = []
-        if isinstance(self.forward_func, nn.Module):
-            held += [*self.forward_func.parameters(), *self.forward_func.buffers()]
-        of_model = set(map(id, held))
-        held += [one for one in trace.weights if id(one) not in of_model]
-        return held, [
-            (id(one), one.data_ptr(), 0 if one.is_inference() else one._version) for one in held
-        ]
 
     def _by_method(self, target: Any, inputs: Any, additional: Any) -> Any:
         return self.attribution.attribute(inputs, target, additional, **self._options)

@@ -6,6 +6,7 @@ A Transformer does the same in every block, forward and in each backward pass.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from operator import getitem
 from typing import Any, Final, NamedTuple
@@ -46,11 +47,38 @@ class Region(NamedTuple):
     pattern: Any
 
 
-class _Step(NamedTuple):
+@dataclass
+class _Step:
+    """One region, computed by a function.
+
+    Attributes:
+        function: from inputs to outputs.
+        inputs: the places of the values that it takes.
+        outputs: where it puts what it makes.
+        layouts: of these.
+        used_up: the places of what nobody needs any more.
+        others: the numbers of outputs that the function returns in another layout, once it has run.
+    """
+
     function: Function
-    inputs: Sequence[fx.Node]
-    outputs: Sequence[fx.Node]
-    used_up: Sequence[fx.Node]
+    inputs: Sequence[int]
+    outputs: Sequence[int]
+    layouts: Sequence[Like]
+    used_up: Sequence[int]
+    others: Sequence[int] | None = None
+
+    def run(self, values: list[Any]) -> None:
+        """Take inputs from among the values, and put outputs there."""
+        found = list(self.function(*[values[place] for place in self.inputs]))
+        if self.others is None:
+            made = enumerate(zip(found, self.layouts, strict=True))
+            self.others = [number for number, (one, like) in made if like.holding(one) is not one]
+        for number in self.others:
+            found[number] = self.layouts[number].holding(found[number])
+        for place, one in zip(self.outputs, found, strict=True):
+            values[place] = one
+        for place in self.used_up:
+            values[place] = None
 
 
 class Program:
@@ -75,49 +103,54 @@ class Program:
         chooses_products: bool = False,
     ) -> None:
         graph = copied(graph)
-        self._inputs = graph.graph.find_nodes(op="placeholder")
-        self._outputs = outputs_of(graph)
+        inputs, outputs = graph.graph.find_nodes(op="placeholder"), outputs_of(graph)
         known = _laid_out(graph, tensors)
         if chooses_products:
             choose_products(graph.graph)
         computed = [one for one in graph.graph.nodes
                     if one.op == "call_function" and one not in known]  # fmt: skip
-        layouts = [one.meta["layout"] for one in [*self._inputs, *computed]]
+        layouts = [one.meta["layout"] for one in [*inputs, *computed]]
         self.devices = {one for one in tree_leaves(layouts) if isinstance(one, torch.device)}
         if len(self.devices) == 1:
             _move(known, *self.devices)
         regions = list(_regions(computed))
-        used = {*self._outputs, *(node for one in regions for node in one.inputs)}
-        self._constants = {node: value for node, value in known.items() if node in used}
+        used = {*outputs, *(node for one in regions for node in one.inputs)}
+        constants = [node for node in known if node in used]
+        self._constants = [known[node] for node in constants]
         alike: dict[Any, list[Region]] = {}
         for region in regions:
             alike.setdefault(region.pattern, []).append(region)
         functions = {}
         for pattern, copies in alike.items():
-            outputs = sorted({place for one in copies for place in one.outputs})
-            part, like = _graph_of(copies[0], outputs)
-            functions[pattern] = compiler(part, like), outputs
+            made = sorted({place for one in copies for place in one.outputs})
+            part, like = _graph_of(copies[0], made)
+            functions[pattern] = compiler(part, like), made
         last = {node: region for region in regions for node in region.inputs}
-        kept = {*self._outputs, *self._constants}
+        kept = {*outputs, *constants, *inputs}
+        places = {node: place for place, node in enumerate([*inputs, *constants])}
+
+        def places_of(nodes: Sequence[fx.Node]) -> list[int]:
+            return [places.setdefault(node, len(places)) for node in nodes]
+
         self._steps = []
         for region in regions:
-            function, places = functions[region.pattern]
-            made = [region.nodes[place] for place in places]
+            function, numbers = functions[region.pattern]
+            returned = [region.nodes[number] for number in numbers]
             done = [one for one in region.inputs if last[one] is region and one not in kept]
-            done += [one for one in made if one not in last and one not in kept]
-            self._steps.append(_Step(function, region.inputs, made, done))
+            done += [one for one in returned if one not in last and one not in kept]
+            layouts = [node.meta["layout"] for node in returned]
+            self._steps.append(_Step(
+                function, places_of(region.inputs), places_of(returned), layouts, places_of(done)
+            ))  # fmt: skip
+        self._outputs = places_of(outputs)
+        self._computed = [None] * (len(places) - len(inputs) - len(constants))
 
     def __call__(self, *tensors: Tensor) -> list[Tensor]:
         """The outputs of the graph for tensors like those that it was recorded with."""
-        values: dict[fx.Node, Tensor] = {**self._constants}
-        values.update(zip(self._inputs, tensors, strict=True))
-        for function, inputs, outputs, used_up in self._steps:
-            found = function(*(values[node] for node in inputs))
-            for node, value in zip(outputs, found, strict=True):
-                values[node] = node.meta["layout"].holding(value)  # a compiler may choose another
-            for node in used_up:
-                del values[node]
-        return [values[node] for node in self._outputs]
+        values: list[Any] = [*tensors, *self._constants, *self._computed]
+        for step in self._steps:
+            step.run(values)
+        return [values[place] for place in self._outputs]
 
 
 def _laid_out(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
