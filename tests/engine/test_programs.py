@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from captum_transformer_lrp.engine.programs.regions import Function, Program, as_it_is
 from captum_transformer_lrp.engine.programs.replays import Replays
 from captum_transformer_lrp.engine.programs.sizes import Size, of_any_size, samples
 from captum_transformer_lrp.engine.programs.trace import Trace, traced
+from captum_transformer_lrp.engine.programs.weights import Weights
 from captum_transformer_lrp.errors import ExplanationError
 
 
@@ -399,3 +400,46 @@ def test_a_program_that_is_no_cuda_graph_is_itself_with_a_warning(
     program.devices = set(map(torch.device, devices))
     with pytest.warns(UserWarning, match=f"without a CUDA graph.*: {reason}"):
         assert Replays().of(program, [values()]) is program
+
+
+def written_into(model: nn.Module) -> None:
+    with torch.no_grad():
+        model.get_parameter("0.weight").add_(1)
+
+
+def in_other_memory(model: nn.Module) -> None:
+    model.get_parameter("0.weight").data = torch.ones(2, 2)
+
+
+def another_buffer(model: nn.Module) -> None:
+    model.register_buffer("scale", torch.ones(1))
+
+
+def another_module(model: nn.Module) -> None:
+    model.add_module("0", nn.Linear(2, 2))
+
+
+def without_bias(model: nn.Module) -> None:
+    model.get_submodule("0").register_parameter("bias", None)
+
+
+@pytest.mark.parametrize(
+    "change", [written_into, in_other_memory, another_buffer, another_module, without_bias]
+)
+def test_changed_weights_are_seen(change: Callable[[nn.Module], None]) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).eval()
+    with torch.inference_mode():
+        constant = torch.ones(2)  # has no count of writes
+    weights = Weights(model, [model.get_parameter("0.weight"), constant])
+    model(torch.ones(1, 2))
+    assert not weights.changed()
+    change(model)
+    assert weights.changed()
+
+
+def test_a_function_has_the_weights_of_its_graph() -> None:
+    constant = torch.ones(2)
+    weights = Weights(torch.sin, [constant])
+    assert not weights.changed()
+    constant.add_(1)
+    assert weights.changed()
