@@ -58,7 +58,7 @@ def is_for_onednn(rows: int, matrix: Any) -> bool:
 
 @cache
 def onednn_uses_more() -> bool:
-    """Whether oneDNN uses instructions of this processor that MKL does not: AVX-512 of AMD."""
+    """Whether this is a processor of AMD with AVX-512, which MKL seems to leave unused."""
     about = Path("/proc/cpuinfo")
     maker = about.read_text("utf-8", "replace") if about.exists() else platform.processor()
     return "AuthenticAMD" in maker and torch.backends.cpu.get_cpu_capability() == "AVX512"
