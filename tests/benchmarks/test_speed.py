@@ -29,7 +29,7 @@ def test_every_method_explains_the_workload() -> None:
         if name.endswith("compiled") and not shutil.which("g++"):
             continue
         found = run()
-        if name == "no-grad forward pass":
+        if name.startswith("no-grad forward pass"):
             assert found is None
             continue
         for one in found if isinstance(found, list) else [found]:
