@@ -83,7 +83,7 @@ def test_changed_weights_get_a_graph_of_their_own() -> None:
     explain = method.compile(images().cuda(), backend="eager")
     before = explain(images().cuda(), 1)
     with torch.no_grad():
-        model.blocks[0].mlp.fc1.weight.mul_(2)  # type: ignore[index, union-attr]
+        model.get_parameter("blocks.0.mlp.fc1.weight").mul_(2)
     after = explain(images().cuda(), 1)
     assert not torch.allclose(after, before)
     check(after, method.attribute(images().cuda(), 1))
