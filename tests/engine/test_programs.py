@@ -146,11 +146,19 @@ def data_that_leave_their_memory(x: Tensor) -> Tensor:
     return y + sum(later)
 
 
+def into_another_layout(x: Tensor) -> Tensor:
+    for _ in range(3):
+        y = torch.empty(6, 4, dtype=x.dtype).t()
+        y.copy_(x)
+        x = (y + 1).as_strided((4, 6), (1, 4)).sin()
+    return x
+
+
 WRITES = [
     a_row, a_row_of_a_row, through_a_transposed_view, what_another_view_reads,
     a_view_that_reads_other_elements, overlapping_views, an_expanded_view, another_dtype,
     of_another_dtype, masks, the_argument_out, other_shapes, by_index, a_new_constant, many_times,
-    several_results, nothing_at_all, other_data, data_that_leave_their_memory,
+    several_results, nothing_at_all, other_data, data_that_leave_their_memory, into_another_layout,
 ]  # fmt: skip
 
 
@@ -163,8 +171,10 @@ def computed(trace: Trace, example: Tensor, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("function", WRITES, ids=lambda one: one.__name__)
 def test_writes_into_tensors_are_written_down_without_writing(
-    function: Callable[[Tensor], Tensor],
+    function: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("MOST_NODES", "FEWEST_NODES"):  # a part for each operation that is repeated
+        monkeypatch.setattr(f"captum_transformer_lrp.engine.programs.regions.{name}", 1)
     trace = traced(function, [values()])
     assert not any(
         node.target._schema.is_mutable
@@ -183,8 +193,27 @@ def test_what_is_computed_twice_is_computed_once() -> None:
     assert names.count("aten.mul.Tensor") == 2, "an integer and a float may give another type"
 
 
-def test_a_compiler_may_choose_other_layouts() -> None:
+def repeated(x: Tensor) -> Tensor:
+    for _ in range(4):
+        for factor in range(30):
+            x = (x * factor).sin()
+    return x
+
+
+@pytest.mark.parametrize(("most", "parts"), [(240, 1), (239, 4)])
+def test_few_operations_are_one_part(
+    monkeypatch: pytest.MonkeyPatch, most: int, parts: int
+) -> None:
+    """Those of a small model, for a call of a part takes as long as its operations."""
+    monkeypatch.setattr("captum_transformer_lrp.engine.programs.regions.MOST_NODES", most)
+    program = Program(traced(repeated, [values()]).graph, [values()], as_it_is)
+    assert len(program._steps) == parts
+    assert torch.equal(program(values(1))[0], repeated(values(1)))
+
+
+def test_a_compiler_may_choose_other_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each region gets its inputs in the layout that it was compiled for."""
+    monkeypatch.setattr("captum_transformer_lrp.engine.programs.regions.MOST_NODES", 0)
     looked_at = []
 
     def compiler(graph: fx.GraphModule, like: Sequence[Tensor]) -> Function:
@@ -196,14 +225,8 @@ def test_a_compiler_may_choose_other_layouts() -> None:
 
         return compiled
 
-    def blocks(x: Tensor) -> Tensor:
-        for _ in range(4):
-            for factor in range(30):
-                x = (x * factor).sin()
-        return x
-
-    program = Program(traced(blocks, [values()]).graph, [values()], compiler)
-    assert torch.equal(program(values(1))[0], blocks(values(1)))
+    program = Program(traced(repeated, [values()]).graph, [values()], compiler)
+    assert torch.equal(program(values(1))[0], repeated(values(1)))
     assert len(looked_at) > 1
 
 
@@ -372,7 +395,7 @@ def test_constants_are_moved_once_to_where_the_rest_is() -> None:
         return x[places] * 2
 
     given = torch.empty(3, 4, device="meta")
-    program = Program(traced(chosen, [values()]).graph, [given], as_it_is)
+    program = Program(traced(chosen, [given]).graph, [given], as_it_is)
     assert program.devices == {torch.device("meta")}
     assert {one.device.type for one in program._constants} == {"meta"}
     (found,) = program(given)

@@ -19,7 +19,7 @@ def self_checking(graph: fx.GraphModule, results: int) -> fx.GraphModule:
     """A graph whose results are NaN where a decision of Python's would be another one.
 
     Args:
-        graph: returns results, and then a boolean for each decision; it is changed.
+        graph: returns results, and then a boolean for each decision; its nodes are changed.
         results: how many results there are.
     """
     nodes, output = graph.graph, graph.graph.output_node()
@@ -30,8 +30,7 @@ def self_checking(graph: fx.GraphModule, results: int) -> fx.GraphModule:
             found = [nodes.call_function(torch.where, (holds, one, torch.nan)) for one in found]
     output.args = (found[0] if len(found) == 1 else tuple(found),)
     nodes.find_nodes(op="placeholder")[-1].target = "target"
-    graph.recompile()
-    return graph
+    return fx.GraphModule(graph, nodes)  # torch.export reads the names of its Python's arguments
 
 
 def check_name(path: Path) -> None:

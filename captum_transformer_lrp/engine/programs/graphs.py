@@ -7,6 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.fx._lazy_graph_module import _LazyGraphModule
+
+
+def graph_module(held: dict[str, Tensor], graph: fx.Graph) -> fx.GraphModule:
+    """A graph and the tensors that it holds; its Python is written when it is first called."""
+    return _LazyGraphModule(held, graph)
 
 
 def outputs_of(graph: fx.GraphModule) -> list[fx.Node]:
@@ -59,7 +65,7 @@ def copied(
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph.graph, {}))
     held = {str(node.target): change(value) for node, value in weights_of(graph).items()}
-    return fx.GraphModule(held, copy)
+    return graph_module(held, copy)
 
 
 def nudged(graph: fx.GraphModule) -> fx.GraphModule:
@@ -103,4 +109,4 @@ class Writing:
         """The graph of these outputs, without dead code."""
         self.graph.output(tuple(outputs))
         self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
-        return fx.GraphModule(self._held, self.graph)
+        return graph_module(self._held, self.graph)

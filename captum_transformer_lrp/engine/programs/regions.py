@@ -19,12 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._pytree import tree_leaves
 
-from captum_transformer_lrp.engine.programs.graphs import Like, copied, outputs_of, weights_of
+from captum_transformer_lrp.engine.programs.graphs import Like, outputs_of, weights_of
 from captum_transformer_lrp.engine.programs.products import choose_products
 from captum_transformer_lrp.errors import ExplanationError
 
 FEWEST_NODES: Final = 40
 """A repetition is worth finding that saves the compilation of so many operations."""
+
+MOST_NODES: Final = 1000
+"""So many operations are compiled together, repeated or not: each call of a part costs time."""
 
 Function = Callable[..., Sequence[Tensor]]
 Compiler = Callable[[fx.GraphModule, Sequence[Tensor]], Function]
@@ -85,7 +88,8 @@ class Program:
     """A graph, computed region by region; what depends on weights alone is computed once.
 
     Args:
-        graph: has results and decisions as its outputs.
+        graph: has results and decisions as its outputs; its operations know the layouts of their
+            results.
         tensors: inputs like those to come.
         compiler: makes a function of each kind of region.
         chooses_products: whether another library than PyTorch's may multiply.
@@ -102,11 +106,10 @@ class Program:
         *,
         chooses_products: bool = False,
     ) -> None:
-        graph = copied(graph)
         inputs, outputs = graph.graph.find_nodes(op="placeholder"), outputs_of(graph)
-        known = _laid_out(graph, tensors)
-        if chooses_products:
-            choose_products(graph.graph)
+        for node, tensor in zip(inputs, tensors, strict=True):
+            node.meta["layout"] = Like.of(tensor)
+        known = _known(graph)
         computed = [one for one in graph.graph.nodes
                     if one.op == "call_function" and one not in known]  # fmt: skip
         layouts = [one.meta["layout"] for one in [*inputs, *computed]]
@@ -124,7 +127,9 @@ class Program:
         for pattern, copies in alike.items():
             made = sorted({place for one in copies for place in one.outputs})
             part, like = _graph_of(copies[0], made)
-            functions[pattern] = compiler(part, like), made
+            if chooses_products:
+                choose_products(part)
+            functions[pattern] = compiler(fx.GraphModule({}, part), like), made
         last = {node: region for region in regions for node in region.inputs}
         kept = {*outputs, *constants, *inputs}
         places = {node: place for place, node in enumerate([*inputs, *constants])}
@@ -153,24 +158,16 @@ class Program:
         return [values[place] for place in self._outputs]
 
 
-def _laid_out(graph: fx.GraphModule, tensors: Sequence[Tensor]) -> dict[fx.Node, Tensor]:
-    """Note the layout of each node's value; the values of all that does not depend on inputs."""
-    inputs = graph.graph.find_nodes(op="placeholder")
+def _known(graph: fx.GraphModule) -> dict[fx.Node, Any]:
+    """The values of all that does not depend on inputs."""
     known: dict[fx.Node, Any] = {**weights_of(graph)}
-    values = {**known, **dict(zip(inputs, tensors, strict=True))}
-    last = {used: node for node in graph.graph.nodes for used in node.all_input_nodes}
     with torch.no_grad():
         for node in graph.graph.nodes:
-            if node.op == "call_function":
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
-                if known.keys() >= {*node.all_input_nodes}:
-                    known[node] = values[node]
-            if node in values:
-                node.meta["layout"] = Like.of(values[node])
-            for used in node.all_input_nodes:
-                if last[used] is node:
-                    del values[used]
+            if node.op == "call_function" and known.keys() >= {*node.all_input_nodes}:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), known.__getitem__)
+                known[node] = node.target(*args, **kwargs)
+    for node, value in known.items():
+        node.meta["layout"] = Like.of(value)
     return known
 
 
@@ -183,7 +180,7 @@ def _move(known: dict[fx.Node, Any], device: torch.device) -> None:
 
 
 def _regions(nodes: Sequence[fx.Node]) -> Iterator[Region]:
-    """Operations in parts, cut where something begins that is repeated."""
+    """Operations in parts: where there are many, cut where something begins that is repeated."""
     places = {node: place for place, node in enumerate(nodes)}
     numbers: dict[Any, int] = {}
     kinds = np.array([numbers.setdefault(_kind(node), len(numbers)) for node in nodes])
@@ -192,7 +189,8 @@ def _regions(nodes: Sequence[fx.Node]) -> Iterator[Region]:
         users = [places.get(one, len(nodes)) for one in node.users]
         alive[place + 1 : max(users, default=place) + 1] += 1
     cuts = {0, len(nodes)}
-    for cut in _repetitions(kinds, alive, 0, len(nodes)):
+    repeated = _repetitions(kinds, alive, 0, len(nodes)) if len(nodes) > MOST_NODES else ()
+    for cut in repeated:
         while cut < len(nodes) and nodes[cut].target is getitem:
             cut += 1  # what an operation returns several of stays together
         cuts.add(cut)
@@ -252,18 +250,19 @@ def _region(nodes: Sequence[fx.Node], places: dict[fx.Node, int], start: int, en
     )
 
 
-def _graph_of(region: Region, outputs: Sequence[int]) -> tuple[fx.GraphModule, list[Tensor]]:
+def _graph_of(region: Region, outputs: Sequence[int]) -> tuple[fx.Graph, list[Tensor]]:
     """A region as a graph of its own, and tensors like its inputs."""
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     like = []
     for number, node in enumerate(region.inputs):
         copies[node] = graph.placeholder(f"input_{number}")
+        copies[node].meta["layout"] = node.meta["layout"]
         like.append(node.meta["layout"].tensor())
     for node in region.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
     graph.output(tuple(copies[region.nodes[place]] for place in outputs))
-    return fx.GraphModule({}, graph), like
+    return graph, like
 
 
 def by_inductor(graph: fx.GraphModule, like: Sequence[Tensor]) -> Function:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from inspect import currentframe
 from operator import getitem
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from captum_transformer_lrp.engine.programs.graphs import Writing, weights_of
+from captum_transformer_lrp.engine.programs.graphs import Like, Writing, weights_of
 from captum_transformer_lrp.engine.programs.writes import Sources, memory, without_writing
 from captum_transformer_lrp.errors import ExplanationError
 from captum_transformer_lrp.rules.decisions import Decisions
@@ -30,7 +32,7 @@ class Trace(NamedTuple):
 
     Attributes:
         graph: from tensors to what the function returns, flat, and then for each decision a
-            boolean that says whether it holds.
+            boolean that says whether it holds.  Its operations know the layouts of their results.
         structure: of what the function returns.
         places: where each decision was made.
         found: what the function returned, flat.
@@ -148,17 +150,22 @@ class _Recorder(Decisions):
 
     def write(self, func: Any, args: Any, kwargs: Any, found: Any) -> None:
         """Write down an operation and what it returned."""
-        args, kwargs = pytree.tree_map_only(Tensor, self.node_of, (tuple(args), kwargs))
+        args, kwargs = map_aggregate((tuple(args), kwargs), self._written)
         if func in _IDENTITIES:
             self.sources[found] = args[0]
             return
         node = self.graph.call(_aten.reshape.default if func in _VIEWS else func, args, kwargs)
+        node.meta["layout"] = Like.of(found)
         if isinstance(found, Tensor):
             self.sources[found] = node
             return
         for place, one in enumerate(found if isinstance(found, (tuple, list)) else ()):
             if isinstance(one, Tensor):
-                self.sources[one] = self.graph.call(getitem, (node, place), {})
+                self.sources[one] = part = self.graph.call(getitem, (node, place), {})
+                part.meta["layout"] = Like.of(one)
+
+    def _written(self, value: Any) -> Any:
+        return self.node_of(value) if isinstance(value, Tensor) else value
 
     def hold(self, tensor: Tensor, value: Tensor) -> fx.Node:
         """Keep the value of a tensor that no operation has computed."""
@@ -238,13 +245,13 @@ _SET_DATA: Final = Tensor.data.__set__  # type: ignore[attr-defined]
 def _reader() -> str:
     """The line of Python that reads a value: the model's, or else the innermost of this library."""
     found = ""
-    for frame in reversed(traceback.extract_stack()):
-        path = Path(frame.filename)
-        if path == _HERE and frame.name == "traced":
+    for frame, line in traceback.walk_stack(currentframe()):
+        path = Path(frame.f_code.co_filename)
+        if path == _HERE and frame.f_code.co_name == "traced":
             break
         if path == _HERE or not {"torch", "captum"}.isdisjoint(path.parts):
             continue
-        place = f"{'/'.join(path.parts[-3:])}, line {frame.lineno}"
+        place = f"{'/'.join(path.parts[-3:])}, line {line}"
         if _PACKAGE not in path.parents:
             return place
         found = found or place

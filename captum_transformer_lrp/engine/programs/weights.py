@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import is_
+from itertools import chain
+from operator import attrgetter, is_
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,8 +36,10 @@ class Weights:
         return not same or self._now() != self._state
 
     def _held(self) -> list[Any]:
-        return [one for part in self._parts for one in part.values()]
+        return [*chain.from_iterable(map(dict.values, self._parts))]
 
     def _now(self) -> tuple[list[int], list[int]]:
-        written = [one._version for one in self._written]
-        return [one.data_ptr() for one in self._tensors], written
+        return (
+            [*map(Tensor.data_ptr, self._tensors)],
+            [*map(attrgetter("_version"), self._written)],
+        )
