@@ -21,7 +21,7 @@ class Weights:
     def __init__(self, model: Any, tensors: Sequence[Tensor]) -> None:
         # Not parameters(): its generators take milliseconds for a model of some hundred modules.
         modules = model.modules() if isinstance(model, nn.Module) else ()
-        self._parts = [
+        self._parts: list[dict[str, Any]] = [
             part for one in modules for part in (one._modules, one._parameters, one._buffers)
         ]
         self._members = self._held()
