@@ -222,7 +222,7 @@ def _skip_add(rollout: Rollout, op: Op, call: Call, mass: Tensor) -> _Masses:
     through = [bool(rollout.through & bits) for bits in op.role.attentions]
     shares = through if any(through) else op.role.shares
     return tuple(
-        sum_to_shape(mass * share, value.shape) if share else None
+        sum_to_shape(mass if share == 1 else mass * share, value.shape) if share else None
         for share, value in zip(shares, call.inputs, strict=True)
     )
 
