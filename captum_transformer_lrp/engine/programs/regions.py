@@ -27,8 +27,8 @@ FEWEST_NODES: Final = 40
 """A repetition is worth finding that saves the compilation of so many operations."""
 
 MOST_NODES: Final = 2500
-"""So many operations are compiled together, repeated or not.  That takes a minute at most, and saves
-a small model a quarter of each call: its parts take as long to call as to compute."""
+"""So many operations are compiled together, repeated or not.  That takes a minute at most.
+It saves a small model a quarter of each call: its parts take as long to call as to compute."""
 
 Function = Callable[..., Sequence[Tensor]]
 Compiler = Callable[[fx.GraphModule, Sequence[Tensor]], Function]
