@@ -601,10 +601,9 @@ def test_bad_file_names_are_named(
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler")
 @pytest.mark.parametrize(
-    "method", [TransformerAttribution, partial(TransformerLRP, preset="attnlrp")]
-)
-@pytest.mark.parametrize(
-    ("fewest", "most"), [(1, 0), (10**9, 10**9)], ids=["oneDNN, in parts", "MKL, whole"]
+    ("method", "fewest", "most"),
+    [(TransformerAttribution, 1, 0), (partial(TransformerLRP, preset="attnlrp"), 10**9, 10**9)],
+    ids=["by oneDNN, in parts", "by MKL, whole"],
 )
 def test_inductor_computes_the_same(
     method: Any, fewest: int, most: int, monkeypatch: pytest.MonkeyPatch
