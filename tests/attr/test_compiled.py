@@ -601,9 +601,10 @@ def test_bad_file_names_are_named(
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs a C++ compiler")
 @pytest.mark.parametrize(
-    ("method", "fewest", "most"),
-    [(TransformerAttribution, 1, 0), (partial(TransformerLRP, preset="attnlrp"), 10**9, 10**9)],
-    ids=["by oneDNN, in parts", "by MKL, whole"],
+    "method", [TransformerAttribution, partial(TransformerLRP, preset="attnlrp")]
+)
+@pytest.mark.parametrize(
+    ("fewest", "most"), [(1, 0), (10**9, 10**9)], ids=["oneDNN, in parts", "MKL, whole"]
 )
 def test_inductor_computes_the_same(
     method: Any, fewest: int, most: int, monkeypatch: pytest.MonkeyPatch
@@ -611,7 +612,7 @@ def test_inductor_computes_the_same(
     monkeypatch.setattr("captum_transformer_lrp.rules.products.onednn_uses_more", lambda: True)
     monkeypatch.setattr("captum_transformer_lrp.rules.products.FEWEST_MULTIPLICATIONS", fewest)
     monkeypatch.setattr(MOST_NODES, most)
-    model = vit(3).float()
+    model = vit(4).float()
     attribution = method(model)
     explain = attribution.compile(images().float())
     other = images(seed=1).float()

@@ -147,15 +147,7 @@ def test_what_is_found_by_its_identity_is_held() -> None:
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "id"
     }
-    assert found <= {
-        "tensor_table",
-        "snapshot",
-        "memory",
-        "joins",
-        "references",
-        "weights",
-        "writes",
-    }
+    assert found <= {"tensor_table", "snapshot", "memory", "joins", "references", "writes"}
 
 
 @pytest.mark.parametrize(

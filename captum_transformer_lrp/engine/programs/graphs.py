@@ -58,10 +58,8 @@ class Like(NamedTuple):
         return self.tensor().copy_(value)
 
 
-def copied(
-    graph: fx.GraphModule, change: Callable[[Tensor], Tensor] = lambda one: one
-) -> fx.GraphModule:
-    """A graph of its own, that holds the same tensors, or changed ones."""
+def copied(graph: fx.GraphModule, change: Callable[[Tensor], Tensor]) -> fx.GraphModule:
+    """The same graph with changed tensors of its own."""
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph.graph, {}))
     held = {str(node.target): change(value) for node, value in weights_of(graph).items()}

@@ -28,7 +28,7 @@ FEWEST_NODES: Final = 40
 
 MOST_NODES: Final = 2500
 """So many operations are compiled together, repeated or not.  That takes a minute at most.
-It saves a small model a quarter of each call: its parts take as long to call as to compute."""
+It saves a small model a fifth of each call: its parts take as long to call as to compute."""
 
 Function = Callable[..., Sequence[Tensor]]
 Compiler = Callable[[fx.GraphModule, Sequence[Tensor]], Function]

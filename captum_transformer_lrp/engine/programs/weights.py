@@ -25,8 +25,8 @@ class Weights:
             part for one in modules for part in (one._modules, one._parameters, one._buffers)
         ]
         self._members = self._held()
-        held = {id(one): one for one in (*self._members, *tensors) if isinstance(one, Tensor)}
-        self._tensors = [*held.values()]
+        held = (one for one in (*self._members, *tensors) if isinstance(one, Tensor))
+        self._tensors = [*dict.fromkeys(held)]
         self._written = [one for one in self._tensors if not one.is_inference()]
         self._state = self._now()
 
